@@ -1,0 +1,175 @@
+//! `Config`, checked when it is built, trusted afterwards.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::mesh::node::NodeName;
+
+/// Everything the program was told, checked and with defaults filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect.
+    pub bind: Bind,
+    /// The inference workers named at start.
+    pub workers: Workers,
+    /// Default routing policy.
+    pub policy: PolicyKind,
+    /// Bounds on client requests.
+    pub requests: Requests,
+    /// Retries on another worker.
+    pub retry: Retry,
+    /// Active health checks of workers.
+    pub health: Health,
+    /// Keys of clients and operators.
+    pub auth: Auth,
+    /// Logs and metrics.
+    pub telemetry: Telemetry,
+    /// The mesh; its `enabled` says whether there is one.
+    pub mesh: Mesh,
+}
+
+/// Listening of the gateway.
+#[derive(Clone, Debug)]
+pub struct Bind {
+    /// Public address, default 0.0.0.0:30000. Port 0 binds a free one.
+    pub addr: SocketAddr,
+}
+
+/// Workers given by flags.
+#[derive(Clone, Debug)]
+pub struct Workers {
+    /// Canonical base URLs, deduplicated, in the order given.
+    pub urls: Vec<String>,
+    /// Bearer token sent to workers that have none of their own.
+    pub api_key: Option<String>,
+    /// How long `/readiness` may stay 503 for want of a worker before that is logged as an error, default 1800 s.
+    pub startup_timeout: Duration,
+    /// A removed worker's requests may run on this long, default 5 s.
+    pub drain_settle: Duration,
+}
+
+/// Routing policies, as `--policy` spells them.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum PolicyKind {
+    /// Any worker, uniformly.
+    Random,
+    /// Each in turn.
+    RoundRobin,
+    /// The less loaded of two drawn at random (Mitzenmacher 2001).
+    PowerOfTwo,
+    /// The one with fewest requests in flight.
+    LeastLoad,
+    /// By routing key on a ring (Karger et al. 1997), bounded load.
+    ConsistentHashing,
+}
+
+/// Bounds on client requests.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    /// Whole request, default 1800 s.
+    pub timeout: Duration,
+    /// Largest request body in bytes, default 512 MiB.
+    pub payload_bytes_max: usize,
+    /// Drain time after SIGTERM, default 180 s.
+    pub shutdown_grace: Duration,
+    /// Headers that may carry a request id, first present wins.
+    pub request_id_headers: Vec<http::HeaderName>,
+    /// Idle upstream connections are dropped after this, default 3 s.
+    pub upstream_idle_timeout: Duration,
+    /// Allowed CORS origins; empty: no CORS headers. `*` allows any.
+    pub cors_allowed_origins: Vec<String>,
+}
+
+/// Retries, before the first response byte, on another worker.
+#[derive(Clone, Debug)]
+pub struct Retry {
+    /// Further attempts after the first, default 5; 0 with `--disable-retries`.
+    pub retries_max: u32,
+    /// First wait, default 50 ms.
+    pub backoff_initial: Duration,
+    /// Longest wait, default 30 s.
+    pub backoff_max: Duration,
+    /// Growth of the wait, at least 1.0, default 1.5.
+    pub backoff_multiplier: f64,
+    /// Random share of the wait, 0.0 to 1.0, default 0.2.
+    pub jitter_factor: f64,
+    /// Retries allowed as percentage of requests over a sliding window, 0 to 100, default 20.
+    pub budget_percent: u32,
+}
+
+/// Active health checks.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// Off with `--disable-health-check`: registered workers count as ready at once.
+    pub enabled: bool,
+    /// Between two checks of a ready worker, default 10 s.
+    pub interval: Duration,
+    /// For one check, default 5 s.
+    pub timeout: Duration,
+    /// Consecutive failures that make a worker not ready, default 3.
+    pub failure_threshold: u32,
+    /// Consecutive successes that make it ready again, default 2.
+    pub success_threshold: u32,
+    /// Path, default `/health`.
+    pub endpoint: String,
+}
+
+/// Keys. Never logged.
+#[derive(Clone, Default)]
+pub struct Auth {
+    /// Keys for serving routes; empty: open.
+    pub api_keys: Vec<String>,
+    /// Keys for admin routes; empty: loopback clients alone.
+    pub admin_api_keys: Vec<String>,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Auth {{ api_keys: {}, admin_api_keys: {} }}", self.api_keys.len(), self.admin_api_keys.len())
+    }
+}
+
+/// Logs and metrics.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    /// Metrics listener, default 0.0.0.0:29000.
+    pub prometheus_addr: SocketAddr,
+    /// The port was given by the operator: taken means error, not a free one.
+    pub prometheus_port_explicit: bool,
+    /// Default log filter, used when `RUST_LOG` is unset.
+    pub log_level: String,
+    /// One JSON object per line instead of text.
+    pub log_json: bool,
+    /// Also write daily files here.
+    pub log_dir: Option<PathBuf>,
+}
+
+/// The mesh.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    /// `--enable-mesh`.
+    pub enabled: bool,
+    /// This node's name.
+    pub node: NodeName,
+    /// The name was derived from the host: a conflict makes it unique instead of ending the process.
+    pub node_is_derived: bool,
+    /// Bind address of both planes, default 0.0.0.0:39527.
+    pub bind: SocketAddr,
+    /// Host that others use: IP literal or name; none: found by SPEC row 4.
+    pub advertise_host: Option<String>,
+    /// Port that others use; none: the bound one.
+    pub advertise_port: Option<u16>,
+    /// Seeds as `host:port`, scheme removed, in the order given.
+    pub peers: Vec<String>,
+    /// Cluster label, 1 to 64 bytes, default `smg`.
+    pub cluster: String,
+    /// Availability zone; empty when unset.
+    pub zone: String,
+    /// T: one probe of each peer per interval, default 1 s.
+    pub probe_interval: Duration,
+    /// Between two rounds of piggybacked gossip, default 100 ms.
+    pub gossip_interval: Duration,
+    /// Between two anti-entropy checks with a peer, default 1 s.
+    pub sync_interval: Duration,
+    /// Factor on the suspicion time, 0.1 to 10, default 1.0.
+    pub suspicion_multiplier: f64,
+}

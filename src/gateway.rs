@@ -1,0 +1,7 @@
+//! Client traffic: routing, policies, proxying to workers, draining.
+
+pub mod worker;
+
+pub mod view;
+
+pub mod policy;

@@ -1,0 +1,3 @@
+//! The one task that owns clock, timers, randomness and transport, and drives the pure machines.
+
+pub mod handle;

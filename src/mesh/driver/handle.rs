@@ -1,0 +1,131 @@
+//! What the rest of the program holds of the mesh: a snapshot to read, commands to send.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::mesh::{
+    node::{NodeName, NodeStatus},
+    stores::{PolicySpec, WorkerId, WorkerObservation, WorkerSpec, WorkerView},
+};
+
+/// Commands waiting for the driver at most; senders wait for room beyond that.
+pub const COMMANDS_MAX: usize = 1024;
+
+/// An immutable picture of the cluster as this node sees it. Readers never wait for the mesh.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// This node's name.
+    pub node: NodeName,
+    /// Whether `--enable-mesh` is on.
+    pub mesh_enabled: bool,
+    /// This node and every node it knows, sorted by name.
+    pub nodes: Vec<NodeView>,
+    /// Every live worker entry, sorted by id.
+    pub workers: Vec<Arc<WorkerView>>,
+    /// Policies set through the API, sorted by model.
+    pub policies: Vec<(String, PolicySpec)>,
+    /// When this node's state was last known equal to, or changed by, a peer's; none before the first exchange.
+    pub last_sync: Option<SystemTime>,
+}
+
+/// One node in a [`View`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeView {
+    /// Its name.
+    pub name: NodeName,
+    /// Its status.
+    pub status: NodeStatus,
+    /// Advertised mesh address for people, `host:port`.
+    pub address: String,
+    /// Advertised mesh address for the network.
+    pub addr: SocketAddr,
+    /// Availability zone; empty when unknown.
+    pub zone: String,
+}
+
+/// A request to the driver.
+#[derive(Debug)]
+pub enum Command {
+    /// Register or replace a worker.
+    PutWorker(WorkerSpec, oneshot::Sender<WorkerId>),
+    /// Remove a worker everywhere; answers whether there was one.
+    RemoveWorker(WorkerId, oneshot::Sender<bool>),
+    /// Tell the others what this gateway sees of a worker.
+    Observe(WorkerId, WorkerObservation),
+    /// Announce LEAVING, wait for a quorum of acks (bounded), then stop.
+    Leave(oneshot::Sender<()>),
+}
+
+/// Handle to the mesh driver; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct MeshHandle {
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<Arc<View>>,
+}
+
+/// The driver has stopped; the process is about to exit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the mesh driver has stopped")]
+pub struct Stopped;
+
+impl MeshHandle {
+    /// A handle over the driver's ends of the two channels.
+    #[must_use]
+    pub fn new(commands: mpsc::Sender<Command>, view: watch::Receiver<Arc<View>>) -> Self {
+        Self { commands, view }
+    }
+
+    /// The newest picture of the cluster.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// A receiver that is woken when the picture changes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
+    /// Registers or replaces a worker, here and everywhere.
+    ///
+    /// # Errors
+    /// When the driver has stopped.
+    pub async fn put_worker(&self, spec: WorkerSpec) -> Result<WorkerId, Stopped> {
+        self.ask(|reply| Command::PutWorker(spec, reply)).await
+    }
+
+    /// Removes a worker everywhere; `false` when there was none.
+    ///
+    /// # Errors
+    /// When the driver has stopped.
+    pub async fn remove_worker(&self, id: WorkerId) -> Result<bool, Stopped> {
+        self.ask(|reply| Command::RemoveWorker(id, reply)).await
+    }
+
+    /// Tells the cluster what this gateway sees of a worker.
+    ///
+    /// # Errors
+    /// When the driver has stopped.
+    pub async fn observe(&self, id: WorkerId, seen: WorkerObservation) -> Result<(), Stopped> {
+        self.commands.send(Command::Observe(id, seen)).await.map_err(|_| Stopped)
+    }
+
+    /// Announces LEAVING and waits, at most `wait`, until the mesh has let this node go.
+    pub async fn leave(&self, wait: Duration) {
+        let left = self.ask(Command::Leave);
+        // Either outcome ends the mesh's part of the shutdown: silence beyond `wait` is found by the peers' probes.
+        let _ = tokio::time::timeout(wait, left).await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+}

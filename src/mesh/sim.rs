@@ -1,0 +1,5 @@
+//! Whole clusters in one thread: seeded, in virtual time.
+
+pub mod membership;
+
+pub mod replication;
