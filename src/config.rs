@@ -1,8 +1,12 @@
 //! `Config`, checked when it is built, trusted afterwards.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod syntax;
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::mesh::node::NodeName;
+
+pub use syntax::{MESH_PORT, URL_BYTES_MAX, cors_origin, host, label, mesh_peer, worker_url};
 
 /// Everything the program was told, checked and with defaults filled in.
 #[derive(Clone, Debug)]
@@ -35,7 +39,7 @@ pub struct Bind {
 }
 
 /// Workers given by flags.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Workers {
     /// Canonical base URLs, deduplicated, in the order given.
     pub urls: Vec<String>,
@@ -45,6 +49,17 @@ pub struct Workers {
     pub startup_timeout: Duration,
     /// A removed worker's requests may run on this long, default 5 s.
     pub drain_settle: Duration,
+}
+
+impl fmt::Debug for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workers")
+            .field("urls", &self.urls)
+            .field("api_key", &self.api_key.as_ref().map(|_| "…"))
+            .field("startup_timeout", &self.startup_timeout)
+            .field("drain_settle", &self.drain_settle)
+            .finish()
+    }
 }
 
 /// Routing policies, as `--policy` spells them.
@@ -60,6 +75,43 @@ pub enum PolicyKind {
     LeastLoad,
     /// By routing key on a ring (Karger et al. 1997), bounded load.
     ConsistentHashing,
+}
+
+impl PolicyKind {
+    /// Every policy, in the order of the manual.
+    pub const ALL: [Self; 5] =
+        [Self::Random, Self::RoundRobin, Self::PowerOfTwo, Self::LeastLoad, Self::ConsistentHashing];
+
+    /// The spelling of `--policy`, of the API and of metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::RoundRobin => "round_robin",
+            Self::PowerOfTwo => "power_of_two",
+            Self::LeastLoad => "least_load",
+            Self::ConsistentHashing => "consistent_hashing",
+        }
+    }
+}
+
+impl fmt::Display for PolicyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text names no policy. Choose one of [`PolicyKind::ALL`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no such policy")]
+pub struct UnknownPolicy;
+
+impl FromStr for PolicyKind {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
+        Self::ALL.into_iter().find(|policy| policy.as_str() == text).ok_or(UnknownPolicy)
+    }
 }
 
 /// Bounds on client requests.
@@ -122,8 +174,8 @@ pub struct Auth {
     pub admin_api_keys: Vec<String>,
 }
 
-impl std::fmt::Debug for Auth {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Auth {{ api_keys: {}, admin_api_keys: {} }}", self.api_keys.len(), self.admin_api_keys.len())
     }
 }

@@ -1,11 +1,53 @@
 //! Every metric of the program, with its unit and labels.
+//!
+//! Instruments are OpenTelemetry's; [`Metrics::encode`] is its Prometheus exporter's text. Names are declared in
+//! `definitions` exactly as documented, so the exporter's own suffixes are off.
+//!
+//! Invariant: no text from a client becomes a label. Methods and statuses come from closed sets, paths are route
+//! templates, reasons are literals; models are what workers declare, at most [`MODELS_MAX`] of them, then `other`.
+//! Series of workers and peers are observed at each scrape and go with their source. Above 2 000 sets of labels of one
+//! instrument the SDK counts into `otel_metric_overflow="true"`.
+//!
+//! Cost: an event is one read of an immutable map and one or two atomic additions, see `family`.
 
-use std::{sync::Arc, time::Duration};
+mod definitions;
+mod family;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use opentelemetry::{
+    KeyValue, StringValue,
+    metrics::{AsyncInstrument, BoundCounter, BoundHistogram, Counter, Histogram, Meter, MeterProvider},
+};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use prometheus::{Registry, TextEncoder};
 
 use crate::{
     config::PolicyKind,
     mesh::{node::NodeName, stores::WorkerId},
 };
+use definitions as def;
+use family::Family;
+
+pub use definitions::{ALL, DURATION_BUCKETS, Definition, Kind, SYNC_BUCKETS, TTFT_BUCKETS};
+
+/// Distinct model names with series of their own; later ones are counted as `other`. With ten serving endpoints and
+/// both values of `streaming` this many stay below the SDK's 2 000 sets of labels.
+pub const MODELS_MAX: usize = 96;
+
+/// Model label of everything that has none of its own.
+const OTHER_MODEL: &str = "other";
+
+/// Sets of closed labels per instrument; more than the program can make.
+const CLOSED_MAX: usize = 1900;
 
 /// One live worker at the time of a scrape.
 #[derive(Clone, Debug)]
@@ -25,66 +67,371 @@ pub struct MeshSample {
     pub peers: Vec<(NodeName, bool)>,
 }
 
+type Source<T> = Arc<ArcSwapOption<Box<dyn Fn() -> T + Send + Sync>>>;
+
 /// Handle to every instrument; recording never blocks and never fails.
+pub struct Metrics {
+    http_requests: Family<(u8, &'static str), BoundCounter<u64>>,
+    http_responses: Family<(&'static str, u16, &'static str), (BoundCounter<u64>, BoundHistogram<f64>)>,
+    http_connections: Arc<AtomicI64>,
+    shutdown: Arc<AtomicBool>,
+    models: Family<String, Arc<Model>>,
+    router_errors: Family<&'static str, BoundCounter<u64>>,
+    worker_selections: [BoundCounter<u64>; PolicyKind::ALL.len()],
+    worker_errors: Family<&'static str, BoundCounter<u64>>,
+    worker_retries: BoundCounter<u64>,
+    worker_checks: [BoundCounter<u64>; 2],
+    workers: Source<Vec<WorkerSample>>,
+    mesh: Source<MeshSample>,
+    mesh_sync_operations: Family<&'static str, BoundCounter<u64>>,
+    mesh_sync_latency: BoundHistogram<f64>,
+    mesh_gossip: Family<(&'static str, &'static str), BoundCounter<u64>>,
+    mesh_rejected: Family<(&'static str, &'static str), BoundCounter<u64>>,
+    registry: Registry,
+    provider: SdkMeterProvider,
+}
+
+/// Instruments of one model, by endpoint.
 #[derive(Debug)]
-pub struct Metrics {}
+struct Model {
+    requests: Family<(&'static str, bool), BoundCounter<u64>>,
+    duration: Family<&'static str, BoundHistogram<f64>>,
+    ttft: Family<&'static str, BoundHistogram<f64>>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("models", &self.models).finish_non_exhaustive()
+    }
+}
 
 impl Metrics {
     /// Builds the provider, the Prometheus exporter and every instrument.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Arc::new(Self {})
+        let registry = Registry::new();
+        let exporter = opentelemetry_prometheus::exporter()
+            .with_registry(registry.clone())
+            .without_units()
+            .without_counter_suffixes()
+            .without_target_info()
+            .scope_info_enabled(false)
+            .build()
+            .expect("a new registry holds no other collector");
+        let provider = SdkMeterProvider::builder().with_reader(exporter).build();
+        let meter = provider.meter("smg");
+        let (workers, mesh) = (Source::default(), Source::default());
+        observe_workers(&meter, &workers);
+        observe_mesh(&meter, &mesh);
+        let (http_connections, shutdown) = (Arc::default(), Arc::default());
+        observe_process(&meter, &http_connections, &shutdown);
+        let selections = counter(&meter, &def::WORKER_SELECTION);
+        let checks = counter(&meter, &def::WORKER_CHECKS);
+        // Bound for its zero alone: elections come with a later part, the series is documented to be there.
+        let elections = counter(&meter, &def::MESH_ELECTIONS);
+        elections.add(0, &[]);
+        let retries = counter(&meter, &def::WORKER_RETRIES);
+        retries.add(0, &[]);
+        Arc::new(Self {
+            http_requests: http_requests(&meter),
+            http_responses: http_responses(&meter),
+            http_connections,
+            shutdown,
+            models: models(&meter),
+            router_errors: counters_by_one(&meter, &def::ROUTER_ERRORS),
+            worker_selections: PolicyKind::ALL.map(|p| selections.bind(&[KeyValue::new("policy", p.as_str())])),
+            worker_errors: counters_by_one(&meter, &def::WORKER_ERRORS),
+            worker_retries: retries.bind(&[]),
+            worker_checks: ["failure", "success"].map(|result| checks.bind(&[KeyValue::new("result", result)])),
+            workers,
+            mesh,
+            mesh_sync_operations: counters_by_one(&meter, &def::MESH_SYNC_OPERATIONS),
+            mesh_sync_latency: histogram(&meter, &def::MESH_SYNC_LATENCY, SYNC_BUCKETS).bind(&[]),
+            mesh_gossip: counters_by_two(&meter, &def::MESH_GOSSIP),
+            mesh_rejected: counters_by_two(&meter, &def::MESH_REJECTED),
+            registry,
+            provider,
+        })
     }
 
-    /// The exposition text of a scrape.
+    /// The exposition text of a scrape, format 0.0.4.
     #[must_use]
     pub fn encode(&self) -> String {
-        String::new()
+        let mut text = String::new();
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "scrape encoded in part");
+        }
+        // A gauge must not end in `_total` (promtool's rule), but the documented name does.
+        let name = def::MESH_PEERS.name;
+        text.replace(&format!("# TYPE {name} gauge\n"), &format!("# TYPE {name} untyped\n"))
     }
 
     /// `smg_http_requests_total{method,path}`; `path` is the route template, `unmatched` otherwise.
-    pub fn http_request(&self, _method: &http::Method, _path: &'static str) {}
+    pub fn http_request(&self, method: &http::Method, path: &'static str) {
+        self.http_requests.with(&(method_index(method), path), |counter| counter.add(1));
+    }
+
     /// `smg_http_responses_total{path,status_code,error_code}` and `smg_http_request_duration_seconds`; `error_code` is empty on success.
     pub fn http_response(
         &self,
-        _path: &'static str,
-        _status: http::StatusCode,
-        _error_code: &'static str,
-        _elapsed: Duration,
+        path: &'static str,
+        status: http::StatusCode,
+        error_code: &'static str,
+        elapsed: Duration,
     ) {
+        self.http_responses.with(&(path, status.as_u16(), error_code), |(counter, duration)| {
+            counter.add(1);
+            duration.record(elapsed.as_secs_f64());
+        });
     }
+
     /// `smg_http_connections_active` up.
-    pub fn http_connection_opened(&self) {}
+    pub fn http_connection_opened(&self) {
+        self.http_connections.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// `smg_http_connections_active` down.
-    pub fn http_connection_closed(&self) {}
+    pub fn http_connection_closed(&self) {
+        self.http_connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// `smg_shutdown_in_progress` 0 or 1.
-    pub fn shutdown_in_progress(&self, _on: bool) {}
+    pub fn shutdown_in_progress(&self, on: bool) {
+        self.shutdown.store(on, Ordering::Relaxed);
+    }
+
     /// `smg_router_requests_total{model,endpoint,streaming}`; `model` is a known model or `other`.
-    pub fn router_request(&self, _model: &str, _endpoint: &'static str, _streaming: bool) {}
+    pub fn router_request(&self, model: &str, endpoint: &'static str, streaming: bool) {
+        self.model(model, |model| model.requests.with(&(endpoint, streaming), |counter| counter.add(1)));
+    }
+
     /// `smg_router_request_duration_seconds{model,endpoint}`.
-    pub fn router_duration(&self, _model: &str, _endpoint: &'static str, _elapsed: Duration) {}
+    pub fn router_duration(&self, model: &str, endpoint: &'static str, elapsed: Duration) {
+        self.model(model, |model| model.duration.with(&endpoint, |duration| duration.record(elapsed.as_secs_f64())));
+    }
+
     /// `smg_router_ttft_seconds{model,endpoint}`: to the first body byte of a stream.
-    pub fn router_ttft(&self, _model: &str, _endpoint: &'static str, _elapsed: Duration) {}
+    pub fn router_ttft(&self, model: &str, endpoint: &'static str, elapsed: Duration) {
+        self.model(model, |model| model.ttft.with(&endpoint, |duration| duration.record(elapsed.as_secs_f64())));
+    }
+
     /// `smg_router_request_errors_total{error_type}`.
-    pub fn router_error(&self, _error_type: &'static str) {}
+    pub fn router_error(&self, error_type: &'static str) {
+        self.router_errors.with(&error_type, |counter| counter.add(1));
+    }
+
     /// `smg_worker_selection_total{policy}`.
-    pub fn worker_selected(&self, _policy: PolicyKind) {}
+    pub fn worker_selected(&self, policy: PolicyKind) {
+        self.worker_selections[policy as usize].add(1);
+    }
+
     /// `smg_worker_errors_total{error_type}`: connect, reset, timeout, truncated, status.
-    pub fn worker_error(&self, _error_type: &'static str) {}
+    pub fn worker_error(&self, error_type: &'static str) {
+        self.worker_errors.with(&error_type, |counter| counter.add(1));
+    }
+
     /// `smg_worker_retries_total`.
-    pub fn worker_retry(&self) {}
+    pub fn worker_retry(&self) {
+        self.worker_retries.add(1);
+    }
+
     /// `smg_worker_health_checks_total{result}`: success, failure.
-    pub fn worker_health_check(&self, _success: bool) {}
+    pub fn worker_health_check(&self, success: bool) {
+        self.worker_checks[usize::from(success)].add(1);
+    }
+
     /// Source of `smg_worker_pool_size`, `smg_worker_requests_active{worker}`, `smg_worker_health{worker}`; called at each scrape.
-    pub fn watch_workers(&self, _source: impl Fn() -> Vec<WorkerSample> + Send + Sync + 'static) {}
+    ///
+    /// A later source replaces an earlier one.
+    pub fn watch_workers(&self, source: impl Fn() -> Vec<WorkerSample> + Send + Sync + 'static) {
+        self.workers.store(Some(Arc::new(Box::new(source))));
+    }
+
     /// Source of `smg_mesh_peers_total`, `smg_mesh_peer_status{peer}`; called at each scrape.
-    pub fn watch_mesh(&self, _source: impl Fn() -> MeshSample + Send + Sync + 'static) {}
+    ///
+    /// A later source replaces an earlier one.
+    pub fn watch_mesh(&self, source: impl Fn() -> MeshSample + Send + Sync + 'static) {
+        self.mesh.store(Some(Arc::new(Box::new(source))));
+    }
+
     /// `smg_mesh_sync_operations_total{type}`: delta_sent, delta_received, snapshot_sent, snapshot_received, digest.
-    pub fn mesh_sync_operation(&self, _kind: &'static str) {}
+    pub fn mesh_sync_operation(&self, kind: &'static str) {
+        self.mesh_sync_operations.with(&kind, |counter| counter.add(1));
+    }
+
     /// `smg_mesh_sync_latency_seconds`: from sending a frame to its ack.
-    pub fn mesh_sync_latency(&self, _elapsed: Duration) {}
+    pub fn mesh_sync_latency(&self, elapsed: Duration) {
+        self.mesh_sync_latency.record(elapsed.as_secs_f64());
+    }
+
     /// `smg_mesh_gossip_messages_total{direction,kind}`; direction sent or received, kind ping, ack, ping_req, ….
-    pub fn mesh_gossip_message(&self, _direction: &'static str, _kind: &'static str) {}
+    pub fn mesh_gossip_message(&self, direction: &'static str, kind: &'static str) {
+        self.mesh_gossip.with(&(direction, kind), |counter| counter.add(1));
+    }
+
     /// `smg_mesh_rejected_total{plane,reason}`; plane datagram or grpc.
-    pub fn mesh_rejected(&self, _plane: &'static str, _reason: &'static str) {}
+    pub fn mesh_rejected(&self, plane: &'static str, reason: &'static str) {
+        self.mesh_rejected.with(&(plane, reason), |counter| counter.add(1));
+    }
+
+    fn model(&self, name: &str, record: impl Fn(&Model)) {
+        if !self.models.try_with(name, |model| record(model)) {
+            self.models.with(OTHER_MODEL, |model| record(model));
+        }
+    }
 }
+
+impl Drop for Metrics {
+    fn drop(&mut self) {
+        // There is nothing to flush: a pull exporter has no queue.
+        let _ = self.provider.shutdown();
+    }
+}
+
+const METHODS: [http::Method; 9] = [
+    http::Method::GET,
+    http::Method::POST,
+    http::Method::PUT,
+    http::Method::PATCH,
+    http::Method::DELETE,
+    http::Method::HEAD,
+    http::Method::OPTIONS,
+    http::Method::CONNECT,
+    http::Method::TRACE,
+];
+
+/// Place in [`METHODS`], or its length for a method that a client made up.
+fn method_index(method: &http::Method) -> u8 {
+    let index = METHODS.iter().position(|known| known == method).unwrap_or(METHODS.len());
+    u8::try_from(index).unwrap_or(u8::MAX)
+}
+
+fn method_label(index: u8) -> &'static str {
+    const LABELS: [&str; METHODS.len()] =
+        ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE"];
+    LABELS.get(usize::from(index)).copied().unwrap_or("OTHER")
+}
+
+/// The status, or `other` for one that no standard names: a worker may answer any three digits.
+fn status_label(status: u16) -> StringValue {
+    let known = http::StatusCode::from_u16(status).ok().filter(|status| status.canonical_reason().is_some());
+    known.map_or_else(|| "other".into(), |status| status.as_str().to_owned().into())
+}
+
+fn counter(meter: &Meter, definition: &Definition) -> Counter<u64> {
+    meter.u64_counter(definition.name).with_description(definition.help).build()
+}
+
+fn histogram(meter: &Meter, definition: &Definition, buckets: &[f64]) -> Histogram<f64> {
+    meter
+        .f64_histogram(definition.name)
+        .with_description(definition.help)
+        .with_unit("s")
+        .with_boundaries(buckets.to_vec())
+        .build()
+}
+
+fn counters_by_one(meter: &Meter, definition: &Definition) -> Family<&'static str, BoundCounter<u64>> {
+    let (counter, label) = (counter(meter, definition), definition.labels[0]);
+    Family::new(CLOSED_MAX, move |value: &&'static str| counter.bind(&[KeyValue::new(label, *value)]))
+}
+
+fn counters_by_two(meter: &Meter, definition: &Definition) -> Family<(&'static str, &'static str), BoundCounter<u64>> {
+    let (counter, labels) = (counter(meter, definition), definition.labels);
+    Family::new(CLOSED_MAX, move |(one, other): &(&'static str, &'static str)| {
+        counter.bind(&[KeyValue::new(labels[0], *one), KeyValue::new(labels[1], *other)])
+    })
+}
+
+fn http_requests(meter: &Meter) -> Family<(u8, &'static str), BoundCounter<u64>> {
+    let counter = counter(meter, &def::HTTP_REQUESTS);
+    Family::new(CLOSED_MAX, move |(method, path): &(u8, &'static str)| {
+        counter.bind(&[KeyValue::new("method", method_label(*method)), KeyValue::new("path", *path)])
+    })
+}
+
+type ByResponse = Family<(&'static str, u16, &'static str), (BoundCounter<u64>, BoundHistogram<f64>)>;
+
+fn http_responses(meter: &Meter) -> ByResponse {
+    let counter = counter(meter, &def::HTTP_RESPONSES);
+    let duration = histogram(meter, &def::HTTP_DURATION, DURATION_BUCKETS);
+    Family::new(CLOSED_MAX, move |(path, status, error_code): &(&'static str, u16, &'static str)| {
+        let path = KeyValue::new("path", *path);
+        let status = KeyValue::new("status_code", status_label(*status));
+        let error_code = KeyValue::new("error_code", *error_code);
+        (counter.bind(&[path.clone(), status, error_code]), duration.bind(&[path]))
+    })
+}
+
+fn models(meter: &Meter) -> Family<String, Arc<Model>> {
+    let requests = counter(meter, &def::ROUTER_REQUESTS);
+    let duration = histogram(meter, &def::ROUTER_DURATION, DURATION_BUCKETS);
+    let ttft = histogram(meter, &def::ROUTER_TTFT, TTFT_BUCKETS);
+    let by_endpoint = |histogram: &Histogram<f64>, model: &String| {
+        let (histogram, model) = (histogram.clone(), KeyValue::new("model", model.clone()));
+        Family::new(CLOSED_MAX, move |endpoint: &&'static str| {
+            histogram.bind(&[model.clone(), KeyValue::new("endpoint", *endpoint)])
+        })
+    };
+    let models = Family::new(MODELS_MAX + 1, move |model: &String| {
+        let (counter, label) = (requests.clone(), KeyValue::new("model", model.clone()));
+        let requests = Family::new(CLOSED_MAX, move |(endpoint, streaming): &(&'static str, bool)| {
+            let streaming = if *streaming { "true" } else { "false" };
+            let labels = [KeyValue::new("endpoint", *endpoint), KeyValue::new("streaming", streaming)];
+            counter.bind(&[&[label.clone()], &labels[..]].concat())
+        });
+        Arc::new(Model { requests, duration: by_endpoint(&duration, model), ttft: by_endpoint(&ttft, model) })
+    });
+    // Takes its place now, so that there is one when all others are taken.
+    models.with(OTHER_MODEL, |_| ());
+    models
+}
+
+fn gauge(meter: &Meter, definition: &Definition, observe: impl Fn(&dyn AsyncInstrument<i64>) + Send + Sync + 'static) {
+    let builder = meter.i64_observable_gauge(definition.name).with_description(definition.help);
+    let _registered = builder.with_callback(observe).build();
+}
+
+fn observe_process(meter: &Meter, connections: &Arc<AtomicI64>, shutdown: &Arc<AtomicBool>) {
+    let (connections, shutdown) = (connections.clone(), shutdown.clone());
+    gauge(meter, &def::HTTP_CONNECTIONS, move |gauge| gauge.observe(connections.load(Ordering::Relaxed), &[]));
+    gauge(meter, &def::SHUTDOWN, move |gauge| gauge.observe(shutdown.load(Ordering::Relaxed).into(), &[]));
+}
+
+fn observe_workers(meter: &Meter, source: &Source<Vec<WorkerSample>>) {
+    let each = |source: &Source<Vec<WorkerSample>>, value: fn(&WorkerSample) -> i64| {
+        let source = source.clone();
+        move |gauge: &dyn AsyncInstrument<i64>| {
+            for worker in source.load().iter().flat_map(|source| source()) {
+                gauge.observe(value(&worker), &[KeyValue::new("worker", worker.id.as_str().to_owned())]);
+            }
+        }
+    };
+    let all = source.clone();
+    gauge(meter, &def::WORKER_POOL, move |gauge| {
+        if let Some(source) = &*all.load() {
+            gauge.observe(i64::try_from(source().len()).unwrap_or(i64::MAX), &[]);
+        }
+    });
+    let active = each(source, |worker| i64::try_from(worker.requests_active).unwrap_or(i64::MAX));
+    gauge(meter, &def::WORKER_ACTIVE, active);
+    gauge(meter, &def::WORKER_HEALTH, each(source, |worker| worker.ready.into()));
+}
+
+fn observe_mesh(meter: &Meter, source: &Source<MeshSample>) {
+    let (all, each) = (source.clone(), source.clone());
+    gauge(meter, &def::MESH_PEERS, move |gauge| {
+        if let Some(source) = &*all.load() {
+            let alive = source().peers.iter().filter(|(_, is_alive)| *is_alive).count();
+            gauge.observe(i64::try_from(alive).unwrap_or(i64::MAX), &[]);
+        }
+    });
+    gauge(meter, &def::MESH_PEER_STATUS, move |gauge| {
+        for (peer, is_alive) in each.load().iter().flat_map(|source| source().peers) {
+            gauge.observe(is_alive.into(), &[KeyValue::new("peer", peer.as_str().to_owned())]);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;

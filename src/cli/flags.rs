@@ -1,0 +1,236 @@
+//! Every flag of `smg launch`, with its default and help text.
+//!
+//! A flag is declared here once. Its variable (`--a-b` reads `SMG_A_B`), its key in the file of `--config` (`a-b` or
+//! `a_b`), its place in `--help` and its row in `deploy/REFERENCE.md` are derived from the declaration, so none of them
+//! can be forgotten. A switch takes an optional value (`--log-json`, `--log-json=false`), so that a command line can
+//! also take back what the environment said.
+
+use clap::{Args, builder::TypedValueParser};
+
+use crate::config::PolicyKind;
+
+/// A year: longer waits are mistakes, and sums with it stay far from overflow.
+const SECS_MAX: u64 = 31_536_000;
+
+/// The flags of the gateway as given, before the checks that look at more than one of them.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Bind")]
+pub struct Flags {
+    /// TOML file with the same keys as the flags; flags and variables win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<String>,
+
+    /// Address where clients connect: an IP address or a name of this host
+    #[arg(long, default_value = "0.0.0.0")]
+    pub host: String,
+    /// Port where clients connect; 0 takes a free one
+    #[arg(long, default_value_t = 30000)]
+    pub port: u16,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub workers: WorkerFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub requests: RequestFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub retry: RetryFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub health: HealthFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub auth: AuthFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub telemetry: TelemetryFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub mesh: MeshFlags,
+}
+
+/// The workers and how one of them is chosen.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Workers and policy")]
+pub struct WorkerFlags {
+    /// Base URLs of workers, separated by commas or spaces; may be repeated
+    #[arg(long, num_args = 1.., value_name = "URL")]
+    pub worker_urls: Vec<String>,
+    /// Bearer token sent to workers that have none of their own; `@path` reads it from a file
+    #[arg(long, value_name = "KEY")]
+    pub worker_api_key: Option<String>,
+    /// How long no worker may be ready after the start before that is logged as an error
+    #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(0..=SECS_MAX))]
+    pub worker_startup_timeout_secs: u64,
+    /// How long the requests of a removed worker may run on
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=SECS_MAX))]
+    pub drain_settle_secs: u64,
+    /// How a worker is chosen where no policy is set for the model
+    #[arg(long, default_value = PolicyKind::PowerOfTwo.as_str(), value_parser = policy_parser())]
+    pub policy: PolicyKind,
+}
+
+/// Bounds on client requests.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Requests")]
+pub struct RequestFlags {
+    /// Longest time for a whole request
+    #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
+    pub request_timeout_secs: u64,
+    /// Largest request body in bytes
+    #[arg(long, default_value_t = 512 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub max_payload_size: u64,
+    /// How long requests in flight may run on after SIGTERM
+    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(0..=SECS_MAX))]
+    pub shutdown_grace_period_secs: u64,
+    /// Headers that may carry a request id, the first present wins; comma separated
+    #[arg(long, num_args = 1.., value_name = "NAME",
+          default_values = ["x-request-id", "x-correlation-id", "x-trace-id", "request-id"])]
+    pub request_id_headers: Vec<String>,
+    /// Idle connections to workers are closed after this; keep it below the workers' own keep-alive time
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
+    pub upstream_pool_idle_timeout_secs: u64,
+    /// Origins that browsers may call from, comma separated; `*` allows any, none sends no CORS headers
+    #[arg(long, num_args = 1.., value_name = "ORIGIN")]
+    pub cors_allowed_origins: Vec<String>,
+}
+
+/// Retries on another worker.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Retry")]
+pub struct RetryFlags {
+    /// Attempts after the first
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub retry_max_retries: u32,
+    /// First wait before a retry
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(0..=3_600_000))]
+    pub retry_initial_backoff_ms: u64,
+    /// Longest wait before a retry
+    #[arg(long, default_value_t = 30000, value_parser = clap::value_parser!(u64).range(0..=3_600_000))]
+    pub retry_max_backoff_ms: u64,
+    /// Growth of the wait from one retry to the next, 1 to 100
+    #[arg(long, default_value = "1.5", value_parser = |text: &str| number_within(text, 1.0, 100.0))]
+    pub retry_backoff_multiplier: f64,
+    /// Random share of the wait, 0 to 1
+    #[arg(long, default_value = "0.2", value_parser = |text: &str| number_within(text, 0.0, 1.0))]
+    pub retry_jitter_factor: f64,
+    /// Retries allowed as a percentage of requests
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub retry_budget_percent: u32,
+    /// Never retry
+    #[arg(long)]
+    pub disable_retries: bool,
+}
+
+/// Active health checks of workers.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Worker health")]
+pub struct HealthFlags {
+    /// Time between two checks of a ready worker
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub health_check_interval_secs: u64,
+    /// Time for one check
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub health_check_timeout_secs: u64,
+    /// Failures in a row that make a worker not ready
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub health_failure_threshold: u32,
+    /// Successes in a row that make it ready again
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub health_success_threshold: u32,
+    /// Path that is asked
+    #[arg(long, default_value = "/health", value_name = "PATH")]
+    pub health_check_endpoint: String,
+    /// Never check: registered workers count as ready at once
+    #[arg(long)]
+    pub disable_health_check: bool,
+}
+
+/// Keys of clients and operators.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Authentication")]
+pub struct AuthFlags {
+    /// Keys for the serving routes, comma separated, may be repeated; `@path` reads one per line; none leaves them open
+    #[arg(long, num_args = 1.., value_name = "KEY")]
+    pub api_key: Vec<String>,
+    /// Keys for the admin routes, given the same way; none admits loopback clients alone
+    #[arg(long, num_args = 1.., value_name = "KEY")]
+    pub admin_api_key: Vec<String>,
+}
+
+/// Logs and metrics.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Telemetry")]
+pub struct TelemetryFlags {
+    /// Address of the metrics listener
+    #[arg(long, default_value = "0.0.0.0")]
+    pub prometheus_host: String,
+    /// Port of the metrics listener; unless it is given, a free one is taken when the default is in use
+    #[arg(long, default_value_t = 29000)]
+    pub prometheus_port: u16,
+    /// Least severe level that is logged to standard output; `RUST_LOG` wins over it
+    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = ["trace", "debug", "info", "warn", "error"])]
+    pub log_level: String,
+    /// Log one JSON object per line instead of text
+    #[arg(long)]
+    pub log_json: bool,
+    /// Also write the log to daily files in this directory; lines are dropped, and counted, when the disk is too slow
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<String>,
+}
+
+/// The mesh of gateways.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Mesh")]
+pub struct MeshFlags {
+    /// Join a mesh of gateways; the other mesh flags need it
+    #[arg(long)]
+    pub enable_mesh: bool,
+    /// Name of this node, unique in the cluster; without it `POD_NAME`, else the host name
+    #[arg(long, value_name = "NAME")]
+    pub mesh_server_name: Option<String>,
+    /// Address that the mesh listens on
+    #[arg(long, default_value = "0.0.0.0")]
+    pub mesh_host: String,
+    /// Port of the mesh, UDP datagrams and TCP gRPC; 0 takes a free one
+    #[arg(long, default_value_t = 39527)]
+    pub mesh_port: u16,
+    /// Host that other nodes use to reach this one; without it `POD_IP`, else found from the routes of this host
+    #[arg(long, value_name = "HOST")]
+    pub mesh_advertise_host: Option<String>,
+    /// Port that other nodes use to reach this one; without it the port that is bound
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub mesh_advertise_port: Option<u16>,
+    /// Nodes to join through, as `host:port`, comma separated; the own address may be among them
+    #[arg(long, num_args = 1.., value_name = "PEER")]
+    pub mesh_peer_urls: Vec<String>,
+    /// Label of the cluster: nodes with another label never merge with it
+    #[arg(long, default_value = "smg", value_name = "LABEL")]
+    pub mesh_cluster: String,
+    /// Availability zone of this node
+    #[arg(long, value_name = "ZONE")]
+    pub mesh_zone: Option<String>,
+    /// Each peer is probed once in this time
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    pub mesh_probe_interval_ms: u64,
+    /// Time between two rounds of gossip
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    pub mesh_gossip_interval_ms: u64,
+    /// Time between two checks with a peer that states agree
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=600_000))]
+    pub mesh_sync_interval_ms: u64,
+    /// Factor on the time that a suspected node has to refute, 0.1 to 10
+    #[arg(long, default_value = "1.0", value_parser = |text: &str| number_within(text, 0.1, 10.0))]
+    pub mesh_suspicion_multiplier: f64,
+}
+
+fn policy_parser() -> impl TypedValueParser<Value = PolicyKind> {
+    clap::builder::PossibleValuesParser::new(PolicyKind::ALL.map(PolicyKind::as_str))
+        .try_map(|text| text.parse::<PolicyKind>())
+}
+
+fn number_within(text: &str, least: f64, most: f64) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (least..=most).contains(&number) { Ok(number) } else { Err(format!("{number} is not in {least}..={most}")) }
+}

@@ -1,0 +1,396 @@
+//! Sources and their order for every flag, refusals, and what the manual promises.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use super::{sources::Origin, *};
+use crate::config::PolicyKind;
+
+fn environment_of(pairs: &[(&str, &str)]) -> Environment {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn launch(args: &[&str], env: &[(&str, &str)]) -> Result<Config, String> {
+    let args = std::iter::once("smg").chain(args.iter().copied()).map(OsString::from);
+    match parse(args, &environment_of(env)) {
+        Ok(Invocation::Launch(config)) => Ok(*config),
+        Err(refusal) => {
+            assert_eq!(refusal.exit_code(), 2, "{refusal}");
+            Err(refusal.to_string())
+        }
+    }
+}
+
+fn accepted(args: &[&str]) -> Config {
+    launch(args, &[]).unwrap()
+}
+
+/// Values of one flag and its origin after layering, before the checks of `build`.
+fn layered(long: &str, args: &[String], env: &[(&str, &str)]) -> (Vec<String>, Origin) {
+    let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+    let command = launch_command();
+    let given = command.clone().try_get_matches_from(std::iter::once(OsString::from("smg")).chain(args.clone()));
+    let layered = sources::layer(&command, &given.unwrap(), &args, &environment_of(env)).unwrap();
+    let id = command.get_arguments().find(|arg| arg.get_long() == Some(long)).unwrap().get_id().clone();
+    let values = layered.matches.get_raw(id.as_str()).into_iter().flatten();
+    (values.map(|value| value.to_string_lossy().into_owned()).collect(), layered.origins.of(long).clone())
+}
+
+fn file(dir: &tempfile::TempDir, text: &str) -> PathBuf {
+    let path = dir.path().join("smg.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Three values that the flag accepts, other than its default where that is possible.
+fn samples(long: &str, arg: &clap::Arg) -> [String; 3] {
+    let possible: Vec<String> = arg.get_possible_values().iter().map(|v| v.get_name().to_owned()).collect();
+    if arg.get_num_args().is_some_and(|count| count.min_values() == 0) {
+        return ["true", "false", "yes"].map(str::to_owned);
+    }
+    if let [first, second, third, ..] = &possible[..] {
+        return [first.clone(), second.clone(), third.clone()];
+    }
+    let [one, two, three] = match long {
+        "retry-jitter-factor" => ["0.3", "0.5", "0.7"],
+        "mesh-suspicion-multiplier" | "retry-backoff-multiplier" => ["2.5", "3.5", "4.5"],
+        _ => ["77", "78", "79"],
+    };
+    [one, two, three].map(str::to_owned)
+}
+
+fn literal(text: &str) -> String {
+    if text.parse::<f64>().is_ok() { text.to_owned() } else { format!("{text:?}") }
+}
+
+#[test]
+fn every_flag_has_a_variable_and_a_key_and_the_higher_source_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    for (long, arg) in sources::flags_of(&launch_command()).filter(|(long, _)| *long != "config") {
+        let [low, middle, high] = samples(long, arg);
+        let variable = variable_of(long);
+        let is_switch = arg.get_num_args().is_some_and(|count| count.min_values() == 0);
+        for key in [long.to_owned(), long.replace('-', "_")] {
+            let value = if is_switch { low.clone() } else { literal(&low) };
+            let value = if sources::is_list(arg) { format!("[{value}, {value}]") } else { value };
+            let path = file(&dir, &format!("{key} = {value}\n"));
+            let config = format!("--config={}", path.display());
+            let from_file = layered(long, std::slice::from_ref(&config), &[]);
+            let expected = if sources::is_list(arg) { vec![low.clone(), low.clone()] } else { vec![low.clone()] };
+            assert_eq!(from_file, (expected, Origin::File(path.display().to_string())), "{key} in the file");
+
+            let from_env = layered(long, std::slice::from_ref(&config), &[(&variable, &middle)]);
+            assert_eq!(
+                from_env,
+                (vec![middle.clone()], Origin::Variable(variable.clone())),
+                "{variable} over the file"
+            );
+
+            let flag = format!("--{long}={high}");
+            let from_flag = layered(long, &[config, flag], &[(&variable, &middle)]);
+            assert_eq!(from_flag, (vec![high.clone()], Origin::Flag), "--{long} over {variable}");
+        }
+        let default = layered(long, &[], &[]);
+        assert_eq!(default.1, Origin::Default, "--{long}");
+        assert_eq!(layered(long, &[], &[(&variable, "")]), default, "an empty {variable} is no value");
+    }
+}
+
+#[test]
+fn help_names_default_and_variable_of_every_flag_under_a_heading() {
+    let help = launch_command().render_long_help().to_string();
+    let one_line = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (long, arg) in sources::flags_of(&launch_command()) {
+        let (_, rest) =
+            one_line.split_once(&format!(" --{long} ")).or(one_line.split_once(&format!(" --{long}["))).unwrap();
+        let own = rest.split(" --").next().unwrap();
+        assert!(own.contains(&format!("[env: {}]", variable_of(long))), "--{long}: {own}");
+        assert!(own.contains("[default: "), "--{long}: {own}");
+        assert!(arg.get_help_heading().is_some(), "--{long}");
+    }
+    for heading in ["Bind", "Workers and policy", "Requests", "Retry", "Worker health", "Authentication", "Mesh"] {
+        assert!(help.contains(&format!("\n{heading}:\n")), "{heading}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for (case, args, expected) in [
+        ("help", vec!["smg", "--help"], "--mesh-peer-urls"),
+        ("help of launch", vec!["smg", "launch", "--help"], "--mesh-peer-urls"),
+        ("version", vec!["smg", "--version"], "smg 0"),
+    ] {
+        let refusal = parse(args.into_iter().map(OsString::from), &Environment::new()).unwrap_err();
+        assert_eq!(refusal.exit_code(), 0, "{case}");
+        assert!(refusal.to_string().contains(expected), "{case}: {refusal}");
+    }
+}
+
+#[test]
+fn the_command_line_of_clap_is_consistent() {
+    command().debug_assert();
+}
+
+#[test]
+fn defaults_are_those_of_the_specification() {
+    let config = accepted(&[]);
+    assert_eq!(config.bind.addr.to_string(), "0.0.0.0:30000");
+    assert_eq!(config.workers.urls, Vec::<String>::new());
+    assert_eq!((config.workers.startup_timeout.as_secs(), config.workers.drain_settle.as_secs()), (1800, 5));
+    assert_eq!(config.policy, PolicyKind::PowerOfTwo);
+    assert_eq!((config.requests.timeout.as_secs(), config.requests.payload_bytes_max), (1800, 512 << 20));
+    assert_eq!((config.requests.shutdown_grace.as_secs(), config.requests.upstream_idle_timeout.as_secs()), (180, 3));
+    assert_eq!(config.requests.request_id_headers.first().unwrap(), "x-request-id");
+    assert_eq!((config.retry.retries_max, config.retry.budget_percent), (5, 20));
+    assert_eq!((config.retry.backoff_initial.as_millis(), config.retry.backoff_max.as_millis()), (50, 30_000));
+    assert_eq!((config.retry.backoff_multiplier, config.retry.jitter_factor), (1.5, 0.2));
+    assert_eq!((config.health.interval.as_secs(), config.health.timeout.as_secs()), (10, 5));
+    assert_eq!((config.health.failure_threshold, config.health.success_threshold), (3, 2));
+    assert_eq!((config.health.enabled, &*config.health.endpoint), (true, "/health"));
+    assert_eq!(config.telemetry.prometheus_addr.to_string(), "0.0.0.0:29000");
+    assert!(!config.telemetry.prometheus_port_explicit && !config.telemetry.log_json);
+    assert_eq!((&*config.telemetry.log_level, &config.telemetry.log_dir), ("info", &None));
+    assert!(!config.mesh.enabled);
+    assert_eq!((config.mesh.bind.to_string(), &*config.mesh.cluster), ("0.0.0.0:39527".into(), "smg"));
+    assert_eq!((config.mesh.probe_interval.as_millis(), config.mesh.gossip_interval.as_millis()), (1000, 100));
+    assert_eq!((config.mesh.sync_interval.as_millis(), config.mesh.suspicion_multiplier), (1000, 1.0));
+}
+
+#[test]
+fn the_manuals_node_2_by_flags_and_by_variables() {
+    let flags = ["--enable-mesh", "--mesh-server-name", "node2", "--mesh-port", "39527"];
+    let flags = [&flags[..], &["--mesh-peer-urls", "node1:39527", "--host", "0.0.0.0", "--port", "8000"]].concat();
+    let by_flags = accepted(&flags);
+    let by_launch = accepted(&[&["launch"], &flags[..]].concat());
+    let by_variables = launch(
+        &[],
+        &[
+            ("SMG_ENABLE_MESH", "true"),
+            ("SMG_MESH_SERVER_NAME", "node2"),
+            ("SMG_MESH_HOST", "0.0.0.0"),
+            ("SMG_MESH_PORT", "39527"),
+            ("SMG_MESH_PEER_URLS", "node1:39527"),
+            ("SMG_PORT", "8000"),
+        ],
+    );
+    assert_eq!(format!("{by_flags:?}"), format!("{by_launch:?}"));
+    assert_eq!(format!("{by_flags:?}"), format!("{:?}", by_variables.unwrap()));
+    assert_eq!((by_flags.mesh.node.as_str(), by_flags.mesh.node_is_derived), ("node2", false));
+    assert_eq!(by_flags.mesh.peers, ["node1:39527"]);
+}
+
+#[test]
+fn lists_take_commas_blanks_and_repetition() {
+    let expected = ["http://a:1", "http://[::1]:2", "http://c:3"];
+    for (case, args) in [
+        ("commas", vec!["--worker-urls", "http://a:1,http://[::1]:2,http://c:3"]),
+        ("blanks in one word", vec!["--worker-urls", "http://a:1 http://[::1]:2 http://c:3"]),
+        ("words", vec!["--worker-urls", "http://a:1", "http://[::1]:2", "http://c:3"]),
+        (
+            "repetition",
+            vec!["--worker-urls", "http://a:1", "--worker-urls=http://[::1]:2", "--worker-urls", "http://c:3"],
+        ),
+        ("doubles and slashes", vec!["--worker-urls", "http://a:1/ ,http://A:1,, http://[::1]:2,http://c:3,"]),
+    ] {
+        assert_eq!(accepted(&args).workers.urls, expected, "{case}");
+    }
+}
+
+#[test]
+fn switches_can_be_taken_back() {
+    for (case, args, env, expected) in [
+        ("flag alone", vec!["--log-json"], "", true),
+        ("flag over variable", vec!["--log-json=false"], "true", false),
+        ("1", vec![], "1", true),
+        ("0", vec![], "0", false),
+        ("yes", vec![], "YES", true),
+        ("no", vec![], "no", false),
+    ] {
+        assert_eq!(launch(&args, &[("SMG_LOG_JSON", env)]).unwrap().telemetry.log_json, expected, "{case}");
+    }
+    assert_eq!(accepted(&["--disable-retries"]).retry.retries_max, 0);
+    assert!(!accepted(&["--disable-health-check"]).health.enabled);
+}
+
+#[test]
+fn an_empty_list_in_the_file_replaces_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(&dir, "request-id-headers = []\nlog_json = true\nport = 8000\nretry-jitter-factor = 0.5\n");
+    let config = accepted(&["--config", path.to_str().unwrap()]);
+    assert!(config.requests.request_id_headers.is_empty() && config.telemetry.log_json);
+    assert_eq!((config.bind.addr.port(), config.retry.jitter_factor), (8000, 0.5));
+}
+
+#[test]
+fn keys_come_from_words_and_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys");
+    std::fs::write(&path, "two\n\n three \n").unwrap();
+    let from_file = format!("@{}", path.display());
+    let config = accepted(&["--api-key", "one", "--api-key", &from_file, "--admin-api-key", "root"]);
+    assert_eq!(config.auth.api_keys, ["one", "three", "two"]);
+    assert_eq!(config.auth.admin_api_keys, ["root"]);
+    assert!(!format!("{config:?}").contains("root"), "keys are not logged");
+}
+
+#[test]
+fn the_node_is_named_by_flag_pod_or_host() {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for (case, args, env, expected, is_derived) in [
+        ("flag", vec!["--enable-mesh", "--mesh-server-name=n1"], vec![("POD_NAME", "smg-0")], "n1", false),
+        ("pod", vec!["--enable-mesh"], vec![("POD_NAME", "smg-0")], "smg-0", false),
+        ("host", vec![], vec![("POD_NAME", "")], host.trim(), true),
+    ] {
+        let mesh = launch(&args, &env).unwrap().mesh;
+        assert_eq!((mesh.node.as_str(), mesh.node_is_derived), (expected, is_derived), "{case}");
+    }
+}
+
+#[test]
+fn the_pod_ip_is_advertised_when_every_address_is_bound() {
+    for (case, args, pod_ip, expected) in [
+        ("pod", vec![], "10.1.2.3", Some("10.1.2.3")),
+        ("IPv6 pod", vec![], "fd00::7", Some("[fd00::7]")),
+        ("flag", vec!["--enable-mesh", "--mesh-advertise-host=gw1.example"], "10.1.2.3", Some("gw1.example")),
+        ("own address bound", vec!["--enable-mesh", "--mesh-host=127.0.0.2"], "10.1.2.3", None),
+        ("neither", vec![], "", None),
+        ("not an address", vec![], "0.0.0.0", None),
+    ] {
+        let mesh = launch(&args, &[("POD_IP", pod_ip)]).unwrap().mesh;
+        assert_eq!(mesh.advertise_host.as_deref(), expected, "{case}");
+    }
+}
+
+#[test]
+fn what_is_harmless_is_accepted() {
+    for (case, args, env) in [
+        ("mesh variables while the mesh is off", vec![], vec![("SMG_MESH_PORT", "1"), ("SMG_MESH_ZONE", "a")]),
+        ("mesh flags while the mesh is off on purpose", vec!["--enable-mesh=false", "--mesh-port=1"], vec![]),
+        (
+            "service links of Kubernetes",
+            vec![],
+            vec![("SMG_PORT", "tcp://10.0.0.7:80"), ("SMG_MESH_PORT", "udp://a:1")],
+        ),
+        (
+            "same port on two addresses",
+            vec!["--enable-mesh", "--host=127.0.0.1", "--port=7", "--mesh-host=127.0.0.2", "--mesh-port=7"],
+            vec![],
+        ),
+        ("port 0 twice", vec!["--enable-mesh", "--port=0", "--mesh-port=0", "--prometheus-port=0"], vec![]),
+        ("public port on the default metrics port", vec!["--port=29000"], vec![]),
+        ("host name", vec!["--host", "localhost"], vec![]),
+        ("IPv6", vec!["--host", "[::1]", "--prometheus-host", "::"], vec![]),
+    ] {
+        let outcome = launch(&args, &env);
+        assert!(outcome.is_ok(), "{case}: {outcome:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_by_name() {
+    for (case, args, parts) in [
+        ("unknown flag", vec!["--mesh-tls"], vec!["--mesh-tls"]),
+        ("flag of a later part", vec!["--max-concurrent-requests", "3"], vec!["--max-concurrent-requests"]),
+        ("unknown word", vec!["start"], vec!["start"]),
+        ("flag twice", vec!["--port", "1", "--port", "2"], vec!["--port"]),
+        ("port", vec!["--port", "70000"], vec!["--port", "70000"]),
+        ("policy", vec!["--policy", "best"], vec!["--policy", "best", "power_of_two"]),
+        ("log level", vec!["--log-level", "smg=debug"], vec!["--log-level", "trace"]),
+        ("zero time", vec!["--request-timeout-secs", "0"], vec!["--request-timeout-secs", "1.."]),
+        ("zero size", vec!["--max-payload-size", "0"], vec!["--max-payload-size"]),
+        ("zero threshold", vec!["--health-failure-threshold", "0"], vec!["--health-failure-threshold"]),
+        ("zero probe interval", vec!["--mesh-probe-interval-ms", "0"], vec!["--mesh-probe-interval-ms"]),
+        (
+            "endless time",
+            vec!["--health-check-interval-secs", "18446744073709551615"],
+            vec!["--health-check-interval-secs"],
+        ),
+        ("jitter", vec!["--retry-jitter-factor", "1.5"], vec!["--retry-jitter-factor", "0..=1"]),
+        ("not a number", vec!["--retry-backoff-multiplier", "NaN"], vec!["--retry-backoff-multiplier"]),
+        ("budget", vec!["--retry-budget-percent", "101"], vec!["--retry-budget-percent"]),
+        ("multiplier", vec!["--mesh-suspicion-multiplier", "0"], vec!["--mesh-suspicion-multiplier"]),
+        ("switch", vec!["--log-json=maybe"], vec!["--log-json", "yes or no"]),
+        ("each bad URL", vec!["--worker-urls", "http://a:1,b,ftp://c"], vec!["--worker-urls", "`b`", "`ftp://c`"]),
+        ("TLS worker", vec!["--worker-urls", "https://a"], vec!["TLS to workers is not supported by this build"]),
+        ("peer", vec!["--enable-mesh", "--mesh-peer-urls", "a:1,::1"], vec!["--mesh-peer-urls", "`::1`", "brackets"]),
+        ("node name", vec!["--enable-mesh", "--mesh-server-name", "a b"], vec!["--mesh-server-name"]),
+        ("cluster label", vec!["--enable-mesh", "--mesh-cluster", ""], vec!["--mesh-cluster"]),
+        ("advertised host", vec!["--enable-mesh", "--mesh-advertise-host", "0.0.0.0"], vec!["--mesh-advertise-host"]),
+        (
+            "gossip slower than probes",
+            vec!["--enable-mesh", "--mesh-gossip-interval-ms", "5000"],
+            vec!["--mesh-gossip-interval-ms", "--mesh-probe-interval-ms"],
+        ),
+        ("host", vec!["--host", "not a host"], vec!["--host", "not a host"]),
+        (
+            "backoff",
+            vec!["--retry-initial-backoff-ms", "500", "--retry-max-backoff-ms", "100"],
+            vec!["--retry-initial-backoff-ms", "--retry-max-backoff-ms"],
+        ),
+        ("header", vec!["--request-id-headers", "x(id),y"], vec!["--request-id-headers"]),
+        ("origin", vec!["--cors-allowed-origins", "chat.example"], vec!["--cors-allowed-origins"]),
+        ("health path", vec!["--health-check-endpoint", "health"], vec!["--health-check-endpoint", "`/`"]),
+        ("key file", vec!["--api-key", "@/no/such/file"], vec!["--api-key", "/no/such/file"]),
+        ("file", vec!["--config", "/no/such/file"], vec!["--config /no/such/file"]),
+        ("mesh flag without the mesh", vec!["--mesh-port", "1"], vec!["--mesh-port", "--enable-mesh"]),
+        (
+            "retries",
+            vec!["--disable-retries", "--retry-max-retries", "2"],
+            vec!["--retry-max-retries", "--disable-retries"],
+        ),
+        ("health", vec!["--disable-health-check", "--health-success-threshold=1"], vec!["--health-success-threshold"]),
+        ("mesh port", vec!["--enable-mesh", "--port=7", "--mesh-port=7"], vec!["--port", "--mesh-port"]),
+        (
+            "metrics port",
+            vec!["--port=7", "--prometheus-port=7", "--host=127.0.0.1"],
+            vec!["--port", "--prometheus-port"],
+        ),
+        (
+            "metrics on the mesh port",
+            vec!["--enable-mesh", "--prometheus-port=39527"],
+            vec!["--mesh-port", "--prometheus-port"],
+        ),
+    ] {
+        let message = launch(&args, &[]).expect_err(case);
+        for part in parts {
+            assert!(message.contains(part), "{case}: {part} in {message}");
+        }
+    }
+}
+
+#[test]
+fn a_bad_variable_or_key_is_refused_by_its_own_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for (case, env, text, parts) in [
+        ("variable", vec![("SMG_PORT", "http")], "", vec!["SMG_PORT=http", "--port"]),
+        ("switch", vec![("SMG_ENABLE_MESH", "si")], "", vec!["SMG_ENABLE_MESH=si", "yes or no"]),
+        ("two variables", vec![("SMG_PORT", "x"), ("SMG_LOG_LEVEL", "x")], "", vec!["SMG_PORT=x", "SMG_LOG_LEVEL=x"]),
+        ("later check", vec![("SMG_WORKER_URLS", "a")], "", vec!["--worker-urls (from SMG_WORKER_URLS)"]),
+        ("key value", vec![], "port = 70000", vec!["key `port`", "smg.toml", "70000"]),
+        ("key type", vec![], "port = [1]", vec!["`port`", "a single value"]),
+        ("nested list", vec![], "worker-urls = [[\"a\"]]", vec!["`worker-urls`", "a list of strings"]),
+        ("unknown key", vec![], "prot = 1", vec!["unknown key `prot`", "nearest known key is `port`"]),
+        ("unknown table", vec![], "[mesh]\nport = 1", vec!["unknown key `mesh`"]),
+        ("the file itself", vec![], "config = \"a\"", vec!["unknown key `config`"]),
+        ("both spellings", vec![], "log-json = true\nlog_json = true", vec!["twice"]),
+        ("not TOML", vec![], "port 1", vec!["--config", "smg.toml"]),
+    ] {
+        let path = file(&dir, text);
+        let message = launch(&["--config", path.to_str().unwrap()], &env).expect_err(case);
+        for part in parts {
+            assert!(message.contains(part), "{case}: {part} in {message}");
+        }
+    }
+}
+
+#[test]
+fn groups_of_contradictions_are_complete() {
+    let command = launch_command();
+    let starting = |start: &str| -> Vec<String> {
+        let longs = sources::flags_of(&command).map(|(long, _)| long.to_owned());
+        longs.filter(|long| long.starts_with(start)).collect()
+    };
+    assert_eq!(starting("mesh-"), build::MESH);
+    assert_eq!(starting("retry-"), build::RETRY);
+    assert_eq!(starting("health-"), build::HEALTH);
+}

@@ -1,0 +1,79 @@
+//! Name, kind, labels and help of every metric: the one place where these texts stand.
+
+/// What a metric measures.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Only grows; starts at 0 with the process.
+    Counter,
+    /// The value at the time of the scrape.
+    Gauge,
+    /// Seconds, in buckets.
+    Histogram,
+}
+
+/// One metric as documented.
+#[derive(Clone, Copy, Debug)]
+pub struct Definition {
+    /// Full name in the exposition.
+    pub name: &'static str,
+    /// What it measures.
+    pub kind: Kind,
+    /// Label names, in the order of the manual.
+    pub labels: &'static [&'static str],
+    /// Help text.
+    pub help: &'static str,
+}
+
+/// Buckets of request durations in seconds: from a cached answer to the default `--request-timeout-secs`.
+pub const DURATION_BUCKETS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0];
+
+/// Buckets of times to the first byte in seconds: below 50 ms a prefix cache answered, above 10 s a queue did.
+pub const TTFT_BUCKETS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Buckets of mesh round trips in seconds: from one rack to a link about to be given up.
+pub const SYNC_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+macro_rules! definitions {
+    ($($constant:ident = $kind:ident $name:literal $labels:tt $help:literal;)*) => {
+        $(pub(super) const $constant: Definition =
+            Definition { name: $name, kind: Kind::$kind, labels: &$labels, help: $help };)*
+
+        /// Every metric, in the order of the documentation.
+        pub const ALL: &[Definition] = &[$($constant),*];
+    };
+}
+
+definitions! {
+    HTTP_REQUESTS = Counter "smg_http_requests_total" ["method", "path"] "Requests received, by method and route template.";
+    HTTP_RESPONSES = Counter "smg_http_responses_total" ["path", "status_code", "error_code"]
+        "Responses begun, by route template, status and the gateway's own error code (empty on success).";
+    HTTP_DURATION = Histogram "smg_http_request_duration_seconds" ["path"]
+        "Time from the end of the request head to the end of the response, by route template.";
+    HTTP_CONNECTIONS = Gauge "smg_http_connections_active" [] "Client connections that are open.";
+    SHUTDOWN = Gauge "smg_shutdown_in_progress" [] "1 while the gateway drains, else 0.";
+    ROUTER_REQUESTS = Counter "smg_router_requests_total" ["model", "endpoint", "streaming"]
+        "Requests routed to workers, by model, endpoint and whether a stream was asked for.";
+    ROUTER_DURATION = Histogram "smg_router_request_duration_seconds" ["model", "endpoint"]
+        "Time from routing a request to the end of the worker's answer.";
+    ROUTER_TTFT = Histogram "smg_router_ttft_seconds" ["model", "endpoint"]
+        "Time from routing a request to the first body byte of a stream.";
+    ROUTER_ERRORS = Counter "smg_router_request_errors_total" ["error_type"] "Requests that ended in an error, by cause.";
+    WORKER_POOL = Gauge "smg_worker_pool_size" [] "Workers that this gateway knows.";
+    WORKER_ACTIVE = Gauge "smg_worker_requests_active" ["worker"] "Requests in flight from this gateway, by worker.";
+    WORKER_HEALTH = Gauge "smg_worker_health" ["worker"] "1 while this gateway sees the worker ready, else 0.";
+    WORKER_CHECKS = Counter "smg_worker_health_checks_total" ["result"] "Health checks of workers, by result.";
+    WORKER_SELECTION = Counter "smg_worker_selection_total" ["policy"] "Choices of a worker, by policy.";
+    WORKER_ERRORS = Counter "smg_worker_errors_total" ["error_type"] "Failed attempts at workers, by cause.";
+    WORKER_RETRIES = Counter "smg_worker_retries_total" [] "Attempts after the first.";
+    MESH_PEERS = Gauge "smg_mesh_peers_total" []
+        "Other nodes that are ALIVE. A gauge, exposed as untyped because of its documented name.";
+    MESH_PEER_STATUS = Gauge "smg_mesh_peer_status" ["peer"] "1 while the other node is ALIVE, else 0.";
+    MESH_SYNC_OPERATIONS = Counter "smg_mesh_sync_operations_total" ["type"] "Replication messages and checks, by type.";
+    MESH_SYNC_LATENCY = Histogram "smg_mesh_sync_latency_seconds" [] "Time from sending state to a peer to its ack.";
+    MESH_ELECTIONS = Counter "smg_mesh_leader_elections_total" [] "Leader elections that this node took part in.";
+    MESH_GOSSIP = Counter "smg_mesh_gossip_messages_total" ["direction", "kind"] "Membership messages, by direction and kind.";
+    MESH_REJECTED = Counter "smg_mesh_rejected_total" ["plane", "reason"]
+        "Packets, handshakes and frames of the mesh that were refused, by plane and reason.";
+}

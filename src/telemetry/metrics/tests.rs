@@ -1,0 +1,193 @@
+//! The exposition as a scrape sees it.
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::BTreeSet, time::Instant};
+
+use super::*;
+
+fn lines(metrics: &Metrics, start: &str) -> Vec<String> {
+    metrics.encode().lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect()
+}
+
+/// One event of every kind.
+fn busy() -> Arc<Metrics> {
+    let metrics = Metrics::new();
+    let elapsed = Duration::from_millis(30);
+    metrics.http_request(&http::Method::POST, "/v1/chat/completions");
+    metrics.http_response("/v1/chat/completions", http::StatusCode::OK, "", elapsed);
+    metrics.http_response("unmatched", http::StatusCode::NOT_FOUND, "not_found", elapsed);
+    metrics.http_connection_opened();
+    metrics.shutdown_in_progress(true);
+    metrics.router_request("llama", "/v1/chat/completions", true);
+    metrics.router_duration("llama", "/v1/chat/completions", elapsed);
+    metrics.router_ttft("llama", "/v1/chat/completions", elapsed);
+    metrics.router_error("no_available_workers");
+    metrics.worker_selected(PolicyKind::LeastLoad);
+    metrics.worker_error("connect");
+    metrics.worker_retry();
+    metrics.worker_health_check(true);
+    let id = WorkerId::of_url("http://worker1:8000");
+    metrics.watch_workers(move || vec![WorkerSample { id: id.clone(), requests_active: 3, ready: true }]);
+    metrics
+        .watch_mesh(|| MeshSample { peers: vec![("node2".parse().unwrap(), true), ("node3".parse().unwrap(), false)] });
+    metrics.mesh_sync_operation("delta_sent");
+    metrics.mesh_sync_latency(elapsed);
+    metrics.mesh_gossip_message("sent", "ping");
+    metrics.mesh_rejected("datagram", "malformed");
+    metrics
+}
+
+#[test]
+fn every_metric_is_exposed_under_its_documented_name() {
+    let text = busy().encode();
+    for definition in ALL {
+        let kind = match definition.kind {
+            _ if definition.name == "smg_mesh_peers_total" => "untyped",
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        assert!(text.contains(&format!("# TYPE {} {kind}\n", definition.name)), "{}: {text}", definition.name);
+        assert!(text.contains(&format!("# HELP {} {}\n", definition.name, definition.help)), "{}", definition.name);
+        let suffix = if definition.kind == Kind::Histogram { "_count" } else { "" };
+        let samples: Vec<&str> =
+            text.lines().filter(|l| family_of(l) == format!("{}{suffix}", definition.name)).collect();
+        assert!(!samples.is_empty(), "{}", definition.name);
+        for sample in samples {
+            let expected: BTreeSet<&str> = definition.labels.iter().copied().collect();
+            assert_eq!(labels_of(sample), expected, "{sample}");
+        }
+    }
+    let declared: BTreeSet<&str> = ALL.iter().map(|definition| definition.name).collect();
+    let exposed: BTreeSet<&str> = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert_eq!(exposed, declared, "nothing else is exposed");
+}
+
+fn family_of(line: &str) -> String {
+    line.split(['{', ' ']).next().unwrap_or_default().to_owned()
+}
+
+fn labels_of(line: &str) -> BTreeSet<&str> {
+    let Some((_, rest)) = line.split_once('{') else { return BTreeSet::new() };
+    let (labels, _) = rest.rsplit_once('}').unwrap();
+    labels.split("\",").map(|pair| pair.split('=').next().unwrap()).collect()
+}
+
+#[test]
+fn samples_have_their_values() {
+    let metrics = busy();
+    let worker = WorkerId::of_url("http://worker1:8000");
+    for expected in [
+        r#"smg_http_requests_total{method="POST",path="/v1/chat/completions"} 1"#,
+        r#"smg_http_responses_total{error_code="not_found",path="unmatched",status_code="404"} 1"#,
+        r#"smg_http_request_duration_seconds_bucket{path="unmatched",le="0.025"} 0"#,
+        r#"smg_http_request_duration_seconds_bucket{path="unmatched",le="0.05"} 1"#,
+        r#"smg_http_request_duration_seconds_bucket{path="unmatched",le="1800"} 1"#,
+        "smg_http_connections_active 1",
+        "smg_shutdown_in_progress 1",
+        r#"smg_router_requests_total{endpoint="/v1/chat/completions",model="llama",streaming="true"} 1"#,
+        r#"smg_worker_selection_total{policy="least_load"} 1"#,
+        r#"smg_worker_selection_total{policy="random"} 0"#,
+        r#"smg_worker_health_checks_total{result="success"} 1"#,
+        "smg_worker_pool_size 1",
+        &format!("smg_worker_requests_active{{worker=\"{worker}\"}} 3"),
+        "smg_mesh_peers_total 1",
+        r#"smg_mesh_peer_status{peer="node2"} 1"#,
+        r#"smg_mesh_peer_status{peer="node3"} 0"#,
+        r#"smg_mesh_gossip_messages_total{direction="sent",kind="ping"} 1"#,
+        r#"smg_mesh_rejected_total{plane="datagram",reason="malformed"} 1"#,
+    ] {
+        let text = metrics.encode();
+        assert!(text.lines().any(|line| line == expected), "{expected} in\n{text}");
+    }
+}
+
+#[test]
+fn without_a_source_series_are_absent_and_plain_counters_are_zero() {
+    let metrics = Metrics::new();
+    for (case, start, expected) in [
+        ("elections", "smg_mesh_leader_elections_total", vec!["smg_mesh_leader_elections_total 0"]),
+        ("retries", "smg_worker_retries_total", vec!["smg_worker_retries_total 0"]),
+        ("connections", "smg_http_connections_active", vec!["smg_http_connections_active 0"]),
+        ("pool", "smg_worker_pool_size", vec![]),
+        ("peers", "smg_mesh_peer", vec![]),
+    ] {
+        assert_eq!(lines(&metrics, start), expected, "{case}");
+    }
+}
+
+#[test]
+fn series_go_with_their_source() {
+    let metrics = busy();
+    assert_eq!(lines(&metrics, "smg_worker_health{").len(), 1);
+    assert_eq!(lines(&metrics, "smg_mesh_peer_status{").len(), 2);
+    metrics.watch_workers(Vec::new);
+    metrics.watch_mesh(MeshSample::default);
+    assert_eq!(lines(&metrics, "smg_worker_pool_size"), ["smg_worker_pool_size 0"]);
+    assert_eq!(lines(&metrics, "smg_mesh_peers_total"), ["smg_mesh_peers_total 0"]);
+    for gone in ["smg_worker_health{", "smg_worker_requests_active{", "smg_mesh_peer_status{"] {
+        assert_eq!(lines(&metrics, gone), Vec::<String>::new(), "{gone}");
+    }
+}
+
+#[test]
+fn labels_are_bounded() {
+    let metrics = Metrics::new();
+    for n in 0..MODELS_MAX + 10 {
+        metrics.router_request(&format!("model-{n}"), "/v1/completions", false);
+    }
+    for name in ["BREW", "PROPFIND"] {
+        metrics.http_request(&http::Method::from_bytes(name.as_bytes()).unwrap(), "unmatched");
+    }
+    for status in [599, 742, 999] {
+        metrics.http_response("/generate", http::StatusCode::from_u16(status).unwrap(), "", Duration::ZERO);
+    }
+    assert_eq!(lines(&metrics, "smg_router_requests_total{").len(), MODELS_MAX + 1);
+    let other = r#"smg_router_requests_total{endpoint="/v1/completions",model="other",streaming="false"} 10"#;
+    assert_eq!(lines(&metrics, other).len(), 1);
+    assert_eq!(
+        lines(&metrics, "smg_http_requests_total{"),
+        [r#"smg_http_requests_total{method="OTHER",path="unmatched"} 2"#]
+    );
+    assert_eq!(
+        lines(&metrics, "smg_http_responses_total{"),
+        [r#"smg_http_responses_total{error_code="",path="/generate",status_code="other"} 3"#]
+    );
+}
+
+#[test]
+fn cores_count_without_losing_events() {
+    let metrics = Metrics::new();
+    std::thread::scope(|scope| {
+        for core in 0..4 {
+            let metrics = &metrics;
+            scope.spawn(move || {
+                for n in 0..1000 {
+                    metrics.router_request(if n % 2 == 0 { "a" } else { "b" }, "/generate", core % 2 == 0);
+                }
+            });
+        }
+    });
+    let counts = lines(&metrics, "smg_router_requests_total{");
+    assert_eq!(counts.len(), 4);
+    assert!(counts.iter().all(|line| line.ends_with(" 1000")), "{counts:?}");
+}
+
+/// Prints the cost of one request's events; run with `--release --nocapture` to judge it.
+#[test]
+fn cost_of_one_request() {
+    let metrics = busy();
+    let rounds = if cfg!(debug_assertions) { 1_000 } else { 2_000_000 };
+    let start = Instant::now();
+    for _ in 0..rounds {
+        let elapsed = Duration::from_millis(30);
+        metrics.http_request(&http::Method::POST, "/v1/chat/completions");
+        metrics.router_request("llama", "/v1/chat/completions", false);
+        metrics.worker_selected(PolicyKind::RoundRobin);
+        metrics.router_duration("llama", "/v1/chat/completions", elapsed);
+        metrics.http_response("/v1/chat/completions", http::StatusCode::OK, "", elapsed);
+    }
+    println!("{} ns per request", start.elapsed().as_nanos() / rounds);
+    let count = lines(&metrics, r#"smg_worker_selection_total{policy="round_robin"}"#);
+    assert_eq!(count, [format!(r#"smg_worker_selection_total{{policy="round_robin"}} {rounds}"#)]);
+}
