@@ -99,21 +99,20 @@ pub fn environment() -> Environment {
     std::env::vars_os().map(|(k, v)| (k.to_string_lossy().into(), v.to_string_lossy().into())).collect()
 }
 
+const ABOUT: &str = "A highly available gateway for LLM inference.";
+
 /// The whole command line for clap: flags of the gateway, and subcommands.
 #[must_use]
 pub fn command() -> clap::Command {
     let command = launch_command().args_conflicts_with_subcommands(true);
-    Command::augment_subcommands(command).mut_subcommand("launch", finished)
+    Command::augment_subcommands(command).about(ABOUT).long_about(None).mut_subcommand("launch", finished)
 }
 
 /// The flags of the gateway alone, in the order of `--help`.
 #[must_use]
 pub fn launch_command() -> clap::Command {
     finished(Flags::augment_args(
-        clap::Command::new("smg")
-            .version(env!("CARGO_PKG_VERSION"))
-            .about("A highly available gateway for LLM inference.")
-            .color(ColorChoice::Never),
+        clap::Command::new("smg").version(env!("CARGO_PKG_VERSION")).about(ABOUT).color(ColorChoice::Never),
     ))
 }
 

@@ -118,6 +118,7 @@ fn help_and_version_are_no_errors() {
     for (case, args, expected) in [
         ("help", vec!["smg", "--help"], "--mesh-peer-urls"),
         ("help of launch", vec!["smg", "launch", "--help"], "--mesh-peer-urls"),
+        ("what it is", vec!["smg", "--help"], "A highly available gateway for LLM inference."),
         ("version", vec!["smg", "--version"], "smg 0"),
     ] {
         let refusal = parse(args.into_iter().map(OsString::from), &Environment::new()).unwrap_err();

@@ -67,12 +67,16 @@ pub struct MeshSample {
     pub peers: Vec<(NodeName, bool)>,
 }
 
+/// By path, status and error code.
+type ByResponse = Family<(&'static str, u16, &'static str), (BoundCounter<u64>, BoundHistogram<f64>)>;
+
+/// Called at each scrape, once there is one.
 type Source<T> = Arc<ArcSwapOption<Box<dyn Fn() -> T + Send + Sync>>>;
 
 /// Handle to every instrument; recording never blocks and never fails.
 pub struct Metrics {
     http_requests: Family<(u8, &'static str), BoundCounter<u64>>,
-    http_responses: Family<(&'static str, u16, &'static str), (BoundCounter<u64>, BoundHistogram<f64>)>,
+    http_responses: ByResponse,
     http_connections: Arc<AtomicI64>,
     shutdown: Arc<AtomicBool>,
     models: Family<String, Arc<Model>>,
@@ -350,8 +354,6 @@ fn http_requests(meter: &Meter) -> Family<(u8, &'static str), BoundCounter<u64>>
     })
 }
 
-type ByResponse = Family<(&'static str, u16, &'static str), (BoundCounter<u64>, BoundHistogram<f64>)>;
-
 fn http_responses(meter: &Meter) -> ByResponse {
     let counter = counter(meter, &def::HTTP_RESPONSES);
     let duration = histogram(meter, &def::HTTP_DURATION, DURATION_BUCKETS);
@@ -377,8 +379,8 @@ fn models(meter: &Meter) -> Family<String, Arc<Model>> {
         let (counter, label) = (requests.clone(), KeyValue::new("model", model.clone()));
         let requests = Family::new(CLOSED_MAX, move |(endpoint, streaming): &(&'static str, bool)| {
             let streaming = if *streaming { "true" } else { "false" };
-            let labels = [KeyValue::new("endpoint", *endpoint), KeyValue::new("streaming", streaming)];
-            counter.bind(&[&[label.clone()], &labels[..]].concat())
+            let (endpoint, streaming) = (KeyValue::new("endpoint", *endpoint), KeyValue::new("streaming", streaming));
+            counter.bind(&[label.clone(), endpoint, streaming])
         });
         Arc::new(Model { requests, duration: by_endpoint(&duration, model), ttft: by_endpoint(&ttft, model) })
     });

@@ -61,6 +61,10 @@ fn every_metric_is_exposed_under_its_documented_name() {
     let declared: BTreeSet<&str> = ALL.iter().map(|definition| definition.name).collect();
     let exposed: BTreeSet<&str> = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     assert_eq!(exposed, declared, "nothing else is exposed");
+    // For `promtool check metrics` in `.ci/run`.
+    if let Some(path) = std::env::var_os("SMG_EXPOSITION") {
+        std::fs::write(path, text).unwrap();
+    }
 }
 
 fn family_of(line: &str) -> String {
