@@ -1,0 +1,117 @@
+//! What is believed of what is heard: records merge by their order (SWIM §4.2), and a sender's header is first-hand.
+
+use std::{net::SocketAddr, time::Instant};
+
+use super::{
+    Body, Event, Packet, Swim, Via,
+    event::{ChangeReason, MemberChange},
+    member::Member,
+    message::Update,
+};
+use crate::mesh::node::{NodeName, NodeStatus};
+
+impl Swim {
+    /// Takes one update said by `from`.
+    pub(super) fn learn(&mut self, now: Instant, update: &Update, from: &NodeName) {
+        if update.name == self.config.node {
+            return self.on_own_record(now, update);
+        }
+        match self.members.floor(&update.name) {
+            Some(floor) if update.key() < floor => return,
+            Some(floor) if update.key() == floor => return self.merge_accusers(update),
+            // Nobody gets to know of a node by its end, unless others still show it.
+            None if update.status == NodeStatus::Down && update.age >= self.config.forget_down_after => return,
+            None if update.status == NodeStatus::Leaving && update.age >= self.config.forget_left_after => return,
+            _ => {}
+        }
+        let before = self.members.get(&update.name).cloned();
+        let mut member = Member::from_update(update, now);
+        if let Some(before) = &before {
+            member.rtt = before.rtt;
+            member.refuted_at.clone_from(&before.refuted_at);
+        }
+        let first_hand = update.name == *from;
+        let reason = if first_hand { ChangeReason::Direct } else { ChangeReason::Rumour };
+        if !self.replace(now, member, reason) {
+            return;
+        }
+        if update.status == NodeStatus::Alive {
+            self.end_suspicion(now, &update.name);
+        } else {
+            self.suspicions.remove(&update.name);
+        }
+        if update.status == NodeStatus::Suspected {
+            self.start_suspicion(now, &update.name, &update.accusers);
+            self.plan_corroboration(now, &update.name);
+            self.events.push_back(Event::Suspected { name: update.name.clone(), local: false });
+        }
+        if first_hand {
+            self.broadcast(now, &update.name);
+            if before.is_some_and(|before| before.status == NodeStatus::Down) {
+                self.request_lists(now, update.addr);
+            }
+        } else {
+            self.spread(&update.name);
+        }
+    }
+
+    /// Puts a peer's new record in place and reports what changed; `false` when the list is full.
+    pub(super) fn replace(&mut self, now: Instant, member: Member, reason: ChangeReason) -> bool {
+        let before = self.members.get(&member.name);
+        let same = before.is_some_and(|before| {
+            (before.status, before.addr, before.boot_epoch_ms) == (member.status, member.addr, member.boot_epoch_ms)
+        });
+        let change = MemberChange {
+            name: member.name.clone(),
+            from: before.map(|before| before.status),
+            to: member.status,
+            addr: member.addr,
+            epoch_ms: member.boot_epoch_ms,
+            reason,
+        };
+        if !self.members.put(member, now) {
+            return false;
+        }
+        if !same {
+            self.events.push_back(Event::MemberChanged(change));
+        }
+        true
+    }
+
+    /// The header is what the sender says of itself: it lives, in this epoch, with this incarnation.
+    pub(super) fn on_header(&mut self, now: Instant, reply_to: SocketAddr, packet: &Packet) {
+        let Some(member) = self.members.get(&packet.node) else {
+            return self.request_record(now, reply_to);
+        };
+        if packet.epoch_ms > member.boot_epoch_ms {
+            return self.request_record(now, reply_to);
+        }
+        let newer = packet.incarnation > member.incarnation;
+        if packet.epoch_ms == member.boot_epoch_ms && newer && member.status != NodeStatus::Leaving {
+            let mut update = member.to_update(now);
+            update.status = NodeStatus::Alive;
+            update.incarnation = packet.incarnation;
+            return self.learn(now, &update, &packet.node);
+        }
+        // A peer that is held for worse than it is, or an earlier process of its name, is told so. The ack of a ping
+        // carries it anyway.
+        let current = packet.epoch_ms == member.boot_epoch_ms;
+        let misjudged = current && matches!(member.status, NodeStatus::Suspected | NodeStatus::Down) && !newer;
+        let outdated = !current && member.is_live();
+        let is_ping = matches!(packet.body, Body::Ping { .. });
+        if (misjudged && !is_ping) || outdated {
+            let updates = self.update_of(now, &packet.node).into_iter().collect();
+            let packet = self.packet(Body::Gossip { seq: 0 }, updates);
+            self.transmit(reply_to, Via::Datagram, &packet);
+        }
+    }
+
+    /// Forgets members DOWN or LEAVING for their documented time.
+    pub(super) fn forget_gone(&mut self, now: Instant) {
+        let config = &self.config;
+        let (down, left, keep) = (config.forget_down_after, config.forget_left_after, config.remember_forgotten_for);
+        for name in self.members.forget(now, down, left, keep) {
+            self.events.push_back(Event::Forgotten { name });
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Records of nodes, their order, and the list of them.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::{config::MEMBERS_MAX, message::Update, rtt::RttEstimate};
+use crate::mesh::node::{NodeName, NodeStatus};
+
+/// A node as this one knows it.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its name.
+    pub name: NodeName,
+    /// Its status.
+    pub status: NodeStatus,
+    /// Its advertised address.
+    pub addr: SocketAddr,
+    /// The same for people, `host:port`.
+    pub host: String,
+    /// Its zone; empty when unknown.
+    pub zone: String,
+    /// Its membership epoch in unix milliseconds: the start of its process, or more (see `Event::EpochRaised`).
+    pub boot_epoch_ms: u64,
+    /// Its incarnation within the epoch.
+    pub incarnation: u64,
+    /// Since when it has this status, as far as this node knows.
+    pub since: Instant,
+    pub(super) rtt: RttEstimate,
+    /// Refuted suspicions of the last minute, newest last; at most 8 are kept.
+    pub(super) refuted_at: Vec<Instant>,
+}
+
+/// What orders two records of one node: epoch, then incarnation, then status (SWIM §4.2; the epoch is ours).
+pub type Key = (u64, u64, u8);
+
+/// The place of `status` in the order of records.
+#[must_use]
+pub fn rank(status: NodeStatus) -> u8 {
+    match status {
+        NodeStatus::Init | NodeStatus::Alive => 0,
+        NodeStatus::Suspected => 1,
+        NodeStatus::Down => 2,
+        NodeStatus::Leaving => 3,
+    }
+}
+
+impl Member {
+    /// What orders this record among those of the same node.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        (self.boot_epoch_ms, self.incarnation, rank(self.status))
+    }
+
+    /// Whether it takes part: ALIVE or SUSPECTED (or INIT, of this node itself).
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        rank(self.status) < rank(NodeStatus::Down)
+    }
+
+    pub(super) fn from_update(update: &Update, now: Instant) -> Self {
+        Self {
+            name: update.name.clone(),
+            status: update.status,
+            addr: update.addr,
+            host: update.host.clone(),
+            zone: update.zone.clone(),
+            boot_epoch_ms: update.epoch_ms,
+            incarnation: update.incarnation,
+            since: now.checked_sub(update.age).unwrap_or(now),
+            rtt: RttEstimate::default(),
+            refuted_at: Vec::new(),
+        }
+    }
+
+    pub(super) fn to_update(&self, now: Instant) -> Update {
+        Update {
+            name: self.name.clone(),
+            status: if self.status == NodeStatus::Init { NodeStatus::Alive } else { self.status },
+            epoch_ms: self.boot_epoch_ms,
+            incarnation: self.incarnation,
+            addr: self.addr,
+            host: self.host.clone(),
+            zone: self.zone.clone(),
+            age: if self.is_live() { Duration::ZERO } else { now.saturating_duration_since(self.since) },
+            accusers: Vec::new(),
+        }
+    }
+
+    fn hash(&self) -> u64 {
+        let seed = self.boot_epoch_ms.rotate_left(20) ^ self.incarnation;
+        xxh3_64_with_seed(self.name.as_str().as_bytes(), seed)
+    }
+}
+
+impl Update {
+    /// What orders this record among those of the same node.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        (self.epoch_ms, self.incarnation, rank(self.status))
+    }
+}
+
+/// The members, with what is derived from them kept up to date, and the last records of forgotten ones.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    /// This node itself, which is never evicted or forgotten.
+    me: Option<NodeName>,
+    by_name: BTreeMap<NodeName, Member>,
+    /// Names of the live ones, sorted.
+    live: Vec<NodeName>,
+    /// Order-independent hash over the live ones.
+    digest: u64,
+    forgotten: BTreeMap<NodeName, (Key, Instant)>,
+}
+
+impl Members {
+    pub(super) fn of(me: Member, now: Instant) -> Self {
+        let mut members = Self { me: Some(me.name.clone()), ..Self::default() };
+        members.put(me, now);
+        members
+    }
+
+    pub(super) fn get(&self, name: &NodeName) -> Option<&Member> {
+        self.by_name.get(name)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Member> {
+        self.by_name.values()
+    }
+
+    pub(super) fn live(&self) -> &[NodeName] {
+        &self.live
+    }
+
+    pub(super) fn at(&self, addr: SocketAddr) -> Option<&Member> {
+        self.by_name.values().find(|member| member.addr == addr && member.is_live())
+    }
+
+    /// Hash over the live members, never 0.
+    pub(super) fn digest(&self) -> u64 {
+        self.digest | 1
+    }
+
+    /// The key below which nothing is believed of `name`: that of its record, or of the one it was forgotten with.
+    pub(super) fn floor(&self, name: &NodeName) -> Option<Key> {
+        let known = self.by_name.get(name).map(Member::key);
+        known.or_else(|| self.forgotten.get(name).map(|(key, _)| *key))
+    }
+
+    /// Puts a record in place; `false` when the list is full of live members.
+    pub(super) fn put(&mut self, member: Member, now: Instant) -> bool {
+        if !self.by_name.contains_key(&member.name) && self.by_name.len() >= MEMBERS_MAX && !self.make_room(now) {
+            return false;
+        }
+        self.forgotten.remove(&member.name);
+        self.unlist(&member.name);
+        if member.is_live() {
+            self.digest ^= member.hash();
+            if let Err(at) = self.live.binary_search(&member.name) {
+                self.live.insert(at, member.name.clone());
+            }
+        }
+        self.by_name.insert(member.name.clone(), member);
+        true
+    }
+
+    /// Changes what is not part of the order of records.
+    pub(super) fn note(&mut self, name: &NodeName, change: impl FnOnce(&mut Member)) {
+        if let Some(member) = self.by_name.get_mut(name) {
+            change(member);
+        }
+    }
+
+    /// Forgets members DOWN or LEAVING for their time, and records of forgotten ones after theirs.
+    pub(super) fn forget(&mut self, now: Instant, down: Duration, left: Duration, keep: Duration) -> Vec<NodeName> {
+        let over = |member: &Member| {
+            if self.me.as_ref() == Some(&member.name) {
+                return false;
+            }
+            let wait = match member.status {
+                NodeStatus::Down => down,
+                NodeStatus::Leaving => left,
+                NodeStatus::Init | NodeStatus::Alive | NodeStatus::Suspected => return false,
+            };
+            now.saturating_duration_since(member.since) >= wait
+        };
+        let names: Vec<_> = self.by_name.values().filter(|member| over(member)).map(|m| m.name.clone()).collect();
+        for name in &names {
+            self.drop_member(name, now);
+        }
+        self.forgotten.retain(|_, (_, at)| now.saturating_duration_since(*at) < keep);
+        names
+    }
+
+    fn make_room(&mut self, now: Instant) -> bool {
+        let gone = self.by_name.values().filter(|member| !member.is_live() && self.me.as_ref() != Some(&member.name));
+        let Some(oldest) = gone.min_by_key(|member| member.since).map(|member| member.name.clone()) else {
+            return false;
+        };
+        self.drop_member(&oldest, now);
+        true
+    }
+
+    fn drop_member(&mut self, name: &NodeName, now: Instant) {
+        self.unlist(name);
+        let Some(member) = self.by_name.remove(name) else { return };
+        if self.forgotten.len() >= MEMBERS_MAX {
+            let oldest = self.forgotten.iter().min_by_key(|(_, (_, at))| *at).map(|(name, _)| name.clone());
+            oldest.map(|name| self.forgotten.remove(&name));
+        }
+        self.forgotten.insert(name.clone(), (member.key(), now));
+    }
+
+    /// Takes `name` out of the derived values.
+    fn unlist(&mut self, name: &NodeName) {
+        let Some(member) = self.by_name.get(name).filter(|member| member.is_live()) else { return };
+        self.digest ^= member.hash();
+        if let Ok(at) = self.live.binary_search(name) {
+            self.live.remove(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn member(name: &str, status: NodeStatus, epoch: u64, incarnation: u64, now: Instant) -> Member {
+        let update = Update {
+            name: name.parse().unwrap(),
+            status,
+            epoch_ms: epoch,
+            incarnation,
+            addr: "10.0.0.1:1".parse().unwrap(),
+            host: String::new(),
+            zone: String::new(),
+            age: Duration::ZERO,
+            accusers: vec![],
+        };
+        Member::from_update(&update, now)
+    }
+
+    #[test]
+    fn records_are_ordered_by_epoch_then_incarnation_then_status() {
+        use NodeStatus::{Alive, Down, Leaving, Suspected};
+        let now = Instant::now();
+        let key = |status, epoch, incarnation| member("a", status, epoch, incarnation, now).key();
+        for (case, newer, older) in [
+            ("a restart beats everything", key(Alive, 2, 0), key(Down, 1, 9)),
+            ("a refutation beats a verdict", key(Alive, 1, 2), key(Down, 1, 1)),
+            ("a suspicion beats alive", key(Suspected, 1, 1), key(Alive, 1, 1)),
+            ("a verdict beats a suspicion", key(Down, 1, 1), key(Suspected, 1, 1)),
+            ("own leave beats a verdict", key(Leaving, 1, 1), key(Down, 1, 1)),
+        ] {
+            assert!(newer > older, "{case}");
+        }
+    }
+
+    #[test]
+    fn digest_depends_on_the_live_members_and_not_on_the_way_there() {
+        let now = Instant::now();
+        let mut left = Members::default();
+        let mut right = Members::default();
+        for name in ["a", "b", "c"] {
+            left.put(member(name, NodeStatus::Alive, 1, 0, now), now);
+        }
+        for (name, status) in [("c", NodeStatus::Alive), ("d", NodeStatus::Alive), ("b", NodeStatus::Suspected)] {
+            right.put(member(name, status, 1, 0, now), now);
+        }
+        right.put(member("a", NodeStatus::Alive, 1, 0, now), now);
+        assert_ne!(left.digest(), right.digest());
+        right.put(member("d", NodeStatus::Down, 1, 0, now), now);
+        assert_eq!(left.digest(), right.digest());
+        assert_eq!(left.live(), right.live());
+    }
+
+    #[test]
+    fn forgotten_members_leave_their_last_record_as_a_floor() {
+        let start = Instant::now();
+        let minute = Duration::from_secs(60);
+        let mut members = Members::default();
+        members.put(member("a", NodeStatus::Down, 5, 3, start), start);
+        members.put(member("b", NodeStatus::Alive, 5, 3, start), start);
+        assert!(members.forget(start + minute / 2, minute, minute, 3 * minute).is_empty());
+        let forgotten = members.forget(start + minute, minute, minute, 3 * minute);
+        assert_eq!(forgotten, ["a".parse().unwrap()]);
+        assert_eq!(members.floor(&"a".parse().unwrap()), Some((5, 3, 2)));
+        members.forget(start + 5 * minute, minute, minute, 3 * minute);
+        assert_eq!(members.floor(&"a".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_full_list_evicts_the_longest_gone_and_then_refuses() {
+        let now = Instant::now();
+        let mut members = Members::default();
+        members.put(member("gone", NodeStatus::Down, 1, 0, now), now);
+        for i in 1..MEMBERS_MAX {
+            assert!(members.put(member(&format!("n{i}"), NodeStatus::Alive, 1, 0, now), now));
+        }
+        assert!(members.put(member("new", NodeStatus::Alive, 1, 0, now), now));
+        assert!(members.get(&"gone".parse().unwrap()).is_none());
+        assert!(!members.put(member("late", NodeStatus::Alive, 1, 0, now), now));
+        assert_eq!(members.iter().count(), MEMBERS_MAX);
+    }
+}

@@ -1,0 +1,247 @@
+//! Suspicion: corroborated by others, refutable for a time that shrinks with each confirmation (Lifeguard §IV.B),
+//! prolonged for nodes that refuted lately, and verified before the verdict (DESIGN §3.3 to §3.6).
+
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+
+use super::{
+    Event, Swim,
+    config::{FANOUT, FULL_PROBE_NODES_MAX, SwimConfig},
+    event::ChangeReason,
+    message::Update,
+    probe::ProbeKind,
+};
+use crate::mesh::{
+    node::{NodeName, NodeStatus},
+    wire::membership::ACCUSERS_MAX,
+};
+
+/// Confirmations after which the shortest time applies (Lifeguard's K).
+const CONFIRMATIONS_MAX: usize = 3;
+
+/// Shortest time to refute, before the multiplier.
+const TIME_MIN: Duration = Duration::from_secs(1);
+
+/// Longest time to refute, in shortest ones.
+const TIME_MAX_FACTOR: u32 = 6;
+
+/// How long a refuted suspicion is remembered for damping.
+const DAMPING_WINDOW: Duration = Duration::from_secs(60);
+
+/// Doublings by damping at most.
+const DAMPING_DOUBLINGS_MAX: usize = 3;
+
+/// One suspected node.
+#[derive(Debug)]
+pub(super) struct Suspicion {
+    /// Who suspects it, in the order heard; at most [`ACCUSERS_MAX`].
+    pub(super) accusers: Vec<NodeName>,
+    pub(super) started: Instant,
+    /// Shortest and longest time to refute.
+    bounds: (Duration, Duration),
+    /// Confirmations needed for the shortest.
+    wanted: usize,
+    /// Whether this node's own probe failed.
+    mine: bool,
+    verifying: bool,
+    corroborate_at: Option<Instant>,
+}
+
+impl Suspicion {
+    /// The verification met an answer: the time to refute starts again.
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.started = now;
+        self.verifying = false;
+    }
+
+    /// When the time to refute is over. Who has no evidence of its own waits for those that do.
+    fn expiry(&self) -> Instant {
+        let time = refute_time(self.bounds, self.accusers.len().saturating_sub(1), self.wanted);
+        self.started + if self.mine { time } else { time * 3 / 2 + TIME_MIN }
+    }
+}
+
+/// Lifeguard §IV.B: from longest to shortest as the logarithm of the confirmations.
+fn refute_time((min, max): (Duration, Duration), confirmations: usize, wanted: usize) -> Duration {
+    if wanted == 0 || confirmations >= wanted {
+        return min;
+    }
+    let share = ((confirmations + 1) as f64).ln() / ((wanted + 1) as f64).ln();
+    max - (max - min).mul_f64(share)
+}
+
+/// The shortest and the longest time to refute among `live` nodes (DESIGN §3.4), doubled `doublings` times (§3.6).
+pub(super) fn time_bounds(config: &SwimConfig, live: usize, doublings: usize) -> (Duration, Duration) {
+    let mut rounds = 2;
+    let mut reached = 1;
+    while reached < live {
+        reached *= FANOUT + 1;
+        rounds += 1;
+    }
+    let min = TIME_MIN.max(config.gossip_interval * 2 * rounds).mul_f64(config.suspicion_multiplier.clamp(0.1, 100.0));
+    let min = min * (1 << doublings.min(DAMPING_DOUBLINGS_MAX));
+    (min, min * TIME_MAX_FACTOR)
+}
+
+impl Swim {
+    /// This node's own probe of `name` failed.
+    pub(super) fn suspect(&mut self, now: Instant, name: &NodeName) {
+        let Some(mut member) = self.members.get(name).cloned() else { return };
+        let known = member.status == NodeStatus::Suspected;
+        if !known {
+            member.status = NodeStatus::Suspected;
+            member.since = now;
+            self.replace(now, member, ChangeReason::ProbeFailed);
+            self.start_suspicion(now, name, &[]);
+            self.events.push_back(Event::Suspected { name: name.clone(), local: true });
+        }
+        let me = self.config.node.clone();
+        let Some(suspicion) = self.suspicions.get_mut(name) else { return };
+        suspicion.mine = true;
+        suspicion.corroborate_at = None;
+        if !suspicion.accusers.contains(&me) && suspicion.accusers.len() < ACCUSERS_MAX {
+            suspicion.accusers.push(me);
+            self.broadcast(now, name);
+        }
+    }
+
+    /// Starts the clock for a node that has just become SUSPECTED here.
+    pub(super) fn start_suspicion(&mut self, now: Instant, name: &NodeName, accusers: &[NodeName]) {
+        let live = self.members.live().len();
+        let window = |at: &&Instant| now.saturating_duration_since(**at) < DAMPING_WINDOW;
+        let refuted = self.members.get(name).map_or(0, |member| member.refuted_at.iter().filter(window).count());
+        let suspicion = Suspicion {
+            accusers: accusers.iter().take(ACCUSERS_MAX).cloned().collect(),
+            started: now,
+            bounds: time_bounds(&self.config, live, refuted),
+            wanted: CONFIRMATIONS_MAX.min(live.saturating_sub(2)),
+            mine: false,
+            verifying: false,
+            corroborate_at: None,
+        };
+        self.suspicions.insert(name.clone(), suspicion);
+    }
+
+    /// Another node suspects `name`: some of those that hear it look for themselves within T/4 (DESIGN §3.3).
+    pub(super) fn plan_corroboration(&mut self, now: Instant, name: &NodeName) {
+        let others = self.members.live().len().saturating_sub(2);
+        let chosen =
+            others < FULL_PROBE_NODES_MAX || self.rng.random_ratio(6, u32::try_from(others).unwrap_or(u32::MAX));
+        let delay = (self.config.probe_interval / 4).mul_f64(self.rng.random::<f64>());
+        if let Some(suspicion) = self.suspicions.get_mut(name).filter(|_| chosen) {
+            suspicion.corroborate_at = Some(now + delay);
+        }
+    }
+
+    /// Adds accusers heard of; news when there are any not known before and still of use.
+    pub(super) fn merge_accusers(&mut self, update: &Update) {
+        let Some(suspicion) = self.suspicions.get_mut(&update.name) else { return };
+        let before = suspicion.accusers.len();
+        for accuser in &update.accusers {
+            if suspicion.accusers.len() < ACCUSERS_MAX && !suspicion.accusers.contains(accuser) {
+                suspicion.accusers.push(accuser.clone());
+            }
+        }
+        if suspicion.accusers.len() > before && before <= suspicion.wanted {
+            self.spread(&update.name);
+        }
+    }
+
+    /// The suspected node showed that it lives.
+    pub(super) fn end_suspicion(&mut self, now: Instant, name: &NodeName) {
+        if self.suspicions.remove(name).is_some() {
+            self.members.note(name, |member| {
+                member.refuted_at.retain(|at| now.saturating_duration_since(*at) < DAMPING_WINDOW);
+                member.refuted_at.truncate(7);
+                member.refuted_at.push(now);
+            });
+            self.events.push_back(Event::FalseSuspicion { name: name.clone() });
+        }
+    }
+
+    /// Corroborates and verifies what is due.
+    pub(super) fn run_suspicions(&mut self, now: Instant) {
+        let mut looks = Vec::new();
+        let mut expired = Vec::new();
+        for (name, suspicion) in &mut self.suspicions {
+            if suspicion.corroborate_at.take_if(|at| *at <= now).is_some() {
+                looks.push(name.clone());
+            }
+            if !suspicion.verifying && suspicion.expiry() <= now {
+                expired.push(name.clone());
+            }
+        }
+        for name in looks {
+            self.start_probe(now, &name, ProbeKind::Corroborate);
+        }
+        for name in expired {
+            let started = self.start_probe(now, &name, ProbeKind::Verify);
+            if let Some(suspicion) = self.suspicions.get_mut(&name) {
+                suspicion.verifying = started;
+                if !started {
+                    // The table of probes is full: look again after the shortest time.
+                    suspicion.restart(now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn suspicions_timeout(&self) -> Option<Instant> {
+        let due = |suspicion: &Suspicion| {
+            let expiry = (!suspicion.verifying).then(|| suspicion.expiry());
+            expiry.into_iter().chain(suspicion.corroborate_at).min()
+        };
+        self.suspicions.values().filter_map(due).min()
+    }
+
+    /// The last round of probes met silence on every path.
+    pub(super) fn declare_down(&mut self, now: Instant, name: &NodeName) {
+        let Some(mut member) = self.members.get(name).cloned() else { return };
+        self.suspicions.remove(name);
+        member.status = NodeStatus::Down;
+        member.since = now;
+        self.replace(now, member, ChangeReason::Verified);
+        self.broadcast(now, name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn suspicion_time_follows_dissemination() {
+        let config = SwimConfig::new("a".parse().unwrap(), "10.0.0.1:1".parse().unwrap(), 0);
+        let ms = Duration::from_millis;
+        for (live, doublings, min) in [(3, 0, 1000), (5, 0, 1000), (100, 0, 1200), (1000, 0, 1400), (5, 1, 2000)] {
+            let (shortest, longest) = time_bounds(&config, live, doublings);
+            assert_eq!(shortest, ms(min), "n={live} doublings={doublings}");
+            assert_eq!(longest, shortest * 6, "n={live} doublings={doublings}");
+        }
+    }
+
+    #[test]
+    fn damping_doubles_at_most_to_eight_times() {
+        let config = SwimConfig::new("a".parse().unwrap(), "10.0.0.1:1".parse().unwrap(), 0);
+        assert_eq!(time_bounds(&config, 5, 3), time_bounds(&config, 5, 50));
+        assert_eq!(time_bounds(&config, 5, 50).0, Duration::from_secs(8));
+    }
+
+    #[test]
+    fn lifeguard_iv_b_confirmations_shorten_the_time_to_refute() {
+        let bounds = (Duration::from_secs(1), Duration::from_secs(6));
+        for (case, confirmations, wanted, ms) in [
+            ("none", 0, 3, 6000),
+            ("one", 1, 3, 3500),
+            ("two", 2, 3, 2037),
+            ("all", 3, 3, 1000),
+            ("more than all", 9, 3, 1000),
+            ("nobody could confirm", 0, 0, 1000),
+        ] {
+            assert_eq!(refute_time(bounds, confirmations, wanted).as_millis(), ms, "{case}");
+        }
+    }
+}
