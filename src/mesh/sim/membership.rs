@@ -1,1 +1,518 @@
-//! Placeholder.
+//! Whole clusters of [`Swim`] machines in one thread: seeded, in virtual time.
+//!
+//! The machines are the ones that ship. The network loses, duplicates, reorders and delays, has an MTU, one-way cuts and
+//! partitions ([`network`]); nodes crash, restart (with a new epoch, at a new address, with a clock that went back), stall
+//! and run slow. Streams lose nothing: a loss is a delay, a cut is silence. Checkers watch every change
+//! ([`checker`]); [`Faults`] counts what really happened, so that a run that tested nothing shows.
+
+pub mod checker;
+pub mod network;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+use self::{
+    checker::Checker,
+    network::{Faults, Network},
+};
+use crate::mesh::{
+    node::{NodeName, NodeStatus},
+    swim::{Event, Member, Swim, SwimConfig, Via},
+};
+
+/// Unix milliseconds at the start of every run.
+const WALL_AT_START_MS: u64 = 1_700_000_000_000;
+
+/// IPv4 and UDP headers, which count as traffic.
+const HEADER_BYTES: u64 = 28;
+
+/// One process, running or dead.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// Its advertised address.
+    pub addr: SocketAddr,
+    /// The machine; none while dead.
+    pub swim: Option<Swim>,
+    /// Bytes sent, headers included.
+    pub sent_bytes: u64,
+    /// Everything that it reported, in order.
+    pub events: Vec<(Instant, Event)>,
+    seeds: Vec<SocketAddr>,
+    /// Speed of its clock; 1 is right.
+    speed: f64,
+    born: Instant,
+    stalled_until: Option<Instant>,
+    inbox: Vec<Arrival>,
+    wake_at: Option<Instant>,
+    died_at: Option<Instant>,
+    /// Dead, but its kernel answers that nobody listens.
+    refuses: bool,
+}
+
+#[derive(Debug)]
+enum Arrival {
+    Packet { from: SocketAddr, via: Via, payload: Bytes },
+    Hint(SocketAddr),
+}
+
+#[derive(Debug)]
+enum Step {
+    Deliver(SocketAddr, Arrival),
+    Wake(usize),
+}
+
+/// A cluster in virtual time.
+#[derive(Debug)]
+pub struct Cluster {
+    /// What the network does.
+    pub network: Network,
+    /// What the checkers saw.
+    pub checker: Checker,
+    /// All processes by index, dead ones included.
+    pub nodes: Vec<Node>,
+    seed: u64,
+    start: Instant,
+    now: Instant,
+    rng: Pcg64Mcg,
+    queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    steps: BTreeMap<u64, Step>,
+    by_addr: BTreeMap<SocketAddr, usize>,
+    next_step: u64,
+    next_addr: u32,
+    configure: fn(&mut SwimConfig),
+}
+
+impl Cluster {
+    /// An empty cluster.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        // The one instant of a run; its value never shows, because only differences are used.
+        let start = epoch();
+        Self {
+            network: Network::default(),
+            checker: Checker::default(),
+            nodes: Vec::new(),
+            seed,
+            start,
+            now: start,
+            rng: Pcg64Mcg::seed_from_u64(seed),
+            queue: BinaryHeap::new(),
+            steps: BTreeMap::new(),
+            by_addr: BTreeMap::new(),
+            next_step: 0,
+            next_addr: 0,
+            configure: |_| {},
+        }
+    }
+
+    /// A cluster of `count` nodes that has converged; the first is everybody's seed.
+    ///
+    /// # Panics
+    /// When it does not converge in 60 s.
+    #[must_use]
+    pub fn converged(seed: u64, count: usize) -> Self {
+        let mut cluster = Self::new(seed);
+        for _ in 0..count {
+            let seeds = cluster.nodes.first().map(|node| node.addr).into_iter().collect();
+            cluster.add(seeds);
+        }
+        cluster.run_until(Duration::from_secs(60), Cluster::is_converged).expect("a healthy network converges");
+        cluster
+    }
+
+    /// Changes the settings of nodes that start from now on.
+    pub fn configure(&mut self, change: fn(&mut SwimConfig)) {
+        self.configure = change;
+    }
+
+    /// Virtual time since the start.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.now - self.start
+    }
+
+    /// The virtual instant.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// A random number below `bound`, for scripts.
+    pub fn random(&mut self, bound: u64) -> u64 {
+        self.rng.random_range(0..bound.max(1))
+    }
+
+    /// An address that no node has.
+    pub fn fresh_addr(&mut self) -> SocketAddr {
+        self.next_addr += 1;
+        let [_, high, mid, low] = self.next_addr.to_be_bytes();
+        SocketAddr::from(([10, high, mid, low], 39527))
+    }
+
+    /// Starts a new node `node<index>`; its index.
+    pub fn add(&mut self, seeds: Vec<SocketAddr>) -> usize {
+        let name = format!("node{}", self.nodes.len());
+        self.add_named(&name, seeds)
+    }
+
+    /// Starts a new node named `name`, which may be taken; its index.
+    ///
+    /// # Panics
+    /// When `name` is no node name.
+    pub fn add_named(&mut self, name: &str, seeds: Vec<SocketAddr>) -> usize {
+        let addr = self.fresh_addr();
+        let index = self.nodes.len();
+        self.nodes.push(Node {
+            name: name.parse().expect("scripts use plain names"),
+            addr,
+            swim: None,
+            sent_bytes: 0,
+            events: Vec::new(),
+            seeds,
+            speed: 1.0,
+            born: self.now,
+            stalled_until: None,
+            inbox: Vec::new(),
+            wake_at: None,
+            died_at: None,
+            refuses: false,
+        });
+        self.start_node(index, self.wall_ms());
+        index
+    }
+
+    /// The names of the node's seeds resolve to `seeds` from now on.
+    pub fn reseed(&mut self, index: usize, seeds: &[SocketAddr]) {
+        let local = self.local_now(index);
+        self.nodes[index].seeds = seeds.to_vec();
+        if let Some(swim) = &mut self.nodes[index].swim {
+            swim.handle_seeds(local, seeds);
+        }
+        self.drain(index);
+    }
+
+    /// The node starts afresh at `addr`.
+    pub fn move_to(&mut self, index: usize, addr: SocketAddr) {
+        self.restart(index, Some(addr), Duration::ZERO);
+    }
+
+    /// Who sees whom how, for messages of failed assertions.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let views = self.nodes.iter().filter_map(|node| {
+            let swim = node.swim.as_ref()?;
+            let view =
+                |m: &Member| format!("{} {} {}.{} at {}", m.name, m.status, m.boot_epoch_ms, m.incarnation, m.addr);
+            let members: Vec<_> = swim.members().map(view).collect();
+            Some(format!("{} at {}: {}", node.name, node.addr, members.join("; ")))
+        });
+        views.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The host dies: silence.
+    pub fn crash(&mut self, index: usize) {
+        let now = self.now;
+        self.network.faults.crashes += 1;
+        let node = &mut self.nodes[index];
+        node.swim = None;
+        node.inbox.clear();
+        node.stalled_until = None;
+        node.died_at = Some(now);
+        node.refuses = false;
+    }
+
+    /// The process is killed and its kernel answers that nobody listens.
+    pub fn kill(&mut self, index: usize) {
+        self.crash(index);
+        self.nodes[index].refuses = true;
+    }
+
+    /// The process starts again under its name: at `addr` or where it was, with a clock `clock_back` behind.
+    pub fn restart(&mut self, index: usize, addr: Option<SocketAddr>, clock_back: Duration) {
+        self.network.faults.restarts += 1;
+        if let Some(addr) = addr {
+            self.by_addr.remove(&self.nodes[index].addr);
+            self.nodes[index].addr = addr;
+        }
+        let back_ms = u64::try_from(clock_back.as_millis()).unwrap_or(u64::MAX);
+        self.start_node(index, self.wall_ms().saturating_sub(back_ms));
+    }
+
+    /// The process does not run for `time`; what arrives waits.
+    pub fn stall(&mut self, index: usize, time: Duration) {
+        self.network.faults.stalls += 1;
+        let until = self.now + time;
+        self.nodes[index].stalled_until = Some(until);
+        self.push(until, Step::Wake(index));
+    }
+
+    /// The node's clock runs at `speed` of the right one from its next start on.
+    pub fn set_speed(&mut self, index: usize, speed: f64) {
+        self.nodes[index].speed = speed;
+    }
+
+    /// The node leaves gracefully; it runs on until it is crashed.
+    pub fn leave(&mut self, index: usize) {
+        let local = self.local_now(index);
+        if let Some(swim) = &mut self.nodes[index].swim {
+            swim.leave(local);
+        }
+        self.drain(index);
+    }
+
+    /// Cuts every path between the two groups.
+    pub fn partition(&mut self, left: &[usize], right: &[usize]) {
+        for &a in left {
+            for &b in right {
+                let (a, b) = (self.nodes[a].addr, self.nodes[b].addr);
+                self.network.cut(a, b);
+                self.network.cut(b, a);
+            }
+        }
+    }
+
+    /// Hands bytes to a node as if they came from `from`.
+    pub fn inject(&mut self, index: usize, from: SocketAddr, payload: Bytes) {
+        self.arrive(index, Arrival::Packet { from, via: Via::Datagram, payload });
+    }
+
+    /// Runs for `time`.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(&Reverse((at, id))) = self.queue.peek()
+            && at <= end
+        {
+            self.queue.pop();
+            self.now = at;
+            match self.steps.remove(&id) {
+                Some(Step::Deliver(to, arrival)) => self.deliver(to, arrival),
+                Some(Step::Wake(index)) => self.wake(index),
+                None => {}
+            }
+        }
+        self.now = end;
+    }
+
+    /// Runs in steps of 10 ms until `done`, at most `limit`; the time it took.
+    pub fn run_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
+        let begin = self.now;
+        while self.now - begin <= limit {
+            if done(self) {
+                return Some(self.now - begin);
+            }
+            self.run_for(Duration::from_millis(10));
+        }
+        None
+    }
+
+    /// The status of node `of` as node `by` sees it.
+    #[must_use]
+    pub fn status(&self, by: usize, of: usize) -> Option<NodeStatus> {
+        self.nodes[by].swim.as_ref()?.member(&self.nodes[of].name).map(|member| member.status)
+    }
+
+    /// Indices of the running nodes.
+    pub fn running(&self) -> impl Iterator<Item = usize> {
+        (0..self.nodes.len()).filter(|index| self.nodes[*index].swim.is_some())
+    }
+
+    /// Whether every running node sees every running node ALIVE with its present epoch and address, and nobody else live.
+    #[must_use]
+    pub fn is_converged(&self) -> bool {
+        let running: Vec<_> = self.running().collect();
+        running.iter().all(|by| {
+            let Some(swim) = &self.nodes[*by].swim else { return true };
+            let live = swim.members().filter(|member| member.is_live()).count();
+            live == running.len()
+                && running.iter().all(|of| {
+                    let (node, member) = (&self.nodes[*of], swim.member(&self.nodes[*of].name));
+                    let epoch = node.swim.as_ref().map(Swim::epoch_ms);
+                    member.is_some_and(|member| {
+                        member.status == NodeStatus::Alive
+                            && member.addr == node.addr
+                            && Some(member.boot_epoch_ms) == epoch
+                    })
+                })
+        })
+    }
+
+    /// Whether every running node sees node `index` as `status`.
+    #[must_use]
+    pub fn all_see(&self, index: usize, status: NodeStatus) -> bool {
+        self.running().filter(|by| *by != index).all(|by| self.status(by, index) == Some(status))
+    }
+
+    /// What really happened so far.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.network.faults
+    }
+
+    fn wall_ms(&self) -> u64 {
+        WALL_AT_START_MS + u64::try_from(self.elapsed().as_millis()).unwrap_or(0)
+    }
+
+    fn start_node(&mut self, index: usize, boot_ms: u64) {
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        let mut config = SwimConfig::new(node.name.clone(), node.addr, boot_ms);
+        config.has_seeds = !node.seeds.is_empty();
+        (self.configure)(&mut config);
+        let mut swim = Swim::new(config, now, self.seed ^ (index as u64) << 32 ^ boot_ms);
+        swim.handle_seeds(now, &node.seeds);
+        node.swim = Some(swim);
+        node.born = now;
+        node.died_at = None;
+        node.wake_at = None;
+        self.by_addr.insert(node.addr, index);
+        self.drain(index);
+    }
+
+    /// The instant that the node's own clock shows.
+    fn local_now(&self, index: usize) -> Instant {
+        let node = &self.nodes[index];
+        node.born + (self.now - node.born).mul_f64(node.speed)
+    }
+
+    fn push(&mut self, at: Instant, step: Step) {
+        self.next_step += 1;
+        self.queue.push(Reverse((at, self.next_step)));
+        self.steps.insert(self.next_step, step);
+    }
+
+    fn deliver(&mut self, to: SocketAddr, arrival: Arrival) {
+        let Some(index) = self.by_addr.get(&to).copied() else { return };
+        let node = &mut self.nodes[index];
+        if node.swim.is_none() {
+            if let (true, Arrival::Packet { from, .. }) = (node.refuses, arrival) {
+                let at = self.now + self.network.latency(&mut self.rng);
+                self.network.faults.refusals += 1;
+                self.push(at, Step::Deliver(from, Arrival::Hint(to)));
+            }
+        } else if node.stalled_until.is_some_and(|until| until > self.now) {
+            node.inbox.push(arrival);
+        } else {
+            self.arrive(index, arrival);
+        }
+    }
+
+    fn arrive(&mut self, index: usize, arrival: Arrival) {
+        let local = self.local_now(index);
+        let Some(swim) = &mut self.nodes[index].swim else { return };
+        match arrival {
+            Arrival::Packet { from, via, payload } => {
+                if swim.handle_datagram(local, from, via, &payload).is_err() {
+                    self.network.faults.refused += 1;
+                }
+            }
+            Arrival::Hint(addr) => swim.handle_hint(local, addr),
+        }
+        self.drain(index);
+    }
+
+    fn wake(&mut self, index: usize) {
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        if node.stalled_until.is_some_and(|until| until > now) {
+            return;
+        }
+        // A process that wakes reads its sockets before it looks at its timers.
+        if node.stalled_until.take().is_some() {
+            for arrival in std::mem::take(&mut node.inbox) {
+                self.arrive(index, arrival);
+            }
+        }
+        let local = self.local_now(index);
+        let node = &mut self.nodes[index];
+        node.wake_at = node.wake_at.filter(|at| *at > now);
+        let Some(swim) = &mut node.swim else { return };
+        if swim.poll_timeout().is_some_and(|due| due <= local) {
+            swim.handle_timeout(local);
+        }
+        self.drain(index);
+    }
+
+    /// Empties the machine after an input and sets its alarm.
+    fn drain(&mut self, index: usize) {
+        let now = self.now;
+        let mut sends = Vec::new();
+        let node = &mut self.nodes[index];
+        let Some(swim) = &mut node.swim else { return };
+        while let Some(transmit) = swim.poll_transmit() {
+            node.sent_bytes += transmit.payload.len() as u64 + HEADER_BYTES;
+            sends.push(transmit);
+        }
+        let from = node.events.len();
+        while let Some(event) = swim.poll_event() {
+            node.events.push((now, event));
+        }
+        let (due, born, speed, addr) = (swim.poll_timeout(), node.born, node.speed, node.addr);
+        for transmit in sends {
+            let plan = self.network.plan(&mut self.rng, addr, transmit.to, transmit.via, transmit.payload.len());
+            for delay in plan {
+                let arrival = Arrival::Packet { from: addr, via: transmit.via, payload: transmit.payload.clone() };
+                self.push(now + delay, Step::Deliver(transmit.to, arrival));
+            }
+        }
+        for at in from..self.nodes[index].events.len() {
+            let event = self.nodes[index].events[at].1.clone();
+            checker::watch(self, index, &event);
+        }
+        if let Some(due) = due {
+            let local = due.saturating_duration_since(born).div_f64(speed);
+            // Rounding must not wake a slow clock just before its time, again and again.
+            let at = (born + local + Duration::from_nanos(u64::from(speed != 1.0) * 1000)).max(now);
+            let node = &mut self.nodes[index];
+            if node.wake_at.is_none_or(|wake| at < wake || wake <= now) {
+                node.wake_at = Some(at);
+                self.push(at, Step::Wake(index));
+            }
+        }
+    }
+}
+
+/// Runs `script` with seeds 1 to `seeds`, or with that of `SMG_SIM_SEED` alone; a failure prints how to repeat it.
+///
+/// # Panics
+/// When the script does, or when a checker found a record that went back or a dead node that came back.
+pub fn check(seeds: u64, script: impl Fn(&mut Cluster)) {
+    let chosen = std::env::var("SMG_SIM_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
+    for seed in chosen.map_or(1..=seeds, |seed| seed..=seed) {
+        let repeat = Repeat(seed);
+        let mut cluster = Cluster::new(seed);
+        script(&mut cluster);
+        assert_eq!(cluster.checker.violations, Vec::<String>::new(), "seed {seed}");
+        drop(repeat);
+    }
+}
+
+/// Prints how to repeat a run when it is dropped by a panic.
+struct Repeat(u64);
+
+impl Drop for Repeat {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let thread = std::thread::current();
+            #[allow(clippy::print_stderr, reason = "this is how a failing test says what to run")]
+            {
+                eprintln!("SMG_SIM_SEED={} cargo test {}", self.0, thread.name().unwrap_or_default());
+            }
+        }
+    }
+}
+
+fn epoch() -> Instant {
+    Instant::now()
+}

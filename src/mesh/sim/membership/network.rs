@@ -1,0 +1,129 @@
+//! The simulated network: what happens to a packet between two addresses.
+
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+
+use rand::{Rng, RngExt};
+
+use crate::mesh::swim::Via;
+
+/// What the network does to packets.
+#[derive(Debug)]
+pub struct Network {
+    /// Share of datagrams lost, 0 to 1; a stream is delayed by 200 ms instead.
+    pub loss: f64,
+    /// Share of datagrams that arrive twice, 0 to 1.
+    pub duplication: f64,
+    /// Share of datagrams that are held back by up to 200 ms, past later ones; 0 to 1.
+    pub reordering: f64,
+    /// Least one-way delay.
+    pub latency: Duration,
+    /// Greatest addition to it.
+    pub jitter: Duration,
+    /// Larger datagrams vanish. Bytes of payload.
+    pub mtu: usize,
+    /// What really happened.
+    pub faults: Faults,
+    cuts: BTreeSet<(SocketAddr, SocketAddr)>,
+}
+
+/// Counters of what really happened, so that a test that tested nothing fails.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Faults {
+    /// Datagrams lost.
+    pub lost: u64,
+    /// Datagrams doubled.
+    pub duplicated: u64,
+    /// Datagrams held back.
+    pub reordered: u64,
+    /// Packets stopped by a cut.
+    pub cut: u64,
+    /// Datagrams above the MTU.
+    pub too_large: u64,
+    /// Packets that a node refused.
+    pub refused: u64,
+    /// Answers that nobody listens.
+    pub refusals: u64,
+    /// Nodes that died.
+    pub crashes: u64,
+    /// Nodes that came back.
+    pub restarts: u64,
+    /// Nodes that stalled.
+    pub stalls: u64,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            loss: 0.0,
+            duplication: 0.0,
+            reordering: 0.0,
+            latency: Duration::from_micros(200),
+            jitter: Duration::from_micros(300),
+            mtu: 1472,
+            faults: Faults::default(),
+            cuts: BTreeSet::new(),
+        }
+    }
+}
+
+impl Network {
+    /// Nothing passes from `from` to `to` any more.
+    pub fn cut(&mut self, from: SocketAddr, to: SocketAddr) {
+        self.cuts.insert((from, to));
+    }
+
+    /// All cuts are mended.
+    pub fn heal(&mut self) {
+        self.cuts.clear();
+    }
+
+    /// Whether anything is cut.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        !self.cuts.is_empty()
+    }
+
+    /// One delay.
+    pub(super) fn latency(&self, rng: &mut impl Rng) -> Duration {
+        self.latency + self.jitter.mul_f64(rng.random::<f64>())
+    }
+
+    /// The delays after which copies of a packet arrive.
+    pub(super) fn plan(
+        &mut self,
+        rng: &mut impl Rng,
+        from: SocketAddr,
+        to: SocketAddr,
+        via: Via,
+        bytes: usize,
+    ) -> Vec<Duration> {
+        // A stream needs both directions, for its acks.
+        if self.cuts.contains(&(from, to)) || (via == Via::Stream && self.cuts.contains(&(to, from))) {
+            self.faults.cut += 1;
+            return Vec::new();
+        }
+        let delay = self.latency(rng);
+        if via == Via::Stream {
+            let resent = (0..10).take_while(|_| rng.random_bool(self.loss)).count();
+            return vec![delay + Duration::from_millis(200) * u32::try_from(resent).unwrap_or(0)];
+        }
+        if bytes > self.mtu {
+            self.faults.too_large += 1;
+            return Vec::new();
+        }
+        if rng.random_bool(self.loss) {
+            self.faults.lost += 1;
+            return Vec::new();
+        }
+        let mut delays = vec![delay];
+        if rng.random_bool(self.reordering) {
+            self.faults.reordered += 1;
+            delays[0] += Duration::from_millis(200).mul_f64(rng.random::<f64>());
+        }
+        if rng.random_bool(self.duplication) {
+            self.faults.duplicated += 1;
+            delays.push(self.latency(rng) * 3);
+        }
+        delays
+    }
+}
