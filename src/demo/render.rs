@@ -96,7 +96,7 @@ mod tests {
         let line = line_of(Duration::from_millis(1900), &counts, ["node1", "node2"].into_iter());
         assert_eq!(line, "    1 s       7 requests | node1 4 node2 3 | worker1 7 | failovers 2 errors 0 | p50 2 ms");
         let idle = line_of(Duration::ZERO, &Counts::default(), [].into_iter());
-        assert_eq!(idle, "    0 s       0 requests | | failovers 0 errors 0");
+        assert_eq!(idle, "    0 s       0 requests | | | failovers 0 errors 0");
     }
 
     #[test]
