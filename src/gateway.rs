@@ -5,3 +5,39 @@ pub mod worker;
 pub mod view;
 
 pub mod policy;
+
+pub mod plane;
+
+pub mod error;
+
+pub mod scan;
+
+pub mod headers;
+
+pub mod routes;
+
+pub mod cors;
+
+pub mod budget;
+
+pub mod backoff;
+
+pub mod body;
+
+mod core;
+
+mod listener;
+
+mod connection;
+
+mod service;
+
+mod public;
+
+mod proxy;
+
+mod pool;
+
+mod relay;
+
+mod finish;

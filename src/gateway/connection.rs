@@ -1,0 +1,280 @@
+//! One client connection: protocol sniffing, the watch over slow heads and idle peers, and its end.
+
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use hyper::{
+    rt::{Executor, Read, ReadBufCursor, Write},
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::gateway::{
+    core::{Core, Phase},
+    service,
+};
+
+/// A request head must be complete this long after its first byte, a first one after the connection was accepted.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection without a request is closed after this: longer than load balancers keep theirs.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Largest request head in bytes; beyond it the answer is 431.
+pub(crate) const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Streams that one HTTP/2 connection may have open.
+const H2_STREAMS_MAX: u32 = 256;
+
+/// Streams of one HTTP/2 connection that may be reset before they were accepted (rapid reset, CVE-2023-44487).
+const H2_PENDING_RESETS_MAX: usize = 20;
+
+/// Most bytes that one HTTP/2 stream buffers towards the client.
+const H2_SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
+
+/// What a client that speaks HTTP/2 sends first (RFC 9113 §3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the core and the requests of a connection know of it.
+pub(crate) struct Connection {
+    /// The client's address.
+    pub(crate) peer: SocketAddr,
+    /// Requests being served.
+    busy: Cell<u32>,
+    /// Part of a head was read, or none ever came: the head timeout runs from `since`, else the idle timeout.
+    awaits_head: Cell<bool>,
+    since: Cell<Instant>,
+    is_h2: Cell<bool>,
+    is_given_up: Cell<bool>,
+    /// The last write found the socket's buffer full.
+    is_blocked: Cell<bool>,
+    /// A body that waits until what it wrote has left.
+    flushing: RefCell<Option<Waker>>,
+    has_yielded: Cell<bool>,
+    /// Wakes the task of the connection.
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Connection {
+    pub(crate) fn new(peer: SocketAddr, now: Instant) -> Self {
+        Self {
+            peer,
+            busy: Cell::new(0),
+            awaits_head: Cell::new(true),
+            since: Cell::new(now),
+            is_h2: Cell::new(false),
+            is_given_up: Cell::new(false),
+            is_blocked: Cell::new(false),
+            flushing: RefCell::default(),
+            has_yielded: Cell::new(false),
+            waker: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn request_began(&self) {
+        self.busy.set(self.busy.get() + 1);
+        self.awaits_head.set(false);
+    }
+
+    pub(crate) fn request_ended(&self, now: Instant) {
+        self.busy.set(self.busy.get() - 1);
+        self.since.set(now);
+    }
+
+    /// Lets the connection's task look at the core's phase, and at whether it was given up.
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Gives the connection up when its client let a timeout pass. Called about once a second.
+    pub(crate) fn check(&self, now: Instant) {
+        let timeout = if self.awaits_head.get() { HEAD_TIMEOUT } else { IDLE_TIMEOUT };
+        if self.busy.get() == 0 && now.saturating_duration_since(self.since.get()) >= timeout {
+            self.is_given_up.set(true);
+            self.wake();
+        }
+    }
+
+    /// Ready once the connection had a chance to write what it holds: a turn of its task, with room in the socket.
+    pub(crate) fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.has_yielded.replace(true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.is_blocked.get() {
+            self.flushing.replace(Some(cx.waker().clone()));
+            return Poll::Pending;
+        }
+        self.has_yielded.set(false);
+        Poll::Ready(())
+    }
+
+    fn on_read(&self) {
+        if self.busy.get() == 0 && !self.awaits_head.get() && !self.is_h2.get() {
+            self.awaits_head.set(true);
+            self.since.set(Instant::now());
+        }
+    }
+
+    fn on_write(&self, is_blocked: bool) {
+        self.is_blocked.set(is_blocked);
+        if !is_blocked && let Some(waker) = self.flushing.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Serves a connection to its end. Errors end it and nothing else.
+pub(crate) async fn run(core: Rc<Core>, connection: Rc<Connection>, stream: TcpStream) {
+    let mut serving = pin!(serve(core, connection.clone(), stream));
+    std::future::poll_fn(|cx| {
+        if connection.waker.borrow().is_none() {
+            connection.waker.replace(Some(cx.waker().clone()));
+        }
+        if connection.is_given_up.get() { Poll::Ready(()) } else { serving.as_mut().poll(cx) }
+    })
+    .await;
+}
+
+async fn serve(core: Rc<Core>, connection: Rc<Connection>, stream: TcpStream) {
+    let Ok((prefix, len)) = sniff(&stream).await else { return };
+    let is_h2 = prefix == *PREFACE && len == PREFACE.len();
+    let io = Io { prefix, at: 0, len, stream: TokioIo::new(stream), connection: connection.clone() };
+    let service = {
+        let (core, connection) = (core.clone(), connection.clone());
+        service_fn(move |request| {
+            let served = service::serve(core.clone(), connection.clone(), request);
+            async move { Ok::<_, Infallible>(served.await) }
+        })
+    };
+    let ended = if is_h2 {
+        connection.is_h2.set(true);
+        connection.awaits_head.set(false);
+        let mut builder = http2::Builder::new(LocalExecutor);
+        builder
+            .max_concurrent_streams(H2_STREAMS_MAX)
+            .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
+            .max_send_buf_size(H2_SEND_BUFFER_BYTES_MAX)
+            .max_header_list_size(HEAD_BYTES_MAX as u32);
+        let mut serving = pin!(builder.serve_connection(io, service));
+        let mut is_closing = false;
+        std::future::poll_fn(|cx| {
+            if !is_closing && core.phase() >= Phase::Settling {
+                is_closing = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            serving.as_mut().poll(cx)
+        })
+        .await
+    } else {
+        let mut builder = http1::Builder::new();
+        // Slow heads and idle clients are watched by the core, once a second for all connections.
+        builder.header_read_timeout(None).max_header_size(HEAD_BYTES_MAX);
+        let mut serving = pin!(builder.serve_connection(io, service));
+        let mut is_closing = false;
+        std::future::poll_fn(|cx| {
+            if !is_closing && core.phase() >= Phase::Closing {
+                is_closing = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            serving.as_mut().poll(cx)
+        })
+        .await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(peer = %connection.peer, %error, "connection ended");
+    }
+}
+
+/// Reads until it is clear whether the client speaks HTTP/2; what was read is returned.
+async fn sniff(stream: &TcpStream) -> io::Result<([u8; 24], usize)> {
+    let mut prefix = [0; 24];
+    let mut len = 0;
+    while len < prefix.len() && prefix[..len] == PREFACE[..len] {
+        stream.readable().await?;
+        match stream.try_read(&mut prefix[len..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => len += read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((prefix, len))
+}
+
+/// The client's socket, with the sniffed bytes put back in front.
+struct Io {
+    prefix: [u8; 24],
+    at: usize,
+    len: usize,
+    stream: TokioIo<TcpStream>,
+    connection: Rc<Connection>,
+}
+
+impl Read for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if self.at < self.len {
+            let end = self.len.min(self.at + buf.remaining());
+            buf.put_slice(&self.prefix[self.at..end]);
+            self.at = end;
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.connection.on_read();
+        }
+        polled
+    }
+}
+
+impl Write for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.connection.on_write(polled.is_pending());
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.connection.on_write(polled.is_pending());
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Runs HTTP/2 streams as tasks of this core.
+#[derive(Clone, Copy, Debug)]
+struct LocalExecutor;
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}

@@ -1,0 +1,187 @@
+//! What the requests of one core share: never locked, never seen by another core.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use rand_pcg::Pcg64Mcg;
+
+use crate::{
+    config::Config,
+    gateway::{budget::RetryBudget, connection::Connection, pool::Pool, view::RoutingView},
+    telemetry::metrics::Metrics,
+};
+
+/// How far the data plane is on its way out, in order.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Phase {
+    /// In normal operation.
+    Serving,
+    /// Serves everything; probes say no, and answers ask clients to reconnect elsewhere.
+    Settling,
+    /// New requests get 503; those in flight run on.
+    Refusing,
+    /// Listeners are closed, connections close as they fall idle.
+    Closing,
+    /// The runtime ends now, with everything on it.
+    Stopped,
+}
+
+/// What all cores share: read only, but for the templates of control routes, which leave the hot path alone.
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    pub(crate) view: Arc<ArcSwap<RoutingView>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) control: axum::Router,
+    /// Route templates of the control router that were hit: at most as many as it has routes.
+    templates: Mutex<HashMap<Box<str>, &'static str>>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        view: Arc<ArcSwap<RoutingView>>,
+        metrics: Arc<Metrics>,
+        control: axum::Router,
+    ) -> Self {
+        Self { config, view, metrics, control, templates: Mutex::default() }
+    }
+
+    /// The template as a metric label.
+    pub(crate) fn intern(&self, template: &str) -> &'static str {
+        let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = templates.get(template) {
+            return known;
+        }
+        let label: &'static str = Box::leak(template.into());
+        templates.insert(template.into(), label);
+        label
+    }
+}
+
+/// What the plane sees of a core. Each core writes its own alone.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Gauge {
+    /// Open client connections.
+    pub(crate) connections: AtomicUsize,
+    /// Requests in flight, response bodies included.
+    pub(crate) in_flight: AtomicUsize,
+    /// Milliseconds from the start of the plane to the last accepted connection, plus one; 0 before the first.
+    pub(crate) accepted_ms: AtomicU64,
+}
+
+/// One core.
+pub(crate) struct Core {
+    shared: Arc<Shared>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) pool: Pool,
+    pub(crate) rng: RefCell<Pcg64Mcg>,
+    budget: RefCell<RetryBudget>,
+    phase: Cell<Phase>,
+    epoch: Instant,
+    gauge: Arc<Gauge>,
+    connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
+    next_connection: Cell<u64>,
+}
+
+impl Core {
+    pub(crate) fn new(shared: Arc<Shared>, gauge: Arc<Gauge>, epoch: Instant, rng: Pcg64Mcg) -> Self {
+        let config = shared.config.clone();
+        Self {
+            metrics: shared.metrics.clone(),
+            shared,
+            pool: Pool::new(config.requests.upstream_idle_timeout),
+            rng: RefCell::new(rng),
+            budget: RefCell::new(RetryBudget::new(config.retry.budget_percent)),
+            phase: Cell::new(Phase::Serving),
+            epoch,
+            gauge,
+            connections: RefCell::default(),
+            next_connection: Cell::new(0),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.connections.borrow().values().for_each(|connection| connection.wake());
+    }
+
+    pub(crate) fn request_began(&self) {
+        let in_flight = &self.gauge.in_flight;
+        in_flight.store(in_flight.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn request_ended(&self) {
+        let in_flight = &self.gauge.in_flight;
+        in_flight.store(in_flight.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
+
+    /// Counts a request towards the retry budget.
+    pub(crate) fn earn_retries(&self, now: Instant) {
+        self.budget.borrow_mut().on_request(self.second(now));
+    }
+
+    /// Takes a retry from the budget.
+    pub(crate) fn try_retry(&self, now: Instant) -> bool {
+        self.budget.borrow_mut().try_retry(self.second(now))
+    }
+
+    fn second(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_secs()
+    }
+
+    /// Registers an accepted connection; dropping the guard takes it off.
+    pub(crate) fn open(self: &Rc<Self>, connection: Rc<Connection>, now: Instant) -> Open {
+        let id = self.next_connection.get();
+        self.next_connection.set(id + 1);
+        let mut connections = self.connections.borrow_mut();
+        connections.insert(id, connection);
+        self.gauge.connections.store(connections.len(), Ordering::Relaxed);
+        let ms = now.saturating_duration_since(self.epoch).as_millis() as u64;
+        self.gauge.accepted_ms.store(ms + 1, Ordering::Relaxed);
+        self.metrics.http_connection_opened();
+        Open { core: self.clone(), id }
+    }
+
+    /// The work of every second: clients that are too slow or gone, connections to workers that idle.
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.connections.borrow().values().for_each(|connection| connection.check(now));
+        self.pool.sweep(now);
+    }
+}
+
+/// A registered connection.
+pub(crate) struct Open {
+    core: Rc<Core>,
+    id: u64,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut connections = self.core.connections.borrow_mut();
+        connections.remove(&self.id);
+        self.core.gauge.connections.store(connections.len(), Ordering::Relaxed);
+        self.core.metrics.http_connection_closed();
+    }
+}

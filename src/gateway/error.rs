@@ -1,0 +1,244 @@
+//! Every error that the gateway itself answers with, and how it looks to a client.
+//!
+//! The body is OpenAI's: `{"error":{"type","code","message","param":null}}`. The code is also in `X-SMG-Error-Code`.
+//! No message names a worker's address.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+
+use crate::gateway::{body::Body, scan::ScanError};
+
+/// The error code of a response, for clients that do not parse bodies.
+pub const ERROR_CODE_HEADER: HeaderName = HeaderName::from_static("x-smg-error-code");
+
+/// `false`: repeating the request gives the same answer. Official clients honour it.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// Longest model name that an error message repeats, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+
+/// Why the gateway refused or failed a request. In no case did the client get any byte of a worker's response.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GatewayError {
+    /// The body is no JSON object as the routes need it; no worker saw it.
+    #[error("{0}")]
+    InvalidJson(#[from] ScanError),
+    /// The client's body broke off or its framing is wrong; no worker saw it.
+    #[error("the request body is incomplete or malformed")]
+    BodyBroken,
+    /// The client's body did not come within the request timeout; no worker saw it.
+    #[error("the request body did not arrive in time")]
+    BodyTimeout,
+    /// The route takes plain JSON alone.
+    #[error("the request must have a Content-Type of application/json and no Content-Encoding")]
+    ContentType,
+    /// The body exceeds `--max-payload-size`.
+    #[error("the request body exceeds {bytes_max} bytes")]
+    PayloadTooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The key is missing or wrong.
+    #[error("missing or invalid API key")]
+    ApiKey,
+    /// No such route.
+    #[error("there is no such route")]
+    RouteNotFound,
+    /// The route exists for other methods.
+    #[error("the method is not allowed here")]
+    MethodNotAllowed {
+        /// The methods that are, for `Allow`; none when the answer has that header already.
+        allow: Option<&'static str>,
+    },
+    /// No registered worker serves the model.
+    #[error("the model `{0}` does not exist")]
+    ModelNotFound(String),
+    /// Workers may serve it, none of them is ready. The client may come again.
+    #[error("no worker is available for this request")]
+    NoAvailableWorkers,
+    /// This gateway is shutting down; another one serves.
+    #[error("this gateway is shutting down")]
+    Draining,
+    /// No connection to a worker, after all retries.
+    #[error("the worker could not be reached")]
+    WorkerUnreachable,
+    /// The worker closed the connection before it answered, after all retries.
+    #[error("the worker closed the connection before it answered")]
+    WorkerReset,
+    /// The worker's answer broke off before the client got any of it.
+    #[error("the worker's answer was incomplete")]
+    WorkerTruncated,
+    /// No answer within `--request-timeout-secs`.
+    #[error("the worker did not answer in time")]
+    WorkerTimeout,
+    /// A fault of the gateway.
+    #[error("internal error")]
+    Internal,
+}
+
+struct Shape {
+    status: StatusCode,
+    kind: &'static str,
+    code: &'static str,
+}
+
+impl GatewayError {
+    /// The error for an unknown model; long names are cut.
+    #[must_use]
+    pub fn model_not_found(model: &str) -> Self {
+        let mut end = model.len().min(NAME_BYTES_MAX);
+        while !model.is_char_boundary(end) {
+            end -= 1;
+        }
+        Self::ModelNotFound(model[..end].to_owned())
+    }
+
+    /// Status of the response.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.shape().status
+    }
+
+    /// Code, from a closed set: also a metric label.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.shape().code
+    }
+
+    fn shape(&self) -> Shape {
+        const INVALID: &str = "invalid_request_error";
+        let (status, kind, code) = match self {
+            Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, INVALID, "invalid_json"),
+            Self::BodyBroken => (StatusCode::BAD_REQUEST, INVALID, "incomplete_body"),
+            Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
+            Self::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_media_type"),
+            Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, "payload_too_large"),
+            Self::ApiKey => (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key"),
+            Self::RouteNotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),
+            Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
+            Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
+            Self::NoAvailableWorkers => {
+                (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "no_available_workers")
+            }
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "draining"),
+            Self::WorkerUnreachable => (StatusCode::BAD_GATEWAY, "server_error", "worker_unreachable"),
+            Self::WorkerReset => (StatusCode::BAD_GATEWAY, "server_error", "worker_reset"),
+            Self::WorkerTruncated => (StatusCode::BAD_GATEWAY, "server_error", "worker_truncated"),
+            Self::WorkerTimeout => (StatusCode::GATEWAY_TIMEOUT, "server_error", "worker_timeout"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error"),
+        };
+        Shape { status, kind, code }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        matches!(self, Self::NoAvailableWorkers | Self::Draining).then_some(Duration::from_secs(1))
+    }
+
+    /// A 5xx that comes again when the request does: it has used up a whole deadline, or a fault is ours.
+    fn is_deterministic(&self) -> bool {
+        matches!(self, Self::WorkerTimeout | Self::Internal)
+    }
+
+    /// The JSON body, also the `data:` of a stream that broke.
+    #[must_use]
+    pub fn json(&self) -> String {
+        let Shape { kind, code, .. } = self.shape();
+        let message = self.to_string();
+        serde_json::json!({"error": {"type": kind, "code": code, "message": message, "param": null}}).to_string()
+    }
+
+    /// Its headers, without those of the body.
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(ERROR_CODE_HEADER, HeaderValue::from_static(self.code()));
+        if let Some(after) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        }
+        if self.is_deterministic() {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        match self {
+            Self::MethodNotAllowed { allow: Some(allow) } => {
+                headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+            }
+            Self::ApiKey => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            // The rest of the body is not read, and a request after it would not be understood.
+            Self::Draining | Self::PayloadTooLarge { .. } | Self::BodyBroken | Self::BodyTimeout => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        headers
+    }
+
+    /// The response for the client.
+    #[must_use]
+    pub fn response(&self) -> Response<Body> {
+        let mut response = Response::new(Body::full(Bytes::from(self.json())));
+        *response.status_mut() = self.status();
+        *response.headers_mut() = self.headers();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_look_like_this() {
+        let too_large = GatewayError::PayloadTooLarge { bytes_max: 9 };
+        let not_allowed = GatewayError::MethodNotAllowed { allow: Some("POST") };
+        for (error, status, kind, code, header) in [
+            (GatewayError::InvalidJson(ScanError::Eof), 400, "invalid_request_error", "invalid_json", None),
+            (GatewayError::BodyBroken, 400, "invalid_request_error", "incomplete_body", Some("connection: close")),
+            (GatewayError::BodyTimeout, 408, "invalid_request_error", "request_timeout", Some("connection: close")),
+            (GatewayError::ContentType, 415, "invalid_request_error", "unsupported_media_type", None),
+            (too_large, 413, "invalid_request_error", "payload_too_large", Some("connection: close")),
+            (GatewayError::ApiKey, 401, "authentication_error", "invalid_api_key", Some("www-authenticate: Bearer")),
+            (GatewayError::RouteNotFound, 404, "invalid_request_error", "not_found", None),
+            (not_allowed, 405, "invalid_request_error", "method_not_allowed", Some("allow: POST")),
+            (GatewayError::model_not_found("m"), 404, "invalid_request_error", "model_not_found", None),
+            (
+                GatewayError::NoAvailableWorkers,
+                503,
+                "service_unavailable_error",
+                "no_available_workers",
+                Some("retry-after: 1"),
+            ),
+            (GatewayError::Draining, 503, "service_unavailable_error", "draining", Some("retry-after: 1")),
+            (GatewayError::WorkerUnreachable, 502, "server_error", "worker_unreachable", None),
+            (GatewayError::WorkerReset, 502, "server_error", "worker_reset", None),
+            (GatewayError::WorkerTruncated, 502, "server_error", "worker_truncated", None),
+            (GatewayError::WorkerTimeout, 504, "server_error", "worker_timeout", Some("x-should-retry: false")),
+            (GatewayError::Internal, 500, "server_error", "internal_error", Some("x-should-retry: false")),
+        ] {
+            let case = format!("{error:?}");
+            let response = error.response();
+            assert_eq!(response.status(), status, "{case}");
+            assert_eq!(response.headers()[ERROR_CODE_HEADER], code, "{case}");
+            if let Some((name, value)) = header.and_then(|header| header.split_once(": ")) {
+                assert_eq!(response.headers()[name], value, "{case}");
+            }
+            let body: serde_json::Value = serde_json::from_str(&error.json()).unwrap_or_default();
+            assert_eq!(body["error"]["type"], kind, "{case}");
+            assert_eq!(body["error"]["code"], code, "{case}");
+            assert_eq!(body["error"]["message"], error.to_string(), "{case}");
+            assert!(body["error"].as_object().is_some_and(|error| error.contains_key("param")), "{case}");
+        }
+    }
+
+    #[test]
+    fn long_model_names_are_cut() {
+        let GatewayError::ModelNotFound(name) = GatewayError::model_not_found(&"é".repeat(1000)) else {
+            unreachable!("it is that variant");
+        };
+        assert_eq!(name.len(), NAME_BYTES_MAX);
+    }
+}

@@ -1,0 +1,82 @@
+//! The record of one client request: counted in at its head, counted out when its response is sent or given up.
+
+use std::{rc::Rc, sync::Arc, time::Instant};
+
+use http::{Method, StatusCode};
+
+use crate::gateway::{connection::Connection, core::Core};
+
+/// Status recorded for a client that left before its answer began, as nginx has it.
+const CLIENT_CLOSED: u16 = 499;
+
+/// Ends the record when dropped.
+pub(crate) struct Finish {
+    core: Rc<Core>,
+    connection: Rc<Connection>,
+    started: Instant,
+    path: &'static str,
+    status: StatusCode,
+    error_code: &'static str,
+    /// The model's label, of a request that was routed to workers.
+    model: Option<Arc<str>>,
+}
+
+impl Finish {
+    /// Counts a request in.
+    pub(crate) fn begin(core: &Rc<Core>, connection: &Rc<Connection>, started: Instant) -> Self {
+        core.request_began();
+        connection.request_began();
+        Self {
+            core: core.clone(),
+            connection: connection.clone(),
+            started,
+            path: "unmatched",
+            status: StatusCode::from_u16(CLIENT_CLOSED).unwrap_or(StatusCode::BAD_REQUEST),
+            error_code: "client_closed",
+            model: None,
+        }
+    }
+
+    /// Tells the route template, once it is known.
+    pub(crate) fn on_path(&mut self, method: &Method, path: &'static str) {
+        self.path = path;
+        self.core.metrics.http_request(method, path);
+    }
+
+    /// Tells the model's label.
+    pub(crate) fn on_model(&mut self, label: Arc<str>) {
+        self.model = Some(label);
+    }
+
+    /// The response begins; the code is empty on success.
+    pub(crate) fn on_response(&mut self, status: StatusCode, error_code: &'static str) {
+        self.status = status;
+        self.error_code = error_code;
+    }
+
+    /// The response began and then broke.
+    pub(crate) fn on_broken(&mut self, error_code: &'static str) {
+        self.error_code = error_code;
+        self.core.metrics.router_error(error_code);
+    }
+
+    /// The first byte of a stream's body.
+    pub(crate) fn on_first_byte(&self) {
+        if let Some(model) = &self.model {
+            self.core.metrics.router_ttft(model, self.path, self.started.elapsed());
+        }
+    }
+}
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let elapsed = now.saturating_duration_since(self.started);
+        self.core.metrics.http_response(self.path, self.status, self.error_code, elapsed);
+        if let Some(model) = &self.model {
+            self.core.metrics.router_duration(model, self.path, elapsed);
+        }
+        self.connection.request_ended(now);
+        self.core.request_ended();
+    }
+}

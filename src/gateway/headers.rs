@@ -1,0 +1,300 @@
+//! Which headers pass, in both directions, and the request id.
+//!
+//! Hop-by-hop headers and those that `Connection` names end here (RFC 9110 §7.6.1). Towards a worker `Host`,
+//! `Content-Length` and `Authorization` are ours; `X-SMG-*` steers the gateway and goes no further. A client's
+//! `Authorization` passes only when the gateway itself checks no keys and the worker has none of its own.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use rand::Rng;
+
+use crate::gateway::worker::Worker;
+
+/// Longest request id in bytes.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Whether a header concerns one connection alone.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    *name == header::CONNECTION
+        || *name == header::TRANSFER_ENCODING
+        || *name == header::TE
+        || *name == header::UPGRADE
+        || *name == header::PROXY_AUTHENTICATE
+        || *name == header::PROXY_AUTHORIZATION
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+}
+
+/// Whether a client's header goes no further than the gateway.
+fn is_ours(name: &HeaderName) -> bool {
+    *name == header::HOST
+        || *name == header::CONTENT_LENGTH
+        || *name == header::EXPECT
+        || *name == header::TRAILER
+        || is_hop_by_hop(name)
+        || name.as_str().starts_with("x-smg-")
+}
+
+/// Header names that `Connection` lists, without `close` and `keep-alive`, which name none.
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let tokens = values.flat_map(|value| value.split(',').map(str::trim));
+    let names =
+        tokens.filter(|token| !token.eq_ignore_ascii_case("close") && !token.eq_ignore_ascii_case("keep-alive"));
+    names.filter_map(|token| token.parse().ok()).collect()
+}
+
+/// Headers of the request to `worker`, made from the client's.
+#[must_use]
+pub fn to_worker(
+    client: &HeaderMap,
+    worker: &Worker,
+    request_id: (&HeaderName, &HeaderValue),
+    keeps_authorization: bool,
+) -> HeaderMap {
+    let named = named_by_connection(client);
+    let keeps_authorization = keeps_authorization && worker.authorization.is_none();
+    let mut headers = HeaderMap::with_capacity(client.len() + 4);
+    headers.insert(header::HOST, worker.host.clone());
+    for (name, value) in client {
+        let is_dropped =
+            is_ours(name) || (*name == header::AUTHORIZATION && !keeps_authorization) || named.contains(name);
+        if !is_dropped && name != request_id.0 {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    headers.insert(request_id.0.clone(), request_id.1.clone());
+    if let Some(authorization) = &worker.authorization {
+        headers.insert(header::AUTHORIZATION, authorization.clone());
+    }
+    headers
+}
+
+/// Takes out of a worker's response headers what must not reach the client.
+pub fn from_worker(headers: &mut HeaderMap) {
+    for name in named_by_connection(headers) {
+        headers.remove(name);
+    }
+    let dropped: [HeaderName; 8] = [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::TE,
+        header::UPGRADE,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+    ];
+    // One pass finds whether there is anything to do: usually there is not, and removal hashes each name.
+    if headers.keys().any(is_hop_by_hop) {
+        for name in dropped {
+            headers.remove(name);
+        }
+    }
+}
+
+/// The request id and the header that carries it: the first of `names` that the client sent, else a new one under
+/// the first name. What is no visible ASCII or too long is replaced.
+pub fn request_id(client: &HeaderMap, names: &[HeaderName], rng: &mut impl Rng) -> (HeaderName, HeaderValue) {
+    const DEFAULT: HeaderName = HeaderName::from_static("x-request-id");
+    for name in names {
+        if let Some(value) = client.get(name) {
+            let value = if is_request_id(value.as_bytes()) { value.clone() } else { new_request_id(rng) };
+            return (name.clone(), value);
+        }
+    }
+    (names.first().cloned().unwrap_or(DEFAULT), new_request_id(rng))
+}
+
+fn is_request_id(value: &[u8]) -> bool {
+    (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic)
+}
+
+/// 128 random bits in hexadecimal.
+fn new_request_id(rng: &mut impl Rng) -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut random = [0; 16];
+    rng.fill_bytes(&mut random);
+    let mut text = [0; 32];
+    for (pair, byte) in text.as_chunks_mut::<2>().0.iter_mut().zip(random) {
+        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    }
+    HeaderValue::from_bytes(&text).expect("hexadecimal digits are a header value")
+}
+
+/// Whether the body is declared as plain JSON.
+#[must_use]
+pub fn is_json(headers: &HeaderMap) -> bool {
+    let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
+    let Some(Ok(value)) = headers.get(header::CONTENT_TYPE).map(HeaderValue::to_str) else { return false };
+    let essence = value.split_once(';').map_or(value, |(essence, _)| essence).trim();
+    let is_json = match essence.as_bytes().split_at_checked("application/".len()) {
+        Some((head, rest)) if head.eq_ignore_ascii_case(b"application/") => {
+            rest.eq_ignore_ascii_case(b"json")
+                || rest.len() > 5 && rest[rest.len() - 5..].eq_ignore_ascii_case(b"+json")
+        }
+        _ => false,
+    };
+    is_json && !encoded
+}
+
+/// Whether the client presents one of `keys` as its bearer token. Every key is compared whole, so that the time tells
+/// nothing but the lengths.
+#[must_use]
+pub fn has_key(headers: &HeaderMap, keys: &[String]) -> bool {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return false };
+    let Some((scheme, token)) = value.as_bytes().split_at_checked("Bearer ".len()) else { return false };
+    let known = keys.iter().fold(false, |known, key| known | is_equal(key.as_bytes(), token.trim_ascii()));
+    known && scheme.eq_ignore_ascii_case(b"Bearer ")
+}
+
+fn is_equal(key: &[u8], token: &[u8]) -> bool {
+    if key.len() != token.len() {
+        return false;
+    }
+    std::hint::black_box(key.iter().zip(token).fold(0, |difference, (a, b)| difference | (a ^ b))) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::mesh::stores::WorkerId;
+
+    fn worker(authorization: Option<&'static str>) -> Worker {
+        let authority = "10.0.0.1:8000".parse().unwrap();
+        Worker::new(
+            WorkerId::of_url("http://10.0.0.1:8000"),
+            false,
+            authority,
+            HeaderValue::from_static("10.0.0.1:8000"),
+            String::new(),
+            authorization.map(HeaderValue::from_static),
+        )
+    }
+
+    fn map(lines: &[&'static str]) -> HeaderMap {
+        let pairs = lines.iter().map(|line| line.split_once(": ").unwrap());
+        pairs.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn request_headers() {
+        let id = (HeaderName::from_static("x-request-id"), HeaderValue::from_static("id"));
+        for (case, line, expected) in [
+            ("plain ones pass", "accept: x", Some("x")),
+            ("custom ones pass", "x-custom: x", Some("x")),
+            ("host", "host: evil", Some("10.0.0.1:8000")),
+            ("length is set anew", "content-length: 3", None),
+            ("hop by hop", "transfer-encoding: chunked", None),
+            ("te", "te: trailers", None),
+            ("upgrade", "upgrade: h2c", None),
+            ("keep-alive", "keep-alive: 5", None),
+            ("proxy", "proxy-authorization: x", None),
+            ("expectation", "expect: 100-continue", None),
+            ("steering", "x-smg-routing-key: x", None),
+            ("named by connection", "x-named: x", None),
+            ("id", "x-request-id: other", Some("id")),
+        ] {
+            let mut client = map(&[line]);
+            client.insert(header::CONNECTION, HeaderValue::from_static("close, X-Named"));
+            let headers = to_worker(&client, &worker(None), (&id.0, &id.1), true);
+            let name = line.split_once(": ").unwrap().0;
+            assert_eq!(headers.get(name).map(|value| value.to_str().unwrap()), expected, "{case}");
+            assert!(!headers.contains_key(header::CONNECTION), "{case}");
+            assert_eq!(headers["x-request-id"], "id", "{case}");
+        }
+    }
+
+    #[test]
+    fn authorization_of_the_right_party() {
+        for (case, own, keeps, expected) in [
+            ("gateway open", None, true, Some("client")),
+            ("gateway checks keys", None, false, None),
+            ("worker has a key", Some("own"), true, Some("own")),
+            ("both", Some("own"), false, Some("own")),
+        ] {
+            let id = (HeaderName::from_static("x-request-id"), HeaderValue::from_static("id"));
+            let client = map(&["authorization: client"]);
+            let headers = to_worker(&client, &worker(own), (&id.0, &id.1), keeps);
+            let values: Vec<_> = headers.get_all(header::AUTHORIZATION).iter().collect();
+            assert_eq!(values, expected.iter().collect::<Vec<_>>(), "{case}");
+        }
+    }
+
+    #[test]
+    fn response_headers() {
+        let mut headers = map(&[
+            "connection: x-named, close",
+            "x-named: 1",
+            "keep-alive: timeout=5",
+            "transfer-encoding: chunked",
+            "set-cookie: a",
+            "set-cookie: b",
+            "content-type: application/json",
+        ]);
+        headers.append(header::SET_COOKIE, HeaderValue::from_static("b"));
+        from_worker(&mut headers);
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "set-cookie"]);
+        assert!(headers.get_all(header::SET_COOKIE).iter().count() >= 2, "repeated headers survive");
+    }
+
+    #[test]
+    fn request_ids() {
+        let names = [HeaderName::from_static("x-correlation-id"), HeaderName::from_static("x-request-id")];
+        let long: &'static str = "x-request-id: ".to_owned().leak();
+        let long: &'static str = (long.to_owned() + &"a".repeat(129)).leak();
+        for (case, lines, name, kept) in [
+            ("none", &[][..], "x-correlation-id", None),
+            ("second", &["x-request-id: r"], "x-request-id", Some("r")),
+            ("first wins", &["x-request-id: r", "x-correlation-id: c"], "x-correlation-id", Some("c")),
+            ("blank inside", &["x-request-id: a b"], "x-request-id", None),
+            ("empty", &["x-request-id: "], "x-request-id", None),
+            ("too long", &[long], "x-request-id", None),
+        ] {
+            let (found, value) = request_id(&map(lines), &names, &mut StdRng::seed_from_u64(1));
+            assert_eq!(found, name, "{case}");
+            match kept {
+                Some(kept) => assert_eq!(value, kept, "{case}"),
+                None => assert!(value.len() == 32 && is_request_id(value.as_bytes()), "{case}"),
+            }
+        }
+    }
+
+    #[test]
+    fn content_types() {
+        for (line, expected) in [
+            ("content-type: application/json", true),
+            ("content-type: Application/JSON; charset=utf-8", true),
+            ("content-type: application/vnd.api+json", true),
+            ("content-type: text/plain", false),
+            ("content-type: application/x-www-form-urlencoded", false),
+            ("accept: application/json", false),
+        ] {
+            assert_eq!(is_json(&map(&[line])), expected, "{line}");
+        }
+        assert!(!is_json(&map(&["content-type: application/json", "content-encoding: gzip"])));
+    }
+
+    #[test]
+    fn keys() {
+        let keys = ["one".to_owned(), "two".to_owned()];
+        for (line, expected) in [
+            ("authorization: Bearer two", true),
+            ("authorization: bearer one", true),
+            ("authorization: Bearer tw", false),
+            ("authorization: Basic two", false),
+            ("authorization: two", false),
+            ("x-api-key: two", false),
+        ] {
+            assert_eq!(has_key(&map(&[line]), &keys), expected, "{line}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The data plane over real loopback sockets, between a raw client and a raw worker that the tests drive by hand.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::HashMap, path::PathBuf};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::*;
+use crate::{
+    config::{Auth, Bind, Health, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
+    gateway::{view::Route, worker::Worker},
+    mesh::stores::WorkerId,
+};
+
+mod drain;
+mod faults;
+mod forward;
+mod refuse;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("nothing happened in time")
+}
+
+/// Waits until the condition holds.
+async fn eventually(mut holds: impl FnMut() -> bool) {
+    within(async {
+        let mut poll = interval(Duration::from_millis(2));
+        while !holds() {
+            poll.tick().await;
+        }
+    })
+    .await;
+}
+
+fn config() -> Config {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let second = Duration::from_secs(1);
+    Config {
+        bind: Bind { addr: any },
+        workers: Workers { urls: vec![], api_key: None, startup_timeout: second, drain_settle: second },
+        policy: PolicyKind::RoundRobin,
+        requests: Requests {
+            timeout: Duration::from_secs(30),
+            payload_bytes_max: 1 << 20,
+            shutdown_grace: second,
+            request_id_headers: vec!["x-request-id".parse().unwrap()],
+            upstream_idle_timeout: Duration::from_secs(30),
+            cors_allowed_origins: vec![],
+        },
+        retry: Retry {
+            retries_max: 5,
+            backoff_initial: Duration::from_millis(1),
+            backoff_max: Duration::from_millis(2),
+            backoff_multiplier: 1.5,
+            jitter_factor: 0.2,
+            budget_percent: 20,
+        },
+        health: Health {
+            enabled: true,
+            interval: second,
+            timeout: second,
+            failure_threshold: 1,
+            success_threshold: 1,
+            endpoint: "/health".into(),
+        },
+        auth: Auth::default(),
+        telemetry: Telemetry {
+            prometheus_addr: any,
+            prometheus_port_explicit: false,
+            log_level: "info".into(),
+            log_json: false,
+            log_dir: None::<PathBuf>,
+        },
+        mesh: Mesh {
+            enabled: false,
+            node: "node1".parse().unwrap(),
+            node_is_derived: false,
+            bind: any,
+            advertise_host: None,
+            advertise_port: None,
+            peers: vec![],
+            cluster: "smg".into(),
+            zone: String::new(),
+            probe_interval: second,
+            gossip_interval: second,
+            sync_interval: second,
+            suspicion_multiplier: 1.0,
+        },
+    }
+}
+
+/// A worker at this address.
+fn worker(addr: SocketAddr) -> Arc<Worker> {
+    let url = format!("http://{addr}");
+    let host = addr.to_string();
+    let authority = host.parse().unwrap();
+    Arc::new(Worker::new(WorkerId::of_url(&url), false, authority, host.parse().unwrap(), String::new(), None))
+}
+
+/// A view with these workers ready for model `m`.
+fn view(workers: &[Arc<Worker>]) -> RoutingView {
+    let route = Arc::new(Route { label: "m".into(), policy: PolicyKind::RoundRobin, ready: workers.to_vec() });
+    RoutingView {
+        models: HashMap::from([("m".into(), route.clone())]),
+        any: route,
+        wildcard: Arc::default(),
+        workers_total: workers.len(),
+        workers_ready: workers.len(),
+    }
+}
+
+fn start_with(config: Config, control: axum::Router, workers: &[Arc<Worker>]) -> Plane {
+    let view = Arc::new(ArcSwap::from_pointee(view(workers)));
+    Plane::start(Arc::new(config), view, Metrics::new(), control).unwrap()
+}
+
+fn start(workers: &[Arc<Worker>]) -> Plane {
+    start_with(config(), axum::Router::new(), workers)
+}
+
+/// A worker that does nothing by itself.
+struct Upstream(TcpListener);
+
+impl Upstream {
+    async fn new() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    fn worker(&self) -> Arc<Worker> {
+        worker(self.0.local_addr().unwrap())
+    }
+
+    async fn accept(&self) -> Wire {
+        Wire::new(within(self.0.accept()).await.unwrap().0)
+    }
+}
+
+/// One connection, seen from either end.
+struct Wire {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Message {
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Message {
+    fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
+        lines.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
+    }
+
+    fn status(&self) -> u16 {
+        self.head.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+
+    fn error_code(&self) -> String {
+        let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
+        let code = body["error"]["code"].as_str().unwrap();
+        assert_eq!(self.header("x-smg-error-code"), Some(code));
+        code.into()
+    }
+}
+
+impl Wire {
+    fn new(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).unwrap();
+        Self { stream, buffer: Vec::new() }
+    }
+
+    async fn connect(plane: &Plane) -> Self {
+        Self::new(TcpStream::connect(plane.addr()).await.unwrap())
+    }
+
+    async fn send(&mut self, text: impl AsRef<[u8]>) {
+        within(self.stream.write_all(text.as_ref())).await.unwrap();
+    }
+
+    /// Reads more; false at the end, also when it is a reset.
+    async fn more(&mut self) -> bool {
+        within(self.stream.read_buf(&mut self.buffer)).await.is_ok_and(|read| read > 0)
+    }
+
+    /// Reads until the text was seen and takes everything up to its end.
+    async fn until(&mut self, text: &str) -> String {
+        loop {
+            if let Some(at) = memchr::memmem::find(&self.buffer, text.as_bytes()) {
+                let rest = self.buffer.split_off(at + text.len());
+                return String::from_utf8(std::mem::replace(&mut self.buffer, rest)).unwrap();
+            }
+            assert!(self.more().await, "ended before {text:?}: {:?}", String::from_utf8_lossy(&self.buffer));
+        }
+    }
+
+    /// A message with a `Content-Length` or none.
+    async fn message(&mut self) -> Message {
+        let head = self.until("\r\n\r\n").await;
+        let mut message = Message { head, body: Vec::new() };
+        let len: usize = message.header("content-length").map_or(0, |len| len.parse().unwrap());
+        while self.buffer.len() < len {
+            assert!(self.more().await, "body ended early");
+        }
+        let rest = self.buffer.split_off(len);
+        message.body = std::mem::replace(&mut self.buffer, rest);
+        message
+    }
+
+    /// What comes until the other end closes.
+    async fn rest(&mut self) -> String {
+        while self.more().await {}
+        String::from_utf8(std::mem::take(&mut self.buffer)).unwrap()
+    }
+
+    async fn ends(&mut self) {
+        assert_eq!(self.rest().await, "");
+    }
+
+    async fn ask(&mut self, text: impl AsRef<[u8]>) -> Message {
+        self.send(text).await;
+        self.message().await
+    }
+
+    async fn answer(&mut self, body: &str) {
+        self.send(ok(body)).await;
+    }
+}
+
+fn post(body: &str) -> String {
+    post_with("", body)
+}
+
+fn post_with(headers: &str, body: &str) -> String {
+    let len = body.len();
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n{headers}\
+         Content-Length: {len}\r\n\r\n{body}"
+    )
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n")
+}
+
+fn ok(body: &str) -> String {
+    let len = body.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n\r\n{body}")
+}
+
+const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn chunk(data: &str) -> String {
+    format!("{:x}\r\n{data}\r\n", data.len())
+}
+
+const CHAT: &str = r#"{"model":"m"}"#;
+const STREAM: &str = r#"{"model":"m","stream":true}"#;

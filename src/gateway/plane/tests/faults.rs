@@ -1,0 +1,191 @@
+//! Workers that fail, clients that leave.
+
+use super::*;
+
+/// An address where nothing listens.
+async fn closed() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+fn start_without_retries(workers: &[Arc<Worker>]) -> Plane {
+    let mut config = config();
+    config.retry.retries_max = 0;
+    start_with(config, axum::Router::new(), workers)
+}
+
+fn start_with_timeout(timeout_ms: u64, workers: &[Arc<Worker>]) -> Plane {
+    let mut config = config();
+    config.requests.timeout = Duration::from_millis(timeout_ms);
+    start_with(config, axum::Router::new(), workers)
+}
+
+#[tokio::test]
+async fn a_refused_connection_goes_to_another_worker() {
+    let upstream = Upstream::new().await;
+    let plane = start(&[worker(closed().await), upstream.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(CHAT)).await;
+    let mut worker = upstream.accept().await;
+    assert_eq!(worker.message().await.text(), CHAT);
+    worker.answer("{}").await;
+    assert_eq!(client.message().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_reset_before_the_head_goes_to_another_worker() {
+    let (first, second) = (Upstream::new().await, Upstream::new().await);
+    let plane = start(&[first.worker(), second.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(CHAT)).await;
+    let (failing, working) = tokio::select! {
+        wire = first.accept() => (wire, &second),
+        wire = second.accept() => (wire, &first),
+    };
+    let mut failing = failing;
+    failing.message().await;
+    drop(failing);
+    let mut worker = working.accept().await;
+    assert_eq!(worker.message().await.text(), CHAT);
+    worker.answer("{}").await;
+    assert_eq!(client.message().await.status(), 200);
+}
+
+#[tokio::test]
+async fn retries_end() {
+    let plane = start(&[worker(closed().await)]);
+    let response = Wire::connect(&plane).await.ask(post(CHAT)).await;
+    assert_eq!((response.status(), response.error_code().as_str()), (502, "worker_unreachable"));
+    assert!(!response.text().contains("127.0.0.1"), "no address leaks");
+
+    let upstream = Upstream::new().await;
+    let plane = start_without_retries(&[upstream.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(CHAT)).await;
+    upstream.accept().await.message().await;
+    let response = client.message().await;
+    assert_eq!((response.status(), response.error_code().as_str()), (502, "worker_reset"));
+}
+
+#[tokio::test]
+async fn a_stale_connection_is_no_error() {
+    let upstream = Upstream::new().await;
+    let plane = start_without_retries(&[upstream.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(CHAT)).await;
+    let mut first = upstream.accept().await;
+    first.message().await;
+    first.answer("1").await;
+    assert_eq!(client.message().await.text(), "1");
+    // The worker takes the second request from the same connection and hangs up on it.
+    client.send(post(CHAT)).await;
+    first.message().await;
+    drop(first);
+    let mut second = upstream.accept().await;
+    assert_eq!(second.message().await.text(), CHAT);
+    second.answer("2").await;
+    assert_eq!(client.message().await.text(), "2");
+}
+
+#[tokio::test]
+async fn a_broken_event_stream_says_so_and_aborts() {
+    for (case, sent, gap) in [("between events", "data: 1\n\n", ""), ("within one", "data: 1", "\n\n")] {
+        let upstream = Upstream::new().await;
+        let plane = start(&[upstream.worker()]);
+        let mut client = Wire::connect(&plane).await;
+        client.send(post(STREAM)).await;
+        let mut worker = upstream.accept().await;
+        worker.message().await;
+        worker.send(STREAM_HEAD.to_owned() + &chunk(sent)).await;
+        client.until(&chunk(sent)).await;
+        drop(worker);
+        let rest = client.rest().await;
+        assert!(rest.contains(&format!("\r\n{gap}data: {{\"error\":")), "{case}: {rest:?}");
+        assert!(rest.contains("worker_truncated"), "{case}: {rest:?}");
+        assert!(!rest.contains("\r\n0\r\n"), "{case}: no clean end: {rest:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_short_answer_is_502() {
+    let upstream = Upstream::new().await;
+    let plane = start(&[upstream.worker()]);
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"half\":",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"hal\r\n",
+    ] {
+        let mut client = Wire::connect(&plane).await;
+        client.send(post(CHAT)).await;
+        let mut worker = upstream.accept().await;
+        worker.message().await;
+        worker.send(answer).await;
+        drop(worker);
+        let response = client.message().await;
+        assert_eq!((response.status(), response.error_code().as_str()), (502, "worker_truncated"));
+    }
+}
+
+#[tokio::test]
+async fn a_long_answer_that_comes_short_is_aborted() {
+    let upstream = Upstream::new().await;
+    let plane = start(&[upstream.worker()]);
+    for head in ["Content-Length: 4000000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n300000\r\n"] {
+        let mut client = Wire::connect(&plane).await;
+        client.send(post(CHAT)).await;
+        let mut worker = upstream.accept().await;
+        worker.message().await;
+        worker.send(format!("HTTP/1.1 200 OK\r\n{head}{}", "x".repeat(1_500_000))).await;
+        client.until("\r\n\r\n").await;
+        drop(worker);
+        let rest = client.rest().await;
+        assert!(rest.len() < 2_000_000 && !rest.ends_with("0\r\n\r\n"), "{head:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels_the_workers_request() {
+    for (case, is_streaming) in [("before the head", false), ("during the stream", true)] {
+        let upstream = Upstream::new().await;
+        let plane = start(&[upstream.worker()]);
+        let mut client = Wire::connect(&plane).await;
+        client.send(post(STREAM)).await;
+        let mut worker = upstream.accept().await;
+        worker.message().await;
+        if is_streaming {
+            worker.send(STREAM_HEAD.to_owned() + &chunk("data: 1\n\n")).await;
+            client.until("data: 1\n\n").await;
+        }
+        drop(client);
+        let left = Instant::now();
+        worker.ends().await;
+        assert!(left.elapsed() < Duration::from_millis(100), "{case}: {:?}", left.elapsed());
+        eventually(|| plane.in_flight() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_silent_worker_is_504() {
+    let upstream = Upstream::new().await;
+    let plane = start_with_timeout(100, &[upstream.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(CHAT)).await;
+    let mut worker = upstream.accept().await;
+    worker.message().await;
+    let response = client.message().await;
+    assert_eq!((response.status(), response.error_code().as_str()), (504, "worker_timeout"));
+    assert_eq!(response.header("x-should-retry"), Some("false"));
+    worker.ends().await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_deadline() {
+    let upstream = Upstream::new().await;
+    let plane = start_with_timeout(300, &[upstream.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(STREAM)).await;
+    let mut worker = upstream.accept().await;
+    worker.message().await;
+    worker.send(STREAM_HEAD.to_owned() + &chunk("data: 1\n\n")).await;
+    let all = client.rest().await;
+    assert!(all.contains("data: 1") && all.contains("worker_timeout") && !all.ends_with("0\r\n\r\n"), "{all}");
+    worker.ends().await;
+}

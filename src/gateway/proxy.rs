@@ -1,0 +1,315 @@
+//! A request on its way to a worker: read, route, send, and try again where that is safe.
+//!
+//! Retries happen before the client got anything: after a connection that could not be made, or that ended before the
+//! response's head. The next attempt goes to another worker while there is one. A pooled connection that turns out
+//! stale is no failure: the same worker is asked again at once, on a fresh one.
+
+use std::{borrow::Cow, cell::Cell, sync::Arc, time::Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, Request, Response, Uri, header, uri::PathAndQuery};
+use http_body::Body as _;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use rand::Rng;
+use tokio::time::{sleep, timeout_at};
+
+use crate::gateway::{
+    backoff,
+    body::Body,
+    error::GatewayError,
+    finish::Finish,
+    headers,
+    policy::{self, Facts},
+    pool::{self, Sender},
+    relay::{Lease, Relay},
+    scan,
+    service::Inbound,
+    view::{Lookup, Route},
+    worker::Worker,
+};
+
+/// A complete answer up to this size is read before the client gets its head, so that a short one can be a 502.
+const READ_AHEAD_BYTES_MAX: usize = 1 << 20;
+
+/// Where the request's deadline found it.
+#[derive(Clone, Copy)]
+enum Stage {
+    Body,
+    Worker,
+}
+
+/// What goes to a worker, whichever it is.
+struct Outbound {
+    body: Bytes,
+    is_stream: bool,
+    deadline: Instant,
+}
+
+/// Why an attempt ended before the response's head.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Failure {
+    Connect,
+    Reset,
+}
+
+impl Failure {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Reset => "reset",
+        }
+    }
+
+    fn error(self) -> GatewayError {
+        match self {
+            Self::Connect => GatewayError::WorkerUnreachable,
+            Self::Reset => GatewayError::WorkerReset,
+        }
+    }
+}
+
+/// Serves a request that a worker answers. Without a `body` any ready worker may, whatever its models.
+pub(crate) async fn serve(
+    inbound: &Inbound,
+    body: Option<Incoming>,
+    finish: &mut Finish,
+) -> Result<Response<Body>, GatewayError> {
+    let deadline = inbound.started + inbound.core.config().requests.timeout;
+    let stage = Cell::new(Stage::Body);
+    let served = match timeout_at(deadline.into(), route(inbound, body, deadline, &stage, finish)).await {
+        Ok(served) => served,
+        Err(_) => match stage.get() {
+            Stage::Body => Err(GatewayError::BodyTimeout),
+            Stage::Worker => {
+                inbound.core.metrics.worker_error("timeout");
+                Err(GatewayError::WorkerTimeout)
+            }
+        },
+    };
+    if let (Err(error), Stage::Worker) = (&served, stage.get()) {
+        inbound.core.metrics.router_error(error.code());
+    }
+    served
+}
+
+async fn route(
+    inbound: &Inbound,
+    body: Option<Incoming>,
+    deadline: Instant,
+    stage: &Cell<Stage>,
+    finish: &mut Finish,
+) -> Result<Response<Body>, GatewayError> {
+    let body = match body {
+        Some(body) => read_request(inbound, body).await?,
+        None => Bytes::new(),
+    };
+    let found = if body.is_empty() { scan::Scan::default() } else { scan::scan(&body)? };
+    stage.set(Stage::Worker);
+    let view = inbound.core.shared().view.load();
+    let route = match view.lookup(found.model.as_deref()) {
+        Lookup::Route(route) => route,
+        Lookup::UnknownModel => return Err(GatewayError::model_not_found(found.model.as_deref().unwrap_or(""))),
+    };
+    drop(view);
+    inbound.core.metrics.router_request(&route.label, inbound.path, found.stream);
+    finish.on_model(route.label.clone());
+    let user = match found.user {
+        Some(Cow::Owned(user)) => Some(Bytes::from(user)),
+        Some(Cow::Borrowed(user)) => Some(body.slice_ref(user.as_bytes())),
+        None => None,
+    };
+    let is_stream = found.stream;
+    attempts(inbound, &route, user.as_deref(), &Outbound { body, is_stream, deadline }).await
+}
+
+/// Reads the whole body; one that came in one piece is not copied.
+async fn read_request(inbound: &Inbound, mut body: Incoming) -> Result<Bytes, GatewayError> {
+    if !headers::is_json(&inbound.parts.headers) {
+        return Err(GatewayError::ContentType);
+    }
+    let bytes_max = inbound.core.config().requests.payload_bytes_max;
+    let too_large = || GatewayError::PayloadTooLarge { bytes_max };
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_large());
+    }
+    let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| GatewayError::BodyBroken)?.into_data() else { continue };
+        if first.len() + whole.len() + data.len() > bytes_max {
+            return Err(too_large());
+        }
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+        } else {
+            whole.extend_from_slice(&std::mem::take(&mut first));
+            whole.extend_from_slice(&data);
+        }
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    let read = if whole.is_empty() { first } else { whole.freeze() };
+    if read.is_empty() { Err(scan::ScanError::Eof.into()) } else { Ok(read) }
+}
+
+async fn attempts(
+    inbound: &Inbound,
+    route: &Route,
+    user: Option<&[u8]>,
+    outbound: &Outbound,
+) -> Result<Response<Body>, GatewayError> {
+    let core = &inbound.core;
+    let routing_key = inbound.parts.headers.get("x-smg-routing-key").map(HeaderValue::as_bytes).or(user);
+    let facts = Facts { routing_key };
+    core.earn_retries(inbound.started);
+    let mut tried: Vec<Arc<Worker>> = Vec::new();
+    let mut retries = 0;
+    loop {
+        let random = core.rng.borrow_mut().next_u64();
+        let is_fresh = tried.is_empty();
+        let worker = match policy::choose(route, facts, &tried, random) {
+            Some(worker) => worker,
+            None if is_fresh => return Err(GatewayError::NoAvailableWorkers),
+            None => {
+                // Every worker had its turn: the one that failed longest ago is as good as any.
+                tried.clear();
+                policy::choose(route, facts, &tried, random).ok_or(GatewayError::NoAvailableWorkers)?
+            }
+        };
+        core.metrics.worker_selected(route.policy);
+        let failure = match attempt(inbound, &worker, outbound).await {
+            Ok((response, lease)) => return answer(inbound, outbound, response, lease).await,
+            Err(failure) => failure,
+        };
+        core.metrics.worker_error(failure.label());
+        tracing::debug!(worker = %worker.id, reason = failure.label(), "attempt failed");
+        let retry = &core.config().retry;
+        if retries >= retry.retries_max || !core.try_retry(Instant::now()) {
+            return Err(failure.error());
+        }
+        retries += 1;
+        tried.push(worker);
+        core.metrics.worker_retry();
+        let has_another = policy::choose(route, facts, &tried, random).is_some();
+        if !(retries == 1 && failure == Failure::Connect && has_another) {
+            let random = core.rng.borrow_mut().next_u64();
+            let wait = backoff::wait(retry, retries, random);
+            if Instant::now() + wait >= outbound.deadline {
+                return Err(failure.error());
+            }
+            sleep(wait).await;
+        }
+    }
+}
+
+/// Sends the request to one worker, up to the head of its response.
+async fn attempt(
+    inbound: &Inbound,
+    worker: &Arc<Worker>,
+    outbound: &Outbound,
+) -> Result<(Response<Incoming>, Lease), Failure> {
+    let core = &inbound.core;
+    let in_flight = worker.begin();
+    if let Some(mut sender) = core.pool.checkout(worker, inbound.started) {
+        match send(&mut sender, request(inbound, worker, outbound)).await {
+            Ok(response) => return Ok((response, Lease { core: core.clone(), in_flight, sender })),
+            Err(error) => tracing::trace!(worker = %worker.id, %error, "pooled connection was stale"),
+        }
+    }
+    let mut sender = pool::connect(worker).await.map_err(|error| {
+        tracing::debug!(worker = %worker.id, %error, "no connection");
+        Failure::Connect
+    })?;
+    match send(&mut sender, request(inbound, worker, outbound)).await {
+        Ok(response) => Ok((response, Lease { core: core.clone(), in_flight, sender })),
+        Err(error) => {
+            tracing::debug!(worker = %worker.id, %error, "no response");
+            Err(Failure::Reset)
+        }
+    }
+}
+
+async fn send(sender: &mut Sender, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+    sender.send_request(request).await
+}
+
+/// The client's request as the worker gets it.
+fn request(inbound: &Inbound, worker: &Worker, outbound: &Outbound) -> Request<Full<Bytes>> {
+    let parts = &inbound.parts;
+    let mut request = Request::new(Full::new(outbound.body.clone()));
+    // A client's HEAD asks the worker for a GET: some do not know HEAD, and hyper leaves the body out.
+    *request.method_mut() = if parts.method == Method::HEAD { Method::GET } else { parts.method.clone() };
+    *request.uri_mut() = uri(parts.uri.path_and_query(), &worker.path_prefix);
+    let (name, value) = &inbound.request_id;
+    let is_open = inbound.core.config().auth.api_keys.is_empty();
+    *request.headers_mut() = headers::to_worker(&parts.headers, worker, (name, value), is_open);
+    request
+}
+
+fn uri(path: Option<&PathAndQuery>, prefix: &str) -> Uri {
+    let Some(path) = path else { return Uri::from_static("/") };
+    if prefix.is_empty() {
+        return Uri::from(path.clone());
+    }
+    let joined = PathAndQuery::try_from(format!("{prefix}{path}"));
+    Uri::from(joined.unwrap_or_else(|_| path.clone()))
+}
+
+/// The worker's response as the client gets it. Of a request that is no stream the body is read first, so that a
+/// short one is a 502; a long one is relayed, and aborted when it comes short.
+async fn answer(
+    inbound: &Inbound,
+    outbound: &Outbound,
+    response: Response<Incoming>,
+    lease: Lease,
+) -> Result<Response<Body>, GatewayError> {
+    let (mut parts, mut incoming) = response.into_parts();
+    headers::from_worker(&mut parts.headers);
+    parts.extensions.clear();
+    let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let is_sse = content_type.starts_with(b"text/event-stream");
+    let is_long = incoming.size_hint().lower() > READ_AHEAD_BYTES_MAX as u64;
+    let mut prelude = Bytes::new();
+    if !(outbound.is_stream && parts.status.is_success() || is_sse || is_long) {
+        let is_whole;
+        (prelude, is_whole) = read_ahead(inbound, &mut incoming).await?;
+        if is_whole {
+            lease.give_back();
+            return Ok(Response::from_parts(parts, Body::full(prelude)));
+        }
+    }
+    let prelude = (!prelude.is_empty()).then_some(prelude);
+    let connection = inbound.connection.clone();
+    let relay = Relay::new(incoming, prelude, lease, connection, outbound.deadline, is_sse);
+    Ok(Response::from_parts(parts, Body::relay(relay)))
+}
+
+/// Reads until the body ends, true, or is too long to be held back, false.
+async fn read_ahead(inbound: &Inbound, incoming: &mut Incoming) -> Result<(Bytes, bool), GatewayError> {
+    let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
+    let mut is_whole = incoming.is_end_stream();
+    while !is_whole {
+        let Some(frame) = incoming.frame().await else {
+            is_whole = true;
+            break;
+        };
+        let frame = frame.map_err(|_| {
+            inbound.core.metrics.worker_error("truncated");
+            GatewayError::WorkerTruncated
+        })?;
+        // Trailers of an answer that is not streamed are dropped: its length is known to the client beforehand.
+        let Ok(data) = frame.into_data() else { continue };
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+        } else {
+            whole.extend_from_slice(&std::mem::take(&mut first));
+            whole.extend_from_slice(&data);
+        }
+        is_whole = incoming.is_end_stream();
+        if first.len() + whole.len() > READ_AHEAD_BYTES_MAX {
+            break;
+        }
+    }
+    Ok((if whole.is_empty() { first } else { whole.freeze() }, is_whole))
+}

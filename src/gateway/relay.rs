@@ -1,0 +1,181 @@
+//! A worker's response body on its way to the client: each frame as it comes, and the truth when it breaks.
+//!
+//! The client's reading drives the worker's writing: a frame is taken from the worker when the client's connection
+//! has room for it, so nothing is held but one frame and the two bounded connection buffers.
+
+use std::{
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use crate::gateway::{
+    body::BodyError, connection::Connection, core::Core, error::GatewayError, finish::Finish, pool::Sender,
+    worker::InFlight,
+};
+
+type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+
+/// A connection to a worker in use for one request.
+pub(crate) struct Lease {
+    pub(crate) core: Rc<Core>,
+    pub(crate) in_flight: InFlight,
+    pub(crate) sender: Sender,
+}
+
+impl Lease {
+    /// The response was read to its end: the connection can serve another request.
+    pub(crate) fn give_back(self) {
+        self.core.pool.put(self.in_flight.worker(), self.sender, Instant::now());
+    }
+}
+
+/// A response body that is relayed. Dropping it before its end closes the connection to the worker, which is how a
+/// worker learns that the client left.
+pub(crate) struct Relay {
+    incoming: Incoming,
+    /// Bytes read ahead of the relay.
+    prelude: Option<Bytes>,
+    lease: Option<Lease>,
+    connection: Rc<Connection>,
+    deadline: Pin<Box<Sleep>>,
+    is_sse: bool,
+    /// An event stream is between two events: what follows starts a new one.
+    is_between_events: bool,
+    is_first: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    Open,
+    /// The error event was handed over; it must leave before the abort.
+    Flushing,
+    Broken,
+    Done,
+}
+
+impl Relay {
+    /// A body that continues `prelude` with what comes from the worker until `deadline`.
+    pub(crate) fn new(
+        incoming: Incoming,
+        prelude: Option<Bytes>,
+        lease: Lease,
+        connection: Rc<Connection>,
+        deadline: Instant,
+        is_sse: bool,
+    ) -> Self {
+        let deadline = Box::pin(tokio::time::sleep_until(deadline.into()));
+        Self {
+            incoming,
+            prelude,
+            lease: Some(lease),
+            connection,
+            deadline,
+            is_sse,
+            is_between_events: true,
+            is_first: true,
+            state: State::Open,
+        }
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>, finish: Option<&mut Finish>) -> Polled {
+        match self.state {
+            State::Open => self.poll_open(cx, finish),
+            State::Flushing => self.poll_flushing(cx),
+            State::Broken => Poll::Ready(Some(Err(BodyError::Relay))),
+            State::Done => Poll::Ready(None),
+        }
+    }
+
+    fn poll_open(&mut self, cx: &mut Context<'_>, finish: Option<&mut Finish>) -> Polled {
+        if let Some(bytes) = self.prelude.take() {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.on_frame(&frame, finish);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => self.on_break(&GatewayError::WorkerTruncated, "truncated", finish),
+            Poll::Ready(None) => {
+                self.on_end();
+                Poll::Ready(None)
+            }
+            Poll::Pending if self.deadline.as_mut().poll(cx).is_ready() => {
+                self.on_break(&GatewayError::WorkerTimeout, "timeout", finish)
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn on_frame(&mut self, frame: &Frame<Bytes>, finish: Option<&mut Finish>) {
+        if let Some(data) = frame.data_ref() {
+            if self.is_sse {
+                self.is_between_events = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+            }
+            if std::mem::take(&mut self.is_first)
+                && self.is_sse
+                && let Some(finish) = finish
+            {
+                finish.on_first_byte();
+            }
+        }
+        if self.incoming.is_end_stream() {
+            self.on_end();
+        }
+    }
+
+    fn on_end(&mut self) {
+        self.state = State::Done;
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+
+    /// The answer will not be complete: an event stream says so in words first, then every stream is aborted.
+    fn on_break(&mut self, error: &GatewayError, worker_error: &'static str, finish: Option<&mut Finish>) -> Polled {
+        if let Some(lease) = self.lease.take() {
+            lease.core.metrics.worker_error(worker_error);
+        }
+        if let Some(finish) = finish {
+            finish.on_broken(error.code());
+        }
+        if !self.is_sse {
+            self.state = State::Broken;
+            return Poll::Ready(Some(Err(BodyError::Relay)));
+        }
+        self.state = State::Flushing;
+        let gap = if self.is_between_events { "" } else { "\n\n" };
+        Poll::Ready(Some(Ok(Frame::data(format!("{gap}data: {}\n\n", error.json()).into()))))
+    }
+
+    /// Lets the connection write the error event before the abort, which throws away what is not yet written.
+    fn poll_flushing(&mut self, cx: &mut Context<'_>) -> Polled {
+        if self.connection.poll_flushed(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.state = State::Broken;
+        Poll::Ready(Some(Err(BodyError::Relay)))
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.state == State::Done
+            || self.state == State::Open && self.prelude.is_none() && self.incoming.is_end_stream()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        let rest = self.incoming.size_hint();
+        let ahead = self.prelude.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        match rest.exact() {
+            Some(rest) => SizeHint::with_exact(rest + ahead),
+            None => SizeHint::default(),
+        }
+    }
+}

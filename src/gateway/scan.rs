@@ -1,0 +1,566 @@
+//! A borrowed scan of a request body: checks that it is JSON and finds the few members that routing needs.
+//!
+//! Nothing is built and nothing is changed: the worker gets the bytes that the client sent. The grammar is RFC 8259,
+//! exactly: what passes here is JSON. Two departures, both on purpose: nesting is bounded by [`DEPTH_MAX`], and a
+//! lone surrogate escape (`"\ud800"`), which the grammar allows, passes outside the members that we read.
+//! Of a member that is there twice the last counts, as most parsers have it.
+
+use std::{borrow::Cow, ops::Range};
+
+/// Deepest nesting of arrays and objects, as in the parsers that workers use.
+pub const DEPTH_MAX: u32 = 127;
+
+/// What routing reads of a body.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Scan<'a> {
+    /// Member `model`, escapes undone; none when missing or null.
+    pub model: Option<Cow<'a, str>>,
+    /// Member `stream` is `true`; anything else counts as `false`.
+    pub stream: bool,
+    /// Member `user`, when it is text.
+    pub user: Option<Cow<'a, str>>,
+    /// Where the value of `messages` is.
+    pub messages: Option<Range<usize>>,
+    /// Where the value of `prompt` is.
+    pub prompt: Option<Range<usize>>,
+}
+
+/// Why a body was refused; the byte is counted from 0. Nothing was sent to a worker.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScanError {
+    /// The text breaks off.
+    #[error("the body ends inside a JSON value")]
+    Eof,
+    /// This byte cannot stand here.
+    #[error("invalid JSON at byte {0}")]
+    Syntax(usize),
+    /// The text is not UTF-8 (RFC 8259 §8.1).
+    #[error("the body is not UTF-8 at byte {0}")]
+    Utf8(usize),
+    /// Nested deeper than [`DEPTH_MAX`].
+    #[error("nested deeper than {DEPTH_MAX} levels at byte {0}")]
+    Depth(usize),
+    /// The value is JSON but no object.
+    #[error("the body must be a JSON object")]
+    NotObject,
+    /// `model` is neither text nor null.
+    #[error("`model` must be a string")]
+    ModelNotText,
+}
+
+/// Scans a whole body, which must be one JSON object.
+///
+/// # Errors
+///
+/// Says what is wrong, and where. Bodies that are refused here would be refused by any strict parser.
+pub fn scan(body: &[u8]) -> Result<Scan<'_>, ScanError> {
+    let text = std::str::from_utf8(body).map_err(|error| ScanError::Utf8(error.valid_up_to()))?;
+    let mut cursor = Cursor { text, bytes: body, at: 0 };
+    let mut found = Found::default();
+    cursor.skip_space();
+    match cursor.peek() {
+        Some(b'{') => cursor.top_object(&mut found)?,
+        Some(_) => {
+            cursor.skip_value(0)?;
+            cursor.end()?;
+            return Err(ScanError::NotObject);
+        }
+        None => return Err(ScanError::Eof),
+    }
+    cursor.end()?;
+    found.into_scan(text)
+}
+
+/// A string as it stands between its quotes.
+#[derive(Clone)]
+struct Raw {
+    range: Range<usize>,
+    is_escaped: bool,
+}
+
+impl Raw {
+    fn decode<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
+        let raw = &text[self.range.clone()];
+        if self.is_escaped { unescape(raw).map(Cow::Owned) } else { Some(Cow::Borrowed(raw)) }
+    }
+}
+
+/// Members found so far; the last one of a name wins.
+#[derive(Default)]
+struct Found {
+    model: Member,
+    stream: bool,
+    user: Member,
+    messages: Option<Range<usize>>,
+    prompt: Option<Range<usize>>,
+}
+
+#[derive(Clone, Default)]
+enum Member {
+    #[default]
+    Missing,
+    Text(Raw),
+    Other,
+}
+
+impl Found {
+    fn note(&mut self, key: &str, value: Range<usize>, string: Option<Raw>, cursor: &Cursor<'_>) {
+        let member = |string: Option<Raw>| match string {
+            Some(raw) => Member::Text(raw),
+            None if &cursor.bytes[value.clone()] == b"null" => Member::Missing,
+            None => Member::Other,
+        };
+        match key {
+            "model" => self.model = member(string),
+            "user" => self.user = member(string),
+            "stream" => self.stream = &cursor.bytes[value] == b"true",
+            "messages" => self.messages = Some(value),
+            "prompt" => self.prompt = Some(value),
+            _ => {}
+        }
+    }
+
+    fn into_scan(self, text: &str) -> Result<Scan<'_>, ScanError> {
+        let model = match self.model {
+            Member::Missing => None,
+            Member::Text(raw) => Some(raw.decode(text).ok_or(ScanError::ModelNotText)?),
+            Member::Other => return Err(ScanError::ModelNotText),
+        };
+        let user = match self.user {
+            Member::Text(raw) => raw.decode(text),
+            Member::Missing | Member::Other => None,
+        };
+        Ok(Scan { model, stream: self.stream, user, messages: self.messages, prompt: self.prompt })
+    }
+}
+
+struct Cursor<'a> {
+    text: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Cursor<'_> {
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn wrong(&self) -> ScanError {
+        if self.at < self.bytes.len() { ScanError::Syntax(self.at) } else { ScanError::Eof }
+    }
+
+    fn skip_space(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<(), ScanError> {
+        if self.peek() != Some(byte) {
+            return Err(self.wrong());
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    /// Only white space may follow.
+    fn end(&mut self) -> Result<(), ScanError> {
+        self.skip_space();
+        if self.at < self.bytes.len() { Err(ScanError::Syntax(self.at)) } else { Ok(()) }
+    }
+
+    fn top_object(&mut self, found: &mut Found) -> Result<(), ScanError> {
+        self.expect(b'{')?;
+        self.skip_space();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(());
+        }
+        loop {
+            let key = self.string()?;
+            self.skip_space();
+            self.expect(b':')?;
+            self.skip_space();
+            let start = self.at;
+            let string = if self.peek() == Some(b'"') { Some(self.string()?) } else { None };
+            if string.is_none() {
+                self.skip_value(1)?;
+            }
+            if let Some(name) = key.decode(self.text) {
+                found.note(&name, start..self.at, string, self);
+            }
+            self.skip_space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b'}') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                _ => return Err(self.wrong()),
+            }
+            self.skip_space();
+        }
+    }
+
+    /// Skips one value that stands `depth` containers deep. Open containers are bits of `objects`, so that hostile
+    /// nesting costs neither stack nor heap.
+    fn skip_value(&mut self, depth: u32) -> Result<(), ScanError> {
+        let (mut objects, mut open) = (0_u128, 0_u32);
+        loop {
+            self.skip_space();
+            match self.peek() {
+                Some(opening @ (b'{' | b'[')) => {
+                    if depth + open >= DEPTH_MAX {
+                        return Err(ScanError::Depth(self.at));
+                    }
+                    self.at += 1;
+                    self.skip_space();
+                    let is_object = opening == b'{';
+                    if self.peek() == Some(if is_object { b'}' } else { b']' }) {
+                        self.at += 1;
+                    } else {
+                        objects = objects << 1 | u128::from(is_object);
+                        open += 1;
+                        if is_object {
+                            self.key()?;
+                        }
+                        continue;
+                    }
+                }
+                _ => self.scalar()?,
+            }
+            if self.after_value(&mut objects, &mut open)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// After a value: closes what ends here and moves to the next value. Whether the outermost value is complete.
+    fn after_value(&mut self, objects: &mut u128, open: &mut u32) -> Result<bool, ScanError> {
+        while *open > 0 {
+            self.skip_space();
+            let is_object = *objects & 1 == 1;
+            match self.peek() {
+                Some(b',') => {
+                    self.at += 1;
+                    if is_object {
+                        self.key()?;
+                    }
+                    return Ok(false);
+                }
+                Some(b'}') if is_object => self.at += 1,
+                Some(b']') if !is_object => self.at += 1,
+                _ => return Err(self.wrong()),
+            }
+            *objects >>= 1;
+            *open -= 1;
+        }
+        Ok(true)
+    }
+
+    /// A member's name and colon.
+    fn key(&mut self) -> Result<(), ScanError> {
+        self.skip_space();
+        self.string()?;
+        self.skip_space();
+        self.expect(b':')
+    }
+
+    fn scalar(&mut self) -> Result<(), ScanError> {
+        match self.peek() {
+            Some(b'"') => self.string().map(drop),
+            Some(b't') => self.word(b"true"),
+            Some(b'f') => self.word(b"false"),
+            Some(b'n') => self.word(b"null"),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            _ => Err(self.wrong()),
+        }
+    }
+
+    fn word(&mut self, word: &[u8]) -> Result<(), ScanError> {
+        word.iter().try_for_each(|&byte| self.expect(byte))
+    }
+
+    /// `-? (0 | [1-9][0-9]*) (. [0-9]+)? ([eE] [+-]? [0-9]+)?`, RFC 8259 §6.
+    fn number(&mut self) -> Result<(), ScanError> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), ScanError> {
+        let start = self.at;
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+        if self.at == start { Err(self.wrong()) } else { Ok(()) }
+    }
+
+    /// A string with its quotes; the range is without them.
+    fn string(&mut self) -> Result<Raw, ScanError> {
+        self.expect(b'"')?;
+        let start = self.at;
+        let mut is_escaped = false;
+        loop {
+            self.at += plain_len(&self.bytes[self.at..]);
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(Raw { range: start..self.at - 1, is_escaped });
+                }
+                Some(b'\\') => {
+                    is_escaped = true;
+                    self.escape()?;
+                }
+                _ => return Err(self.wrong()),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), ScanError> {
+        self.at += 1;
+        match self.peek() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
+            Some(b'u') => {
+                self.at += 1;
+                for _ in 0..4 {
+                    if !self.peek().is_some_and(|byte| byte.is_ascii_hexdigit()) {
+                        return Err(self.wrong());
+                    }
+                    self.at += 1;
+                }
+            }
+            _ => return Err(self.wrong()),
+        }
+        Ok(())
+    }
+}
+
+/// How many bytes from the start are neither quote, backslash nor control character: eight at a time, by the
+/// bit tricks of "has less" and "has value" (Anderson, Bit Twiddling Hacks).
+fn plain_len(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let zero_byte = |word: u64| word.wrapping_sub(ONES) & !word & HIGH;
+    let mut len = 0;
+    let (words, rest) = bytes.as_chunks::<8>();
+    for chunk in words {
+        let word = u64::from_le_bytes(*chunk);
+        let control = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
+        let special = control | zero_byte(word ^ (ONES * 0x22)) | zero_byte(word ^ (ONES * 0x5c));
+        if special != 0 {
+            return len + special.trailing_zeros() as usize / 8;
+        }
+        len += 8;
+    }
+    len + rest.iter().take_while(|&&byte| byte >= 0x20 && byte != b'"' && byte != b'\\').count()
+}
+
+/// Undoes the escapes of a string that the scan accepted; none when it has a lone surrogate.
+fn unescape(raw: &str) -> Option<String> {
+    let mut out = String::with_capacity(raw.len());
+    let mut chars = raw.chars();
+    while let Some(char) = chars.next() {
+        if char != '\\' {
+            out.push(char);
+            continue;
+        }
+        out.push(match chars.next()? {
+            'b' => '\u{8}',
+            'f' => '\u{c}',
+            'n' => '\n',
+            'r' => '\r',
+            't' => '\t',
+            'u' => match hex4(&mut chars)? {
+                high @ 0xd800..=0xdbff => {
+                    let tail = chars.as_str().strip_prefix("\\u")?;
+                    chars = tail.chars();
+                    let low = hex4(&mut chars).filter(|low| (0xdc00..=0xdfff).contains(low))?;
+                    char::from_u32(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00))?
+                }
+                unit => char::from_u32(unit)?,
+            },
+            other => other,
+        });
+    }
+    Some(out)
+}
+
+fn hex4(chars: &mut std::str::Chars<'_>) -> Option<u32> {
+    (0..4).try_fold(0, |value, _| Some(value << 4 | chars.next()?.to_digit(16)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json, value::RawValue};
+
+    use super::*;
+
+    #[test]
+    fn finds_members() {
+        for (case, body, model, stream) in [
+            ("plain", r#"{"model":"m","stream":true}"#, Some("m"), true),
+            ("order and space", " {\n\"stream\" : false , \"model\"\t:\"a b\" } ", Some("a b"), false),
+            ("missing", "{}", None, false),
+            ("null", r#"{"model":null,"stream":null}"#, None, false),
+            ("nested ones do not count", r#"{"x":{"model":"no","stream":true},"model":"m"}"#, Some("m"), false),
+            ("last wins", r#"{"model":"a","model":"b","stream":true,"stream":false}"#, Some("b"), false),
+            ("escaped value", r#"{"model":"a\u002fb\n\"\ud83d\ude00"}"#, Some("a/b\n\"😀"), false),
+            ("escaped key", r#"{"\u006dodel":"m"}"#, Some("m"), false),
+            ("truthy is not true", r#"{"stream":1,"model":""}"#, Some(""), false),
+            ("lone surrogate elsewhere", r#"{"x":"\ud800","model":"m"}"#, Some("m"), false),
+        ] {
+            let found = scan(body.as_bytes()).unwrap();
+            assert_eq!((found.model.as_deref(), found.stream), (model, stream), "{case}");
+        }
+    }
+
+    #[test]
+    fn remembers_where_the_prompt_is() {
+        let body = r#"{"messages":[{"role":"user","content":"hi"}], "prompt" : "p\n" ,"user":"u"}"#;
+        let found = scan(body.as_bytes()).unwrap();
+        assert_eq!(&body[found.messages.unwrap()], r#"[{"role":"user","content":"hi"}]"#);
+        assert_eq!(&body[found.prompt.unwrap()], r#""p\n""#);
+        assert_eq!(found.user.as_deref(), Some("u"));
+    }
+
+    #[test]
+    fn refuses_what_is_no_json_object() {
+        for (case, body, expected) in [
+            ("empty", &b""[..], ScanError::Eof),
+            ("breaks off", b"{\"a\":", ScanError::Eof),
+            ("array", b"[1]", ScanError::NotObject),
+            ("trailing comma", b"{\"a\":1,}", ScanError::Syntax(7)),
+            ("two values", b"{} {}", ScanError::Syntax(3)),
+            ("leading zero", b"{\"a\":01}", ScanError::Syntax(6)),
+            ("control character", b"{\"a\":\"\n\"}", ScanError::Syntax(6)),
+            ("bad escape", b"{\"a\":\"\\x\"}", ScanError::Syntax(7)),
+            ("not utf-8", b"{\"a\":\"\xff\"}", ScanError::Utf8(6)),
+            ("model a number", b"{\"model\":5}", ScanError::ModelNotText),
+            ("model half a pair", b"{\"model\":\"\\ud800\"}", ScanError::ModelNotText),
+            ("byte order mark", b"\xef\xbb\xbf{}", ScanError::Syntax(0)),
+        ] {
+            assert_eq!(scan(body), Err(expected), "{case}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+        let max = DEPTH_MAX as usize - 1;
+        assert!(scan(nested(max).as_bytes()).is_ok());
+        assert!(serde_json::from_str::<Value>(&nested(max)).is_ok());
+        assert!(matches!(scan(nested(max + 1).as_bytes()), Err(ScanError::Depth(_))));
+        assert!(serde_json::from_str::<Value>(&nested(max + 1)).is_err());
+        assert!(matches!(scan(nested(1_000_000).as_bytes()), Err(ScanError::Depth(_))));
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,24}".prop_map(Value::from),
+            "[a\"\\\\\n\t\u{1}é😀]{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::hash_map(key(), inner, 0..6).prop_map(|map| json!(map)),
+            ]
+        })
+    }
+
+    fn key() -> impl Strategy<Value = String> {
+        prop_oneof!["model", "stream", "user", "messages", "prompt", ".{0,6}"]
+    }
+
+    fn agrees(body: &[u8]) -> Result<(), TestCaseError> {
+        let ours = scan(body);
+        let is_json = serde_json::from_slice::<&RawValue>(body).is_ok();
+        match &ours {
+            Ok(_) | Err(ScanError::NotObject | ScanError::ModelNotText) => prop_assert!(is_json, "accepted {body:?}"),
+            Err(ScanError::Depth(_)) => {}
+            Err(error) => prop_assert!(!is_json, "refused {body:?}: {error}"),
+        }
+        if let Ok(theirs) = serde_json::from_slice::<Value>(body) {
+            match ours {
+                Ok(scan) => {
+                    prop_assert_eq!(scan.model.as_deref(), theirs["model"].as_str());
+                    prop_assert_eq!(scan.stream, theirs["stream"] == true);
+                    prop_assert_eq!(scan.user.as_deref(), theirs["user"].as_str());
+                    let at = |range: Option<Range<usize>>| {
+                        range.map(|range| serde_json::from_slice::<Value>(&body[range]).unwrap())
+                    };
+                    let at = |range| at(range).unwrap_or(Value::Null);
+                    prop_assert_eq!(&at(scan.messages), &theirs["messages"]);
+                    prop_assert_eq!(&at(scan.prompt), &theirs["prompt"]);
+                }
+                Err(ScanError::NotObject) => prop_assert!(!theirs.is_object()),
+                Err(ScanError::ModelNotText) => {
+                    prop_assert!(!theirs["model"].is_string() && !theirs["model"].is_null());
+                }
+                Err(error) => prop_assert!(false, "refused {body:?}: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_full_parser(value in value(), pretty in any::<bool>()) {
+            let body = if pretty { serde_json::to_vec_pretty(&value) } else { serde_json::to_vec(&value) };
+            agrees(&body.unwrap())?;
+        }
+
+        #[test]
+        fn agrees_on_mutated_text(value in value(), edits in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..3, any::<u8>()), 1..4)) {
+            let mut body = serde_json::to_vec(&json!({"model": "m", "x": value, "stream": true})).unwrap();
+            for (index, kind, byte) in edits {
+                if body.is_empty() {
+                    break;
+                }
+                let at = index.index(body.len());
+                match kind {
+                    0 => body[at] = byte,
+                    1 => drop(body.remove(at)),
+                    _ => body.insert(at, byte),
+                }
+            }
+            agrees(&body)?;
+        }
+
+        #[test]
+        fn agrees_on_json_like_text(text in r#"[\[\]{}",:\\u0-9eE+.\-truefalsnd \n]{0,24}"#) {
+            agrees(text.as_bytes())?;
+            agrees(format!("{{\"model\":{text}}}").as_bytes())?;
+        }
+
+        #[test]
+        fn never_panics(body in prop::collection::vec(any::<u8>(), 0..64)) {
+            agrees(&body)?;
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! One request from head to answer: what every route has in common.
+
+use std::{convert::Infallible, rc::Rc, time::Instant};
+
+use axum::extract::{ConnectInfo, MatchedPath, Request as ControlRequest};
+use http::{HeaderName, HeaderValue, Request, Response, Version, header, request::Parts};
+use hyper::body::Incoming;
+use tower::ServiceExt;
+
+use crate::gateway::{
+    body::Body,
+    connection::Connection,
+    core::{Core, Phase},
+    cors,
+    error::GatewayError,
+    finish::Finish,
+    headers, proxy, public,
+    routes::{self, Target},
+};
+
+/// A request as the handlers see it.
+pub(crate) struct Inbound {
+    pub(crate) core: Rc<Core>,
+    pub(crate) connection: Rc<Connection>,
+    pub(crate) parts: Parts,
+    pub(crate) request_id: (HeaderName, HeaderValue),
+    pub(crate) path: &'static str,
+    pub(crate) started: Instant,
+}
+
+/// Answers a request. The answer's body keeps the record of the request until it is sent.
+pub(crate) async fn serve(core: Rc<Core>, connection: Rc<Connection>, request: Request<Incoming>) -> Response<Body> {
+    let started = Instant::now();
+    let mut finish = Finish::begin(&core, &connection, started);
+    let (parts, body) = request.into_parts();
+    let names = &core.config().requests.request_id_headers;
+    let request_id = headers::request_id(&parts.headers, names, &mut *core.rng.borrow_mut());
+    let version = parts.version;
+    let origins = &core.config().requests.cors_allowed_origins;
+    let origin = if origins.is_empty() { None } else { parts.headers.get(header::ORIGIN).cloned() };
+
+    let inbound =
+        Inbound { core: core.clone(), connection, parts, request_id: request_id.clone(), path: "unmatched", started };
+    let answer = dispatch(inbound, body, &mut finish).await;
+    let mut response = match answer {
+        Ok(response) => {
+            finish.on_response(response.status(), "");
+            response
+        }
+        Err(error) => {
+            finish.on_response(error.status(), error.code());
+            error.response()
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(request_id.0, request_id.1);
+    cors::decorate(headers, origin.as_ref(), origins);
+    if version == Version::HTTP_2 {
+        headers.remove(header::CONNECTION);
+    } else if core.phase() >= Phase::Settling {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.body_mut().attach(finish);
+    response
+}
+
+async fn dispatch(mut inbound: Inbound, body: Incoming, finish: &mut Finish) -> Result<Response<Body>, GatewayError> {
+    let core = inbound.core.clone();
+    let Parts { method, uri, headers, .. } = &inbound.parts;
+    let found = routes::find(method, uri.path());
+    let (Ok((_, path)) | Err((_, path))) = found;
+    inbound.path = path;
+    if !matches!(found, Ok((Target::Control, _))) {
+        finish.on_path(method, path);
+    }
+    if let Some(response) = cors::preflight(method, headers, &core.config().requests.cors_allowed_origins) {
+        return Ok(response);
+    }
+    let (target, _) = found.map_err(|(error, _)| error)?;
+    match target {
+        Target::Liveness => Ok(public::liveness()),
+        Target::Readiness => Ok(public::readiness(&core.shared().view.load(), core.phase())),
+        Target::Health => Ok(public::health(core.phase())),
+        _ if core.phase() >= Phase::Refusing => {
+            if target == Target::Control {
+                finish.on_path(method, path);
+            }
+            Err(GatewayError::Draining)
+        }
+        Target::Serving => {
+            let keys = &core.config().auth.api_keys;
+            if !keys.is_empty() && !headers::has_key(headers, keys) {
+                return Err(GatewayError::ApiKey);
+            }
+            proxy::serve(&inbound, Some(body), finish).await
+        }
+        Target::AnyWorker => proxy::serve(&inbound, None, finish).await,
+        Target::Models => Ok(public::models(&core.shared().view.load())),
+        Target::Control => control(inbound, body, finish).await,
+    }
+}
+
+/// Hands the request to the control router, on this core. Its template comes back in the response's extensions.
+async fn control(inbound: Inbound, body: Incoming, finish: &mut Finish) -> Result<Response<Body>, GatewayError> {
+    let method = inbound.parts.method.clone();
+    let mut request = ControlRequest::from_parts(inbound.parts, axum::body::Body::new(body));
+    request.extensions_mut().insert(ConnectInfo(inbound.connection.peer));
+    let router = inbound.core.shared().control.clone();
+    let answered: Result<_, Infallible> = router.oneshot(request).await;
+    let response = answered.unwrap_or_else(|never| match never {});
+    let template = response.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    finish.on_path(&method, template.map_or("unmatched", |template| inbound.core.shared().intern(template)));
+    if response.extensions().get::<Unmatched>().is_some() {
+        return Err(GatewayError::RouteNotFound);
+    }
+    Ok(response.map(Body::control))
+}
+
+/// Marks the response to a path that the control router does not know.
+#[derive(Clone, Copy, Debug)]
+struct Unmatched;
+
+/// Makes the router tell the template of the route that answered, and what it does not know.
+pub(crate) fn prepare(control: axum::Router) -> axum::Router {
+    control
+        .layer(axum::middleware::from_fn(async |request: ControlRequest, next: axum::middleware::Next| {
+            let template = request.extensions().get::<MatchedPath>().cloned();
+            let mut response = next.run(request).await;
+            if let Some(template) = template {
+                response.extensions_mut().insert(template);
+            }
+            response
+        }))
+        .fallback(async || {
+            let mut response = axum::response::Response::new(axum::body::Body::empty());
+            response.extensions_mut().insert(Unmatched);
+            response
+        })
+        .method_not_allowed_fallback(async || GatewayError::MethodNotAllowed { allow: None }.response().map(axum_body))
+}
+
+/// A body of ours that is all there, for a response that passes the control router.
+fn axum_body(body: Body) -> axum::body::Body {
+    axum::body::Body::from(body.into_bytes().unwrap_or_default())
+}
