@@ -41,3 +41,9 @@ mod pool;
 mod relay;
 
 mod finish;
+
+pub mod registry;
+
+pub mod health;
+
+pub mod admin;

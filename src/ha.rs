@@ -1,1 +1,117 @@
-//! Placeholder.
+//! The HA API: handlers for `/ha/*` that read a snapshot and answer.
+//!
+//! Reading is public; `POST /ha/shutdown` needs the admin key. Without the mesh every route answers 503
+//! `{"error":"mesh not enabled"}`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, Request, State},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Auth, PolicyKind},
+    gateway::{
+        admin::{auth::require_admin, error::AdminError, worker_id},
+        registry::Registry,
+    },
+    mesh::driver::handle::MeshHandle,
+};
+
+pub mod policies;
+
+pub mod status;
+
+pub mod workers;
+
+/// What the handlers need.
+#[derive(Clone, Debug)]
+pub struct Ha {
+    /// The mesh.
+    pub mesh: MeshHandle,
+    /// What this gateway sees of the workers.
+    pub registry: Registry,
+    /// Who may shut down.
+    pub auth: Arc<Auth>,
+    /// Policy of models that have none of their own.
+    pub policy: PolicyKind,
+    /// Cancelled by `POST /ha/shutdown`, and by whoever else ends the process; while it is, this node is draining.
+    pub shutdown: CancellationToken,
+}
+
+/// The routes under `/ha`.
+///
+/// The caller's address is taken from the request extension `ConnectInfo<SocketAddr>`, which the listener inserts.
+pub fn router(ha: Ha) -> Router {
+    let guard = middleware::from_fn_with_state(ha.auth.clone(), require_admin);
+    let admin = Router::new().route("/ha/shutdown", post(shutdown)).route_layer(guard);
+    Router::new()
+        .route("/ha/health", get(health))
+        .route("/ha/status", get(cluster))
+        .route("/ha/workers", get(list_workers))
+        .route("/ha/workers/{*worker}", get(show_worker))
+        .route("/ha/policies", get(list_policies))
+        // The rest of the path, because model names have slashes in them.
+        .route("/ha/policies/{*model}", get(show_policy))
+        .merge(admin)
+        .route("/ha", any(unknown))
+        .route("/ha/{*rest}", any(unknown))
+        .method_not_allowed_fallback(|| async { AdminError::MethodNotAllowed })
+        .layer(middleware::from_fn_with_state(ha.clone(), require_mesh))
+        .with_state(ha)
+}
+
+async fn require_mesh(State(ha): State<Ha>, request: Request, next: Next) -> Response {
+    if ha.mesh.view().mesh_enabled {
+        return next.run(request).await;
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": "mesh not enabled" }))).into_response()
+}
+
+async fn health(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {
+    let (is_healthy, body) = status::health(&ha.mesh.view(), ha.shutdown.is_cancelled());
+    (if is_healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body))
+}
+
+async fn cluster(State(ha): State<Ha>) -> Json<status::Status> {
+    Json(status::cluster(&ha.mesh.view()))
+}
+
+async fn list_workers(State(ha): State<Ha>) -> Json<Value> {
+    Json(json!({ "workers": workers::all(&ha.mesh.view(), &ha.registry.roster()) }))
+}
+
+async fn show_worker(State(ha): State<Ha>, Path(key): Path<String>) -> Result<Json<workers::Shown>, AdminError> {
+    let view = ha.mesh.view();
+    let id = worker_id(&key, view.workers.iter().map(|worker| &worker.id)).ok_or(AdminError::WorkerNotFound)?;
+    workers::one(&view, &ha.registry.roster(), &id).map(Json).ok_or(AdminError::WorkerNotFound)
+}
+
+async fn list_policies(State(ha): State<Ha>) -> Json<Value> {
+    Json(json!({ "policies": policies::all(&ha.mesh.view(), ha.policy) }))
+}
+
+async fn show_policy(State(ha): State<Ha>, Path(model): Path<String>) -> Result<Json<policies::Shown>, AdminError> {
+    let is_served = ha.registry.routing().load().models.contains_key(model.as_str());
+    policies::one(&ha.mesh.view(), ha.policy, &model, is_served).map(Json).ok_or(AdminError::PolicyNotFound)
+}
+
+async fn shutdown(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {
+    tracing::info!("shutdown asked for by the API");
+    ha.shutdown.cancel();
+    (StatusCode::ACCEPTED, Json(json!({ "status": "shutting_down", "node_name": ha.mesh.view().node.as_str() })))
+}
+
+async fn unknown() -> AdminError {
+    AdminError::RouteNotFound
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,9 @@
 //! The immutable routing table that the request path reads.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use crate::{config::PolicyKind, gateway::worker::Worker};
 
@@ -28,11 +31,21 @@ pub struct Route {
     pub policy: PolicyKind,
     /// Ready workers, sorted by id. Empty: known but none is ready.
     pub ready: Vec<Arc<Worker>>,
+    /// Turns taken by round robin; wraps around. Goes on across rebuilds.
+    pub cursor: AtomicUsize,
+}
+
+impl Route {
+    /// A route whose round robin begins at its first worker.
+    #[must_use]
+    pub fn new(label: Arc<str>, policy: PolicyKind, ready: Vec<Arc<Worker>>) -> Self {
+        Self { label, policy, ready, cursor: AtomicUsize::new(0) }
+    }
 }
 
 impl Default for Route {
     fn default() -> Self {
-        Self { label: "other".into(), policy: PolicyKind::PowerOfTwo, ready: Vec::new() }
+        Self::new("other".into(), PolicyKind::PowerOfTwo, Vec::new())
     }
 }
 
@@ -41,13 +54,13 @@ impl Default for Route {
 pub enum Lookup {
     /// Workers to choose from, maybe none ready.
     Route(Arc<Route>),
-    /// No registered worker serves the model, and some worker is registered.
+    /// No registered worker serves the model, and some worker is ready.
     UnknownModel,
 }
 
 impl RoutingView {
     /// The route of a request. A model that nobody names goes to workers whose models are unknown; with no worker
-    /// registered, or none ever asked, the answer is an empty route (503), not an unknown model (404).
+    /// ready the answer is an empty route (503), not an unknown model (404), because nobody can tell yet.
     #[must_use]
     pub fn lookup(&self, model: Option<&str>) -> Lookup {
         let Some(model) = model else { return Lookup::Route(self.any.clone()) };

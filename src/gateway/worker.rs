@@ -1,10 +1,16 @@
 //! A worker as the request path sees it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use http::{HeaderValue, uri::Authority};
+use xxhash_rust::xxh3::xxh3_64;
 
-use crate::mesh::stores::WorkerId;
+use crate::mesh::stores::{WorkerId, WorkerSpec};
+
+pub mod address;
 
 /// A worker that requests can be sent to. The same value lives on across rebuilds of the routing view while its
 /// address and key stay the same, so that its counters go on.
@@ -22,7 +28,20 @@ pub struct Worker {
     pub path_prefix: String,
     /// `Authorization` for it, marked sensitive.
     pub authorization: Option<HeaderValue>,
+    ring_hash: u64,
     in_flight: AtomicUsize,
+}
+
+/// Why an entry is no worker that requests can be sent to. Nothing was changed; trying again does not help.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// The URL is not usable.
+    #[error(transparent)]
+    Address(#[from] address::AddressError),
+    /// The key does not fit into a header.
+    #[error("the worker's api key has characters that a header cannot carry")]
+    ApiKey,
 }
 
 impl Worker {
@@ -36,7 +55,19 @@ impl Worker {
         path_prefix: String,
         authorization: Option<HeaderValue>,
     ) -> Self {
-        Self { id, tls, authority, host, path_prefix, authorization, in_flight: AtomicUsize::new(0) }
+        let ring_hash = xxh3_64(id.as_str().as_bytes());
+        Self { id, tls, authority, host, path_prefix, authorization, ring_hash, in_flight: AtomicUsize::new(0) }
+    }
+
+    /// The worker that `spec` describes; `default_key` is its key when the spec has none.
+    ///
+    /// # Errors
+    /// When its URL or key cannot be used.
+    pub fn of_spec(spec: &WorkerSpec, default_key: Option<&str>) -> Result<Self, WorkerError> {
+        let address = address::Address::parse(&spec.url)?;
+        let authorization = spec.api_key.as_deref().or(default_key).map(bearer).transpose()?;
+        let id = WorkerId::of_url(&spec.url);
+        Ok(Self::new(id, address.tls, address.authority, address.host, address.path_prefix, authorization))
     }
 
     /// Requests that this gateway has in flight there, response body included.
@@ -45,9 +76,15 @@ impl Worker {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// The worker's place in hashing by key: a hash of its id, so the same on every gateway.
+    #[must_use]
+    pub fn ring_hash(&self) -> u64 {
+        self.ring_hash
+    }
+
     /// Counts a request in; the guard counts it out.
     #[must_use]
-    pub fn begin(self: &std::sync::Arc<Self>) -> InFlight {
+    pub fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight(self.clone())
     }
@@ -55,12 +92,12 @@ impl Worker {
 
 /// One request in flight at a worker, counted out when dropped.
 #[derive(Debug)]
-pub struct InFlight(std::sync::Arc<Worker>);
+pub struct InFlight(Arc<Worker>);
 
 impl InFlight {
     /// The worker.
     #[must_use]
-    pub fn worker(&self) -> &std::sync::Arc<Worker> {
+    pub fn worker(&self) -> &Arc<Worker> {
         &self.0
     }
 }
@@ -68,5 +105,66 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The `Authorization` header for a key, marked sensitive so that it is never logged.
+///
+/// # Errors
+/// When the key has characters that a header cannot carry.
+pub fn bearer(key: &str) -> Result<HeaderValue, WorkerError> {
+    let mut value = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| WorkerError::ApiKey)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::mesh::stores::WorkerOrigin;
+
+    pub(crate) fn spec(url: &str) -> WorkerSpec {
+        WorkerSpec {
+            url: url.into(),
+            models: Vec::new(),
+            api_key: None,
+            zone: String::new(),
+            origin: WorkerOrigin::Api,
+            draining: false,
+        }
+    }
+
+    pub(crate) fn workers(n: usize) -> Vec<Arc<Worker>> {
+        (0..n).map(|i| Arc::new(Worker::of_spec(&spec(&format!("http://w{i}:8000")), None).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_own_key_precedes_the_default_one() {
+        for (case, own, default, expected) in [
+            ("neither", None, None, None),
+            ("default", None, Some("d"), Some("Bearer d")),
+            ("own", Some("o"), None, Some("Bearer o")),
+            ("both", Some("o"), Some("d"), Some("Bearer o")),
+        ] {
+            let spec = WorkerSpec { api_key: own.map(Into::into), ..spec("http://w:1") };
+            let worker = Worker::of_spec(&spec, default).unwrap();
+            assert_eq!(worker.authorization.as_ref().map(|v| v.to_str().unwrap()), expected, "{case}");
+            assert!(worker.authorization.is_none_or(|v| v.is_sensitive()), "{case}");
+        }
+        let broken = WorkerSpec { api_key: Some("a\nb".into()), ..spec("http://w:1") };
+        assert_eq!(Worker::of_spec(&broken, None).unwrap_err(), WorkerError::ApiKey);
+    }
+
+    #[test]
+    fn a_guard_counts_in_and_out() {
+        let worker = workers(1).remove(0);
+        let (first, second) = (worker.begin(), worker.begin());
+        assert_eq!(worker.in_flight(), 2);
+        drop(first);
+        assert_eq!(second.worker().in_flight(), 1);
+        drop(second);
+        assert_eq!(worker.in_flight(), 0);
     }
 }

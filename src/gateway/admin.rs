@@ -1,0 +1,153 @@
+//! The admin API of workers: `GET` and `POST /workers`, `GET` and `DELETE /workers/{id or URL-encoded URL}`.
+//!
+//! Writes go to the mesh and are answered as soon as it has them; every gateway then takes up or lets go of the worker
+//! by itself (see [`registry`](crate::gateway::registry)). Reads join the mesh's newest view with what this gateway
+//! sees, so a write is visible to the next read at the same gateway.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, RawQuery, State, rejection::BytesRejection},
+    http::{HeaderValue, StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+use crate::{
+    config::Auth,
+    gateway::{
+        admin::{auth::require_admin, error::AdminError},
+        registry::Registry,
+        worker::address,
+    },
+    mesh::{
+        driver::handle::MeshHandle,
+        stores::{WorkerId, WorkerSpec},
+    },
+};
+
+pub mod auth;
+
+pub mod body;
+
+pub mod error;
+
+pub mod listing;
+
+/// Longest body of `POST /workers` in bytes: 256 model names of 256 bytes and a key fit.
+pub const BODY_BYTES_MAX: usize = 128 * 1024;
+
+/// Longest `?wait=` in seconds.
+pub const WAIT_SECS_MAX: u64 = 600;
+
+/// What the handlers need.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// The mesh, also where it has one node only.
+    pub mesh: MeshHandle,
+    /// What this gateway sees of the workers.
+    pub registry: Registry,
+    /// Who may.
+    pub auth: Arc<Auth>,
+}
+
+/// The routes under `/workers`. Every one needs the admin key; see [`require_admin`].
+///
+/// The caller's address is taken from the request extension `ConnectInfo<SocketAddr>`, which the listener inserts.
+pub fn router(admin: Admin) -> Router {
+    let guard = middleware::from_fn_with_state(admin.auth.clone(), require_admin);
+    Router::new()
+        .route("/workers", get(list).post(add))
+        // The rest of the path, because a URL that was not encoded has slashes in it.
+        .route("/workers/{*worker}", get(show).delete(remove))
+        .method_not_allowed_fallback(|| async { AdminError::MethodNotAllowed })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(guard)
+        .with_state(admin)
+}
+
+async fn list(State(admin): State<Admin>) -> Response {
+    Json(listing::all(&admin.mesh.view(), &admin.registry.roster())).into_response()
+}
+
+async fn show(State(admin): State<Admin>, Path(key): Path<String>) -> Result<Response, AdminError> {
+    let (view, roster) = (admin.mesh.view(), admin.registry.roster());
+    let shown_here = roster.entries.iter().chain(&roster.leaving).map(|entry| &entry.view.id);
+    let known = view.workers.iter().map(|worker| &worker.id).chain(shown_here);
+    let found = worker_id(&key, known).and_then(|id| listing::one(&view, &roster, &id));
+    Ok(Json(found.ok_or(AdminError::WorkerNotFound)?).into_response())
+}
+
+async fn add(
+    State(admin): State<Admin>,
+    RawQuery(query): RawQuery,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, AdminError> {
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => AdminError::TooLong,
+        _ => AdminError::BadRequest("the body broke off".into()),
+    })?;
+    let wait = wait_of(query.as_deref().unwrap_or_default())?;
+    let spec = body::read(&body)?;
+    let id = admin.mesh.put_worker(spec.clone()).await.map_err(|_| AdminError::Stopping)?;
+    tracing::info!(worker = %id, "worker registered");
+    let is_ready = wait > Duration::ZERO && admin.registry.wait_ready(&id, wait).await;
+    let status = if is_ready { StatusCode::CREATED } else { StatusCode::ACCEPTED };
+    Ok(added(&admin, status, &id, &spec))
+}
+
+fn added(admin: &Admin, status: StatusCode, id: &WorkerId, spec: &WorkerSpec) -> Response {
+    // It may have been removed again by somebody else in the meantime; then what was asked for is shown.
+    let shown = listing::one(&admin.mesh.view(), &admin.registry.roster(), id);
+    let shown = shown.unwrap_or_else(|| listing::requested(id, spec));
+    let mut response = (status, Json(shown)).into_response();
+    if let Ok(location) = HeaderValue::try_from(format!("/workers/{id}")) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+async fn remove(State(admin): State<Admin>, Path(key): Path<String>) -> Result<Response, AdminError> {
+    let view = admin.mesh.view();
+    let id = worker_id(&key, view.workers.iter().map(|worker| &worker.id)).ok_or(AdminError::WorkerNotFound)?;
+    if !admin.mesh.remove_worker(id.clone()).await.map_err(|_| AdminError::Stopping)? {
+        return Err(AdminError::WorkerNotFound);
+    }
+    tracing::info!(worker = %id, "worker removed by the API");
+    Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "id": id.as_str(), "state": "draining" }))).into_response())
+}
+
+/// The id that a path names: the id itself, or the worker's URL, encoded or not, in any spelling. None for ids that
+/// `known` does not hold.
+pub(crate) fn worker_id<'a>(key: &str, mut known: impl Iterator<Item = &'a WorkerId>) -> Option<WorkerId> {
+    match address::canonical(key) {
+        Ok(url) => Some(WorkerId::of_url(&url)),
+        Err(_) => known.find(|id| id.as_str() == key).cloned(),
+    }
+}
+
+fn wait_of(query: &str) -> Result<Duration, AdminError> {
+    let mut wait = Duration::ZERO;
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        if name != "wait" {
+            return Err(AdminError::BadRequest(format!("unknown query parameter `{}`", shortened(&name))));
+        }
+        let secs = value.parse().ok().filter(|secs| *secs <= WAIT_SECS_MAX);
+        let secs =
+            secs.ok_or_else(|| AdminError::BadRequest(format!("`wait` is a number of seconds, 0 to {WAIT_SECS_MAX}")))?;
+        wait = Duration::from_secs(secs);
+    }
+    Ok(wait)
+}
+
+/// The beginning of a text that a client sent, for naming it in an answer.
+pub(crate) fn shortened(text: &str) -> String {
+    const CHARS_MAX: usize = 64;
+    text.chars().take(CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! From what is known of the workers to the routing table: a pure function.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
+};
+
+use crate::{
+    config::PolicyKind,
+    gateway::{
+        policy,
+        registry::roster::Entry,
+        view::{Route, RoutingView},
+    },
+    mesh::stores::{PolicySpec, WorkerState},
+};
+
+/// Name that stands for "every model without a policy of its own".
+pub const DEFAULT_MODEL: &str = "*";
+
+/// Which policy each model has.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    default: PolicyKind,
+    by_model: BTreeMap<String, PolicyKind>,
+}
+
+impl Policies {
+    /// From what was set through the API, `*` included; `default` for the rest, and where a name is unknown here (a
+    /// newer gateway may know more of them).
+    #[must_use]
+    pub fn new(default: PolicyKind, set: &[(String, PolicySpec)]) -> Self {
+        let mut by_model = BTreeMap::new();
+        for (model, spec) in set {
+            match policy::parse(&spec.policy) {
+                Some(kind) => drop(by_model.insert(model.clone(), kind)),
+                None => tracing::warn!(model, policy = spec.policy, "policy unknown here, the default is used"),
+            }
+        }
+        let default = by_model.remove(DEFAULT_MODEL).unwrap_or(default);
+        Self { default, by_model }
+    }
+
+    /// The policy of models that have none of their own.
+    #[must_use]
+    pub fn default_kind(&self) -> PolicyKind {
+        self.default
+    }
+
+    /// The policy of a model.
+    #[must_use]
+    pub fn of(&self, model: &str) -> PolicyKind {
+        self.by_model.get(model).copied().unwrap_or(self.default)
+    }
+}
+
+/// Builds the table from entries sorted by id. A route that is the same as in `previous` is taken over, so that its
+/// round robin goes on; a changed one inherits the cursor.
+#[must_use]
+pub fn build(entries: &[Entry], policies: &Policies, previous: &RoutingView) -> RoutingView {
+    let mut by_model: HashMap<&str, Vec<_>> = HashMap::new();
+    let (mut any, mut wildcard) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let is_ready = entry.state == WorkerState::Ready;
+        if is_ready {
+            any.push(entry.worker.clone());
+            if entry.models.is_empty() {
+                wildcard.push(entry.worker.clone());
+            }
+        }
+        // A model whose last worker is being removed is no longer there; one whose workers failed is.
+        if entry.state != WorkerState::Draining {
+            for model in &*entry.models {
+                let ready = by_model.entry(model).or_default();
+                ready.extend(is_ready.then(|| entry.worker.clone()));
+            }
+        }
+    }
+    let workers_ready = any.len();
+    let default = policies.default_kind();
+    let route = |model: &str, ready| {
+        let previous = previous.models.get(model);
+        renewed(Route::new(model.into(), policies.of(model), ready), previous)
+    };
+    RoutingView {
+        models: by_model.into_iter().map(|(model, ready)| (model.into(), route(model, ready))).collect(),
+        any: renewed(Route::new("other".into(), default, any), Some(&previous.any)),
+        wildcard: renewed(Route::new("other".into(), default, wildcard), Some(&previous.wildcard)),
+        workers_total: entries.len(),
+        workers_ready,
+    }
+}
+
+fn renewed(mut route: Route, previous: Option<&Arc<Route>>) -> Arc<Route> {
+    let Some(previous) = previous else { return Arc::new(route) };
+    let same_workers = route.ready.len() == previous.ready.len()
+        && route.ready.iter().zip(&previous.ready).all(|(new, old)| Arc::ptr_eq(new, old));
+    if same_workers && route.policy == previous.policy {
+        return previous.clone();
+    }
+    route.label = previous.label.clone();
+    route.cursor = AtomicUsize::new(previous.cursor.load(Ordering::Relaxed));
+    Arc::new(route)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::gateway::{registry::roster::tests::entry, view::Lookup};
+
+    fn policies() -> Policies {
+        Policies::new(PolicyKind::RoundRobin, &[])
+    }
+
+    fn ids(route: &Route) -> Vec<&str> {
+        route.ready.iter().map(|worker| worker.authority.host()).collect()
+    }
+
+    #[test]
+    fn states_and_models_make_the_routes() {
+        use WorkerState::{Draining, NotReady, Pending, Ready};
+        // Each worker: host, state, models. Expected: ready workers for model `m`, none for 404.
+        for (case, workers, expected) in [
+            ("no worker", vec![], Some(vec![])),
+            ("ready", vec![("a", Ready, &["m"][..])], Some(vec!["a"])),
+            ("two ready", vec![("a", Ready, &["m"][..]), ("b", Ready, &["m", "n"])], Some(vec!["a", "b"])),
+            ("one not ready", vec![("a", Ready, &["m"][..]), ("b", NotReady, &["m"])], Some(vec!["a"])),
+            ("known but not ready", vec![("a", NotReady, &["m"][..]), ("b", Ready, &["n"])], Some(vec![])),
+            ("known but pending", vec![("a", Pending, &["m"][..]), ("b", Ready, &["n"])], Some(vec![])),
+            ("known but draining", vec![("a", Draining, &["m"][..]), ("b", Ready, &["n"])], None),
+            ("unknown", vec![("b", Ready, &["n"][..])], None),
+            ("unknown, nobody ready", vec![("b", NotReady, &["n"][..])], Some(vec![])),
+            ("wildcard", vec![("a", Ready, &[][..]), ("b", Ready, &["n"])], Some(vec!["a"])),
+            ("a name precedes the wildcard", vec![("a", Ready, &[][..]), ("b", Ready, &["m"])], Some(vec!["b"])),
+        ] {
+            let entries: Vec<_> = workers.iter().map(|(host, state, models)| entry(host, *state, models)).collect();
+            let view = build(&entries, &policies(), &RoutingView::default());
+            let found = match view.lookup(Some("m")) {
+                Lookup::Route(route) => Some(ids(&route).into_iter().map(str::to_owned).collect::<Vec<_>>()),
+                Lookup::UnknownModel => None,
+            };
+            let expected = expected.map(|hosts| hosts.into_iter().map(str::to_owned).collect());
+            assert_eq!(found, expected, "{case}");
+            assert_eq!(view.workers_total, workers.len(), "{case}");
+            assert_eq!(view.workers_ready, view.any.ready.len(), "{case}");
+        }
+    }
+
+    #[test]
+    fn routes_go_on_across_rebuilds() {
+        let one = [entry("a", WorkerState::Ready, &["m"])];
+        let first = build(&one, &policies(), &RoutingView::default());
+        first.models["m"].cursor.store(7, Ordering::Relaxed);
+        let same = build(&one, &policies(), &first);
+        assert!(Arc::ptr_eq(&same.models["m"], &first.models["m"]));
+        assert!(Arc::ptr_eq(&same.any, &first.any));
+        let two = [one[0].clone(), entry("b", WorkerState::Ready, &["m"])];
+        let grown = build(&two, &policies(), &same);
+        assert_eq!(grown.models["m"].ready.len(), 2);
+        assert_eq!(grown.models["m"].cursor.load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn policies_by_model_with_a_default() {
+        let spec = |policy: &str| PolicySpec { policy: policy.into(), config_json: "{}".into() };
+        let set =
+            [("*".to_owned(), spec("random")), ("m".into(), spec("least_load")), ("n".into(), spec("from_the_future"))];
+        for (case, set, model, expected) in [
+            ("nothing set", &set[..0], "m", PolicyKind::RoundRobin),
+            ("default set", &set[..], "x", PolicyKind::Random),
+            ("own", &set[..], "m", PolicyKind::LeastLoad),
+            ("unknown name", &set[..], "n", PolicyKind::Random),
+            ("unknown name, no default set", &set[1..], "n", PolicyKind::RoundRobin),
+        ] {
+            assert_eq!(Policies::new(PolicyKind::RoundRobin, set).of(model), expected, "{case}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Worker URLs: one canonical form, so that one worker has one id on every gateway.
+
+use http::{HeaderValue, uri::Authority};
+use url::{Host, Url};
+
+/// Longest worker URL in bytes, in its canonical form.
+pub const URL_BYTES_MAX: usize = 2048;
+
+/// Why a text is no worker URL. Nothing was changed; give another URL.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddressError {
+    /// It is longer than [`URL_BYTES_MAX`].
+    #[error("a worker url has at most {URL_BYTES_MAX} bytes")]
+    TooLong,
+    /// It is no URL at all.
+    #[error("not a url; a worker url looks like http://host:port")]
+    Malformed,
+    /// The scheme is missing, or another than `http`.
+    #[error("a worker url starts with http://")]
+    Scheme,
+    /// The scheme is `https`.
+    #[error("https worker urls are not supported yet; use http://")]
+    Tls,
+    /// There is a user name or a password in it.
+    #[error("a worker url has no user name or password; give a key as api_key")]
+    Userinfo,
+    /// There is a `?` or a `#` in it.
+    #[error("a worker url has no query and no fragment")]
+    QueryOrFragment,
+    /// Port 0 is nobody's.
+    #[error("a worker url has a port from 1 to 65535")]
+    Port,
+}
+
+/// The canonical form of a worker URL: scheme and host in lower case, the default port left out, no trailing slash.
+///
+/// # Errors
+/// When the text is no worker URL.
+pub fn canonical(text: &str) -> Result<String, AddressError> {
+    let url = parse(text)?;
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+/// Where a worker is reached.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Address {
+    pub(crate) tls: bool,
+    pub(crate) authority: Authority,
+    pub(crate) host: HeaderValue,
+    pub(crate) path_prefix: String,
+}
+
+impl Address {
+    pub(crate) fn parse(text: &str) -> Result<Self, AddressError> {
+        let url = parse(text)?;
+        let host = url.host().ok_or(AddressError::Malformed)?;
+        let port = url.port_or_known_default().ok_or(AddressError::Port)?;
+        let host = match host {
+            Host::Ipv6(ip) => format!("[{ip}]"),
+            Host::Ipv4(_) | Host::Domain(_) => host.to_string(),
+        };
+        let authority = Authority::try_from(format!("{host}:{port}")).map_err(|_| AddressError::Malformed)?;
+        // The default port is left out of `Host`, as every client does (RFC 9110 §7.2 with §4.2.3).
+        let host = url.port().map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
+        let host = HeaderValue::try_from(host).map_err(|_| AddressError::Malformed)?;
+        let path_prefix = url.path().trim_end_matches('/').to_owned();
+        Ok(Self { tls: url.scheme() == "https", authority, host, path_prefix })
+    }
+}
+
+fn parse(text: &str) -> Result<Url, AddressError> {
+    if text.len() > URL_BYTES_MAX {
+        return Err(AddressError::TooLong);
+    }
+    // The URL standard drops tabs and line ends silently and reads `\` as `/`; here they are mistakes.
+    if text.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'\\') {
+        return Err(AddressError::Malformed);
+    }
+    let scheme = text.split_once("://").ok_or(AddressError::Scheme)?.0;
+    if scheme.eq_ignore_ascii_case("https") {
+        return Err(AddressError::Tls);
+    }
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err(AddressError::Scheme);
+    }
+    let url = Url::parse(text).map_err(|_| AddressError::Malformed)?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(AddressError::Userinfo);
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(AddressError::QueryOrFragment);
+    }
+    if url.port() == Some(0) {
+        return Err(AddressError::Port);
+    }
+    // Percent-encoding can lengthen what was given.
+    if url.as_str().len() > URL_BYTES_MAX {
+        return Err(AddressError::TooLong);
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_worker_has_one_form() {
+        let long = format!("http://w/{}", "a".repeat(URL_BYTES_MAX));
+        for (case, text, expected) in [
+            ("plain", "http://w1:8000", Ok("http://w1:8000")),
+            ("trailing slash", "http://w1:8000/", Ok("http://w1:8000")),
+            ("upper case", "HTTP://Worker:8000", Ok("http://worker:8000")),
+            ("path keeps its case", "http://w:8000/Team/a/", Ok("http://w:8000/Team/a")),
+            ("default port", "http://w:80", Ok("http://w")),
+            ("ipv6", "http://[2001:DB8::1]:8000/", Ok("http://[2001:db8::1]:8000")),
+            ("no scheme", "w1:8000", Err(AddressError::Scheme)),
+            ("other scheme", "ftp://w1", Err(AddressError::Scheme)),
+            ("tls", "https://w1", Err(AddressError::Tls)),
+            ("user", "http://u@w1", Err(AddressError::Userinfo)),
+            ("password", "http://:p@w1", Err(AddressError::Userinfo)),
+            ("query", "http://w1?a=b", Err(AddressError::QueryOrFragment)),
+            ("fragment", "http://w1#a", Err(AddressError::QueryOrFragment)),
+            ("no host", "http://", Err(AddressError::Malformed)),
+            ("space", "http://w 1", Err(AddressError::Malformed)),
+            ("line end", "http://w1\n", Err(AddressError::Malformed)),
+            ("port too large", "http://w1:65536", Err(AddressError::Malformed)),
+            ("port 0", "http://w1:0", Err(AddressError::Port)),
+            ("empty", "", Err(AddressError::Scheme)),
+            ("too long", &*long, Err(AddressError::TooLong)),
+        ] {
+            assert_eq!(canonical(text), expected.map(str::to_owned), "{case}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_all_that_a_request_needs() {
+        for (case, url, authority, host, prefix) in [
+            ("host and port", "http://w:8000", "w:8000", "w:8000", ""),
+            ("default port", "http://w", "w:80", "w", ""),
+            ("ipv6", "http://[::1]:8000", "[::1]:8000", "[::1]:8000", ""),
+            ("prefix", "http://w:8000/a/b", "w:8000", "w:8000", "/a/b"),
+        ] {
+            let address = Address::parse(url).unwrap();
+            assert_eq!(address.authority.as_str(), authority, "{case}");
+            assert_eq!(address.host.to_str().unwrap(), host, "{case}");
+            assert_eq!(address.path_prefix, prefix, "{case}");
+            assert!(!address.tls, "{case}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_canonical_form_is_its_own(text in "(http|HTTP)://[a-zA-Z0-9.:%/\\[\\]@_~-]{0,40}") {
+            if let Ok(url) = canonical(&text) {
+                prop_assert_eq!(canonical(&url), Ok(url.clone()));
+                prop_assert!(Address::parse(&url).is_ok());
+            }
+        }
+    }
+}

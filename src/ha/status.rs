@@ -1,0 +1,95 @@
+//! `/ha/status` and `/ha/health`: who is in the cluster.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::mesh::{driver::handle::View, node::NodeStatus};
+
+/// Answer of `GET /ha/status`. The keys are those of the manual.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// This node.
+    pub node_name: String,
+    /// Nodes listed, whatever their status.
+    pub node_count: usize,
+    /// Every known node, sorted by name.
+    pub nodes: Vec<Node>,
+    /// The replicated stores.
+    pub stores: Stores,
+}
+
+/// One node.
+#[derive(Debug, Serialize)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// INIT, ALIVE, SUSPECTED, DOWN or LEAVING.
+    pub status: &'static str,
+    /// Its mesh address, `host:port`.
+    pub address: String,
+}
+
+/// The replicated stores.
+#[derive(Debug, Serialize)]
+pub struct Stores {
+    /// Workers.
+    pub workers: Store,
+    /// Policies set through the API.
+    pub policies: Store,
+}
+
+/// One store.
+#[derive(Debug, Serialize)]
+pub struct Store {
+    /// Live entries.
+    pub entry_count: usize,
+    /// When it was last known equal to a peer's, in RFC 3339, UTC, whole seconds; null before the first exchange.
+    pub last_sync: Option<String>,
+}
+
+/// The cluster as this node sees it.
+#[must_use]
+pub fn cluster(view: &View) -> Status {
+    let nodes = view.nodes.iter().map(|node| Node {
+        name: node.name.to_string(),
+        status: node.status.as_str(),
+        address: node.address.clone(),
+    });
+    let store = |entry_count| Store { entry_count, last_sync: view.last_sync.map(rfc3339) };
+    Status {
+        node_name: view.node.to_string(),
+        node_count: view.nodes.len(),
+        nodes: nodes.collect(),
+        stores: Stores { workers: store(view.workers.len()), policies: store(view.policies.len()) },
+    }
+}
+
+/// Whether this node is healthy, and the answer of `GET /ha/health`. `cluster_size` counts ALIVE nodes.
+#[must_use]
+pub fn health(view: &View, is_draining: bool) -> (bool, Value) {
+    let own = view.nodes.iter().find(|node| node.name == view.node).map_or(NodeStatus::Init, |node| node.status);
+    let own = if is_draining { NodeStatus::Leaving } else { own };
+    let alive = view.nodes.iter().filter(|node| node.status == NodeStatus::Alive).count();
+    let (is_healthy, status) = match own {
+        // Others may suspect this node, which can still answer: it is about to refute.
+        NodeStatus::Alive | NodeStatus::Suspected => (true, "healthy"),
+        NodeStatus::Init => (false, "starting"),
+        NodeStatus::Leaving => (false, "draining"),
+        NodeStatus::Down => (false, "unhealthy"),
+    };
+    let body = json!({
+        "status": status,
+        "node_name": view.node.as_str(),
+        "node_status": own.as_str(),
+        "cluster_size": alive,
+    });
+    (is_healthy, body)
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    // Formatting fails for times before 1970, which a broken clock may show.
+    let time = time.max(SystemTime::UNIX_EPOCH);
+    humantime::format_rfc3339_seconds(time).to_string()
+}

@@ -1,0 +1,193 @@
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use axum::{body::Body, extract::ConnectInfo, http::Method};
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+
+use super::*;
+use crate::{
+    gateway::{
+        health::tests::Script,
+        registry::tests::{FakeMesh, eventually, start},
+        worker::tests::spec,
+    },
+    mesh::{
+        node::NodeStatus,
+        stores::{PolicySpec, WorkerId, WorkerSpec, WorkerState},
+    },
+};
+
+struct Fixture {
+    script: Script,
+    mesh: FakeMesh,
+    ha: Ha,
+}
+
+fn fixture() -> Fixture {
+    let (script, mesh) = (Script::default(), FakeMesh::start());
+    let registry = start(&script, &mesh);
+    let ha = Ha {
+        mesh: mesh.handle.clone(),
+        registry,
+        auth: Arc::new(Auth::default()),
+        policy: PolicyKind::PowerOfTwo,
+        shutdown: CancellationToken::new(),
+    };
+    Fixture { script, mesh, ha }
+}
+
+impl Fixture {
+    async fn send(&self, method: Method, path: &str, client: [u8; 4]) -> (u16, Value) {
+        let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::from((client, 5))));
+        let response = router(self.ha.clone()).oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        self.send(Method::GET, path, [10, 0, 0, 1]).await
+    }
+}
+
+fn set_status(f: &Fixture, node: usize, status: NodeStatus) {
+    f.mesh.edit(|view| view.nodes[node].status = status);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_has_exactly_the_keys_of_the_manual() {
+    let f = fixture();
+    f.mesh.put(spec("http://w"));
+    let mut expected = json!({
+        "node_name": "node1",
+        "node_count": 2,
+        "nodes": [
+            {"name": "node1", "status": "ALIVE", "address": "node1:39527"},
+            {"name": "node2", "status": "DOWN", "address": "node2:39527"},
+        ],
+        "stores": {
+            "workers": {"entry_count": 1, "last_sync": null},
+            "policies": {"entry_count": 0, "last_sync": null},
+        },
+    });
+    set_status(&f, 1, NodeStatus::Down);
+    assert_eq!(f.get("/ha/status").await, (200, expected.clone()));
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_705_314_600_900);
+    f.mesh.edit(|view| view.last_sync = Some(at));
+    for store in ["workers", "policies"] {
+        expected["stores"][store]["last_sync"] = json!("2024-01-15T10:30:00Z");
+    }
+    assert_eq!(f.get("/ha/status").await.1, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_follows_the_own_status() {
+    for (case, own, is_draining, code, status, node_status, size) in [
+        ("alive", NodeStatus::Alive, false, 200, "healthy", "ALIVE", 2),
+        ("suspected", NodeStatus::Suspected, false, 200, "healthy", "SUSPECTED", 1),
+        ("starting", NodeStatus::Init, false, 503, "starting", "INIT", 1),
+        ("leaving", NodeStatus::Leaving, false, 503, "draining", "LEAVING", 1),
+        ("down", NodeStatus::Down, false, 503, "unhealthy", "DOWN", 1),
+        ("draining", NodeStatus::Alive, true, 503, "draining", "LEAVING", 2),
+    ] {
+        let f = fixture();
+        set_status(&f, 0, own);
+        if is_draining {
+            f.ha.shutdown.cancel();
+        }
+        let body = json!({ "status": status, "node_name": "node1", "node_status": node_status, "cluster_size": size });
+        assert_eq!(f.get("/ha/health").await, (code, body), "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_show_every_observer() {
+    let f = fixture();
+    let id = WorkerId::of_url("http://w");
+    f.script.set_models(&id, &["m"]);
+    f.mesh.put(spec("http://w"));
+    f.mesh.observe(&id, "node2", WorkerState::NotReady, &["m"]);
+    eventually(&f.ha.registry, |roster| roster.is_ready(&id)).await;
+    tokio::task::yield_now().await;
+    let worker = json!({
+        "id": id.as_str(), "url": "http://w", "models": ["m"], "state": "ready",
+        "observers": {
+            "node1": {"state": "ready", "models": ["m"]},
+            "node2": {"state": "not_ready", "models": ["m"]},
+        },
+    });
+    assert_eq!(f.get("/ha/workers").await, (200, json!({ "workers": [worker.clone()] })));
+    assert_eq!(f.get(&format!("/ha/workers/{id}")).await, (200, worker.clone()));
+    assert_eq!(f.get("/ha/workers/http%3A%2F%2Fw").await, (200, worker));
+    let (status, body) = f.get("/ha/workers/w-0").await;
+    assert_eq!((status, &body["error"]["code"]), (404, &json!("worker_not_found")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn policies_list_the_default_and_those_set() {
+    let f = fixture();
+    let default = json!({ "model": "*", "policy": "power_of_two", "config": {} });
+    assert_eq!(f.get("/ha/policies").await, (200, json!({ "policies": [default.clone()] })));
+    let spec_of = |config: &str| PolicySpec { policy: "least_load".into(), config_json: config.into() };
+    f.mesh.edit(|view| view.policies = vec![("a/b".into(), spec_of(r#"{"x":1}"#)), ("c".into(), spec_of("junk"))]);
+    let set = json!({ "model": "a/b", "policy": "least_load", "config": { "x": 1 } });
+    let junk = json!({ "model": "c", "policy": "least_load", "config": {} });
+    assert_eq!(f.get("/ha/policies").await.1, json!({ "policies": [default.clone(), set.clone(), junk] }));
+    assert_eq!(f.get("/ha/policies/a/b").await, (200, set.clone()));
+    assert_eq!(f.get("/ha/policies/a%2Fb").await, (200, set));
+    assert_eq!(f.get("/ha/policies/*").await, (200, default));
+    let (status, body) = f.get("/ha/policies/none").await;
+    assert_eq!((status, &body["error"]["code"]), (404, &json!("policy_not_found")));
+    let id = f.mesh.put(WorkerSpec { models: vec!["served".into()], ..spec("http://w") });
+    eventually(&f.ha.registry, |roster| roster.is_ready(&id)).await;
+    let served = json!({ "model": "served", "policy": "power_of_two", "config": {} });
+    assert_eq!(f.get("/ha/policies/served").await, (200, served));
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_is_for_operators() {
+    let f = fixture();
+    let (status, body) = f.send(Method::POST, "/ha/shutdown", [10, 0, 0, 1]).await;
+    assert_eq!((status, &body["error"]["code"]), (403, &json!("admin_local_only")));
+    assert!(!f.ha.shutdown.is_cancelled());
+    assert_eq!(f.send(Method::GET, "/ha/shutdown", [127, 0, 0, 1]).await.0, 405);
+    assert!(!f.ha.shutdown.is_cancelled());
+    let (status, body) = f.send(Method::POST, "/ha/shutdown", [127, 0, 0, 1]).await;
+    assert_eq!((status, body), (202, json!({ "status": "shutting_down", "node_name": "node1" })));
+    assert!(f.ha.shutdown.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_mesh_every_route_says_so() {
+    let f = fixture();
+    f.mesh.edit(|view| view.mesh_enabled = false);
+    for path in
+        ["/ha/health", "/ha/status", "/ha/workers", "/ha/workers/w-1", "/ha/policies", "/ha/policies/m", "/ha/x"]
+    {
+        assert_eq!(f.get(path).await, (503, json!({ "error": "mesh not enabled" })), "{path}");
+    }
+    let shutdown = f.send(Method::POST, "/ha/shutdown", [127, 0, 0, 1]).await;
+    assert_eq!(shutdown, (503, json!({ "error": "mesh not enabled" })));
+    assert!(!f.ha.shutdown.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_routes_and_methods_are_refused_in_shape() {
+    let f = fixture();
+    for (method, path, status, code) in [
+        (Method::GET, "/ha/nothing", 404, "not_found"),
+        (Method::GET, "/ha", 404, "not_found"),
+        (Method::GET, "/ha/status/x", 404, "not_found"),
+        (Method::POST, "/ha/status", 405, "method_not_allowed"),
+        (Method::PUT, "/ha/policies/m", 405, "method_not_allowed"),
+    ] {
+        let (found, body) = f.send(method, path, [127, 0, 0, 1]).await;
+        assert_eq!((found, &body["error"]["code"]), (status, &json!(code)), "{path}");
+    }
+}
