@@ -111,7 +111,8 @@ pub struct Swim {
     relays: BTreeMap<u64, probe::Relay>,
     suspicions: BTreeMap<NodeName, suspicion::Suspicion>,
     rumours: gossip::Rumours,
-    gossiped_at: Option<Instant>,
+    /// The next gossip round; none while there is no news.
+    gossip_due: Option<Instant>,
     posts: BTreeMap<NodeName, gossip::Post>,
     seeds: seeds::Seeds,
     doubt: Option<sync::Doubt>,
@@ -153,7 +154,7 @@ impl Swim {
             relays: BTreeMap::new(),
             suspicions: BTreeMap::new(),
             rumours: gossip::Rumours::default(),
-            gossiped_at: None,
+            gossip_due: None,
             posts: BTreeMap::new(),
             seeds: seeds::Seeds::new(now),
             doubt: None,
@@ -270,7 +271,7 @@ impl Swim {
             self.doubt.as_ref().map(|doubt| doubt.due),
             self.claim.as_ref().map(|contest| contest.due),
             self.leave.as_ref().and_then(leave::Leave::timeout),
-            self.gossip_timeout(),
+            self.gossip_due,
             self.posts.values().map(|post| post.due).min(),
         ]
         .into_iter()

@@ -70,7 +70,7 @@ pub(super) struct Post {
 impl Swim {
     /// News that this node is the origin of: to every peer in a small cluster, by gossip in a large one.
     pub(super) fn broadcast(&mut self, now: Instant, subject: &NodeName) {
-        self.spread(subject);
+        self.spread(now, subject);
         if self.members.live().len() > ACKED_NODES_MAX {
             return;
         }
@@ -82,8 +82,9 @@ impl Swim {
     }
 
     /// News that came from elsewhere: passed on with what is sent anyway, and by gossip in a large cluster.
-    pub(super) fn spread(&mut self, subject: &NodeName) {
+    pub(super) fn spread(&mut self, now: Instant, subject: &NodeName) {
         self.rumours.push(subject);
+        self.gossip_due.get_or_insert(now);
     }
 
     /// Sends the record of `subject` to `peer` until acked.
@@ -186,25 +187,19 @@ impl Swim {
 
     /// One gossip round of a large cluster, while there is news.
     pub(super) fn run_gossip(&mut self, now: Instant) {
-        if self.gossip_timeout().is_none_or(|due| due > now) {
+        if self.gossip_due.is_none_or(|due| due > now) {
             return;
         }
-        self.gossiped_at = Some(now);
+        // In a small cluster posts carry the news, and what is left rides on pings and acks.
+        if self.rumours.is_empty() || self.members.live().len() <= ACKED_NODES_MAX {
+            self.gossip_due = None;
+            return;
+        }
+        self.gossip_due = Some(now + self.config.gossip_interval.max(Duration::from_millis(10)));
         let others: Vec<_> = self.members.live().iter().filter(|name| **name != self.config.node).collect();
-        let chosen: Vec<_> = others.sample(&mut self.rng, FANOUT).filter_map(|name| self.members.get(name)).collect();
-        for addr in chosen.iter().map(|member| member.addr).collect::<Vec<_>>() {
+        let chosen = others.sample(&mut self.rng, FANOUT).filter_map(|name| self.members.get(name));
+        for addr in chosen.map(|member| member.addr).collect::<Vec<_>>() {
             self.send(now, addr, Via::Datagram, Body::Gossip { seq: 0 }, None);
         }
-    }
-
-    pub(super) fn gossip_timeout(&self) -> Option<Instant> {
-        if self.rumours.is_empty() || self.members.live().len() <= ACKED_NODES_MAX {
-            return None;
-        }
-        Some(self.gossiped_at.map_or(self.me().since, |at| at + self.gossip_interval()))
-    }
-
-    fn gossip_interval(&self) -> Duration {
-        self.config.gossip_interval.max(Duration::from_millis(10))
     }
 }

@@ -18,7 +18,7 @@ impl Swim {
         }
         match self.members.floor(&update.name) {
             Some(floor) if update.key() < floor => return,
-            Some(floor) if update.key() == floor => return self.merge_accusers(update),
+            Some(floor) if update.key() == floor => return self.merge_accusers(now, update),
             // Nobody gets to know of a node by its end, unless others still show it.
             None if update.status == NodeStatus::Down && update.age >= self.config.forget_down_after => return,
             None if update.status == NodeStatus::Leaving && update.age >= self.config.forget_left_after => return,
@@ -51,7 +51,7 @@ impl Swim {
                 self.request_lists(now, update.addr);
             }
         } else {
-            self.spread(&update.name);
+            self.spread(now, &update.name);
         }
     }
 

@@ -44,7 +44,7 @@ impl Swim {
         let me = self.config.node.clone();
         let live = self.members.live().to_vec();
         let told: Vec<_> = live.sample(&mut self.rng, ACKED_NODES_MAX).cloned().collect();
-        self.spread(&me);
+        self.spread(now, &me);
         for peer in &told {
             self.post(now, peer, &me);
         }

@@ -135,7 +135,7 @@ impl Swim {
     }
 
     /// Adds accusers heard of; news when there are any not known before and still of use.
-    pub(super) fn merge_accusers(&mut self, update: &Update) {
+    pub(super) fn merge_accusers(&mut self, now: Instant, update: &Update) {
         let Some(suspicion) = self.suspicions.get_mut(&update.name) else { return };
         let before = suspicion.accusers.len();
         for accuser in &update.accusers {
@@ -144,7 +144,7 @@ impl Swim {
             }
         }
         if suspicion.accusers.len() > before && before <= suspicion.wanted {
-            self.spread(&update.name);
+            self.spread(now, &update.name);
         }
     }
 

@@ -152,6 +152,7 @@ fn one_way_and_triangle_cuts_kill_nobody() {
 fn swim_4_2_a_suspected_node_refutes_with_a_higher_incarnation() {
     check(20, |cluster| {
         *cluster = Cluster::converged(cluster.seed, 5);
+        cluster.run_for(secs(3));
         cluster.stall(3, ms(1500));
         cluster.run_for(secs(10));
         assert!(cluster.checker.suspicions > 0 && cluster.checker.refutations > 0);
@@ -405,7 +406,10 @@ fn random_faults_violate_no_invariant_and_the_cluster_converges_after_them() {
             cluster.run_for(pause);
         }
         cluster.network.heal();
+        // Host names of seeds resolve to where the nodes are now.
+        let addrs: Vec<_> = cluster.nodes.iter().map(|node| node.addr).collect();
         for index in 0..6 {
+            cluster.reseed(index, &addrs);
             if cluster.nodes[index].swim.is_none() {
                 cluster.restart(index, None, Duration::ZERO);
             }
