@@ -7,19 +7,26 @@ use std::{
     net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
+use http::{Request, Response};
 use hyper::{
+    body::Incoming,
     rt::{Executor, Read, ReadBufCursor, Write},
     server::conn::{http1, http2},
-    service::service_fn,
+    service::{Service, service_fn},
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    net::TcpStream,
+    time::{Sleep, sleep},
+};
 
 use crate::gateway::{
+    body::Body,
     core::{Core, Phase},
     service,
 };
@@ -41,6 +48,9 @@ const H2_PENDING_RESETS_MAX: usize = 20;
 
 /// Most bytes that one HTTP/2 stream buffers towards the client.
 const H2_SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
+
+/// How long a connection that the gateway closes is read on for the sake of its last answer.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a client that speaks HTTP/2 sends first (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -151,51 +161,60 @@ pub(crate) async fn run(core: Rc<Core>, connection: Rc<Connection>, stream: TcpS
 async fn serve(core: Rc<Core>, connection: Rc<Connection>, stream: TcpStream) {
     let Ok((prefix, len)) = sniff(&stream).await else { return };
     let is_h2 = prefix == *PREFACE && len == PREFACE.len();
-    let io = Io { prefix, at: 0, len, stream: TokioIo::new(stream), connection: connection.clone() };
-    let service = {
-        let (core, connection) = (core.clone(), connection.clone());
-        service_fn(move |request| {
-            let served = service::serve(core.clone(), connection.clone(), request);
-            async move { Ok::<_, Infallible>(served.await) }
-        })
-    };
-    let ended = if is_h2 {
-        connection.is_h2.set(true);
-        connection.awaits_head.set(false);
-        let mut builder = http2::Builder::new(LocalExecutor);
-        builder
-            .max_concurrent_streams(H2_STREAMS_MAX)
-            .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
-            .max_send_buf_size(H2_SEND_BUFFER_BYTES_MAX)
-            .max_header_list_size(HEAD_BYTES_MAX as u32);
-        let mut serving = pin!(builder.serve_connection(io, service));
-        let mut is_closing = false;
-        std::future::poll_fn(|cx| {
-            if !is_closing && core.phase() >= Phase::Settling {
-                is_closing = true;
-                serving.as_mut().graceful_shutdown();
-            }
-            serving.as_mut().poll(cx)
-        })
-        .await
-    } else {
-        let mut builder = http1::Builder::new();
-        // Slow heads and idle clients are watched by the core, once a second for all connections.
-        builder.header_read_timeout(None).max_header_size(HEAD_BYTES_MAX);
-        let mut serving = pin!(builder.serve_connection(io, service));
-        let mut is_closing = false;
-        std::future::poll_fn(|cx| {
-            if !is_closing && core.phase() >= Phase::Closing {
-                is_closing = true;
-                serving.as_mut().graceful_shutdown();
-            }
-            serving.as_mut().poll(cx)
-        })
-        .await
-    };
+    let io = Io { prefix, at: 0, len, stream: TokioIo::new(stream), connection: connection.clone(), lingering: None };
+    let ended = if is_h2 { serve_http2(core, &connection, io).await } else { serve_http1(core, &connection, io).await };
     if let Err(error) = ended {
         tracing::debug!(peer = %connection.peer, %error, "connection ended");
     }
+}
+
+async fn serve_http1(core: Rc<Core>, connection: &Rc<Connection>, io: Io) -> hyper::Result<()> {
+    let mut builder = http1::Builder::new();
+    // Slow heads and idle clients are watched by the core, once a second for all connections.
+    builder.header_read_timeout(None).max_header_size(HEAD_BYTES_MAX);
+    let mut serving = pin!(builder.serve_connection(io, answer_with(&core, connection)));
+    let mut is_closing = false;
+    std::future::poll_fn(|cx| {
+        if !is_closing && core.phase() >= Phase::Closing {
+            is_closing = true;
+            serving.as_mut().graceful_shutdown();
+        }
+        serving.as_mut().poll(cx)
+    })
+    .await
+}
+
+async fn serve_http2(core: Rc<Core>, connection: &Rc<Connection>, io: Io) -> hyper::Result<()> {
+    connection.is_h2.set(true);
+    connection.awaits_head.set(false);
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
+        .max_send_buf_size(H2_SEND_BUFFER_BYTES_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX as u32);
+    let mut serving = pin!(builder.serve_connection(io, answer_with(&core, connection)));
+    let mut is_closing = false;
+    std::future::poll_fn(|cx| {
+        if !is_closing && core.phase() >= Phase::Settling {
+            is_closing = true;
+            serving.as_mut().graceful_shutdown();
+        }
+        serving.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// The service of one connection.
+fn answer_with(
+    core: &Rc<Core>,
+    connection: &Rc<Connection>,
+) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: 'static> + use<> {
+    let (core, connection) = (core.clone(), connection.clone());
+    service_fn(move |request| {
+        let served = service::serve(core.clone(), connection.clone(), request);
+        async move { Ok::<_, Infallible>(served.await) }
+    })
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2; what was read is returned.
@@ -221,6 +240,27 @@ struct Io {
     len: usize,
     stream: TokioIo<TcpStream>,
     connection: Rc<Connection>,
+    /// We hung up; how long to go on reading.
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl Io {
+    /// Reads on, after we hung up, so that the client can read the last answer: closing a socket that holds unread
+    /// bytes, as after a body that was refused, makes the kernel reset the connection, and the answer is lost
+    /// (RFC 9112 §9.6).
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scratch = [0; 4096];
+        loop {
+            if self.lingering.as_mut().is_none_or(|timeout| timeout.as_mut().poll(cx).is_ready()) {
+                return Poll::Ready(());
+            }
+            let mut buf = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
 }
 
 impl Read for Io {
@@ -265,7 +305,11 @@ impl Write for Io {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.lingering = Some(Box::pin(sleep(LINGER_TIMEOUT)));
+        }
+        self.poll_linger(cx).map(Ok)
     }
 }
 

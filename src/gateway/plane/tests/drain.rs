@@ -90,7 +90,7 @@ async fn http2_clients_are_told_to_go() {
         hyper::client::conn::http2::handshake::<_, _, http_body_util::Full<bytes::Bytes>>(executor, io).await.unwrap();
     let connection = tokio::spawn(connection);
     eventually(|| plane.connections() == 1).await;
-    let drained = tokio::spawn(plane.drain(Duration::from_secs(60)));
+    let drained = tokio::spawn(plane.drain(Duration::from_millis(600)));
     // GOAWAY ends the idle connection at once, from the server's side.
     within(connection).await.unwrap().unwrap();
     drop(sender);

@@ -46,6 +46,20 @@ async fn a_body_that_does_not_come() {
 }
 
 #[tokio::test]
+async fn a_refused_body_does_not_cost_the_answer() {
+    let plane = start(&[]);
+    let mut client = Wire::connect(&plane).await;
+    let body = vec![b' '; 4 << 20];
+    let head = format!("{}x", post("")).replace("Content-Length: 0", &format!("Content-Length: {}", body.len()));
+    client.send(head).await;
+    client.send(body).await;
+    let response = client.message().await;
+    assert_eq!((response.status(), response.error_code().as_str()), (413, "payload_too_large"));
+    assert_eq!(response.header("connection"), Some("close"));
+    client.ends().await;
+}
+
+#[tokio::test]
 async fn heads_beyond_the_limit() {
     let plane = start(&[]);
     let mut client = Wire::connect(&plane).await;
