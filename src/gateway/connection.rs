@@ -322,3 +322,42 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
         tokio::task::spawn_local(future);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn who_is_given_up_when() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        type Act = fn(&Connection, Instant);
+        let silent: Act = |_, _| {};
+        let busy: Act = |connection, _| connection.request_began();
+        let idle: Act = |connection, now| {
+            connection.request_began();
+            connection.request_ended(now);
+        };
+        let half_a_head: Act = |connection, now| {
+            connection.request_began();
+            connection.request_ended(now);
+            connection.on_read();
+        };
+        for (case, act, after, expected) in [
+            ("no head yet", silent, HEAD_TIMEOUT - second, false),
+            ("no head in time", silent, HEAD_TIMEOUT, true),
+            ("idle between requests", idle, HEAD_TIMEOUT, false),
+            ("idle too long", idle, IDLE_TIMEOUT, true),
+            ("a later head comes slowly", half_a_head, HEAD_TIMEOUT - second, false),
+            ("a later head does not come", half_a_head, HEAD_TIMEOUT + second, true),
+            ("a request runs", busy, IDLE_TIMEOUT * 10, false),
+        ] {
+            let connection = Connection::new("127.0.0.1:1".parse().unwrap(), start);
+            act(&connection, start);
+            connection.check(start + after);
+            assert_eq!(connection.is_given_up.get(), expected, "{case}");
+        }
+    }
+}

@@ -107,3 +107,67 @@ pub(crate) async fn connect(worker: &Worker) -> std::io::Result<Sender> {
     });
     Ok(sender)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::HeaderValue;
+    use hyper::client::conn::http1::Connection;
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::mesh::stores::WorkerId;
+
+    fn worker() -> Arc<Worker> {
+        let host = HeaderValue::from_static("w:1");
+        Arc::new(Worker::new(WorkerId::of_url("http://w:1"), false, "w:1".parse().unwrap(), host, String::new(), None))
+    }
+
+    type Other = (Connection<TokioIo<DuplexStream>, Full<Bytes>>, DuplexStream);
+
+    /// A connection that is open as long as its other half is held, and ready.
+    async fn open() -> (Sender, Other) {
+        let (near, far) = tokio::io::duplex(64);
+        let (sender, mut connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+        assert!(futures_util::poll!(&mut connection).is_pending());
+        (sender, (connection, far))
+    }
+
+    #[tokio::test]
+    async fn keeps_what_is_fresh_open_and_within_bounds() {
+        let (pool, worker, start) = (Pool::new(Duration::from_secs(3)), worker(), Instant::now());
+        let at = |secs| start + Duration::from_secs(secs);
+        let mut others = Vec::new();
+        for _ in 0..=IDLE_MAX {
+            let (sender, other) = open().await;
+            others.push(other);
+            pool.put(&worker, sender, start);
+        }
+        let idle = || pool.shelves.borrow().get(&Arc::as_ptr(&worker)).map(|shelf| shelf.idle.len());
+        assert_eq!(idle(), Some(IDLE_MAX), "the bound holds");
+        assert!(pool.checkout(&worker, at(2)).is_some());
+        assert_eq!(idle(), Some(IDLE_MAX - 1));
+        assert!(pool.checkout(&worker, at(3)).is_none(), "idle too long");
+        assert_eq!(idle(), Some(0));
+
+        let (sender, other) = open().await;
+        pool.put(&worker, sender, start);
+        drop(other);
+        assert!(pool.checkout(&worker, start).is_none(), "closed meanwhile");
+        pool.sweep(start);
+        assert_eq!(idle(), Some(0), "somebody still knows the worker");
+    }
+
+    #[tokio::test]
+    async fn forgets_workers_that_nobody_knows() {
+        let (pool, worker, start) = (Pool::new(Duration::from_secs(3)), worker(), Instant::now());
+        let (sender, _other) = open().await;
+        pool.put(&worker, sender, start);
+        drop(worker);
+        pool.sweep(start);
+        assert_eq!(pool.shelves.borrow().len(), 1);
+        pool.sweep(start + Duration::from_secs(3));
+        assert_eq!(pool.shelves.borrow().len(), 0);
+    }
+}

@@ -189,3 +189,32 @@ async fn a_stream_ends_with_its_deadline() {
     assert!(all.contains("data: 1") && all.contains("worker_timeout") && !all.ends_with("0\r\n\r\n"), "{all}");
     worker.ends().await;
 }
+
+#[tokio::test]
+async fn a_broken_http2_stream_says_so_and_is_reset() {
+    let upstream = Upstream::new().await;
+    let plane = start(&[upstream.worker()]);
+    let io = hyper_util::rt::TokioIo::new(TcpStream::connect(plane.addr()).await.unwrap());
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::post(format!("http://{}/v1/chat/completions", plane.addr()))
+        .header("content-type", "application/json")
+        .body(http_body_util::Full::new(bytes::Bytes::from(STREAM)))
+        .unwrap();
+    let (response, mut worker) = tokio::join!(within(sender.send_request(request)), async {
+        let mut worker = upstream.accept().await;
+        worker.message().await;
+        worker.send(STREAM_HEAD.to_owned() + &chunk("data: 1\n\n")).await;
+        worker
+    });
+    let mut body = response.unwrap().into_body();
+    let mut next = async || within(http_body_util::BodyExt::frame(&mut body)).await.unwrap();
+    assert_eq!(next().await.unwrap().into_data().unwrap(), "data: 1\n\n");
+    worker.send("broken").await;
+    drop(worker);
+    let told = next().await.unwrap().into_data().unwrap();
+    assert!(told.starts_with(b"data: {\"error\":"), "{told:?}");
+    assert!(next().await.is_err(), "the stream is reset");
+    connection.abort();
+}
