@@ -30,6 +30,8 @@ mod listener;
 
 mod connection;
 
+mod client_io;
+
 mod service;
 
 mod public;

@@ -1,32 +1,27 @@
-//! One client connection: protocol sniffing, the watch over slow heads and idle peers, and its end.
+//! One client connection: its protocol, the watch over slow heads and idle peers, and its end.
 
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
-    io,
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
-    rt::{Executor, Read, ReadBufCursor, Write},
+    rt::Executor,
     server::conn::{http1, http2},
     service::{Service, service_fn},
 };
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    net::TcpStream,
-    time::{Sleep, sleep},
-};
+use tokio::net::TcpStream;
 
 use crate::gateway::{
     body::Body,
+    client_io::Io,
     core::{Core, Phase},
     service,
 };
@@ -48,12 +43,6 @@ const H2_PENDING_RESETS_MAX: usize = 20;
 
 /// Most bytes that one HTTP/2 stream buffers towards the client.
 const H2_SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
-
-/// How long a connection that the gateway closes is read on for the sake of its last answer.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// What a client that speaks HTTP/2 sends first (RFC 9113 §3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What the core and the requests of a connection know of it.
 pub(crate) struct Connection {
@@ -131,14 +120,16 @@ impl Connection {
         Poll::Ready(())
     }
 
-    fn on_read(&self) {
+    /// Bytes came in.
+    pub(crate) fn on_read(&self) {
         if self.busy.get() == 0 && !self.awaits_head.get() && !self.is_h2.get() {
             self.awaits_head.set(true);
             self.since.set(Instant::now());
         }
     }
 
-    fn on_write(&self, is_blocked: bool) {
+    /// Bytes went out, or there was no room for them.
+    pub(crate) fn on_write(&self, is_blocked: bool) {
         self.is_blocked.set(is_blocked);
         if !is_blocked && let Some(waker) = self.flushing.take() {
             waker.wake();
@@ -159,9 +150,7 @@ pub(crate) async fn run(core: Rc<Core>, connection: Rc<Connection>, stream: TcpS
 }
 
 async fn serve(core: Rc<Core>, connection: Rc<Connection>, stream: TcpStream) {
-    let Ok((prefix, len)) = sniff(&stream).await else { return };
-    let is_h2 = prefix == *PREFACE && len == PREFACE.len();
-    let io = Io { prefix, at: 0, len, stream: TokioIo::new(stream), connection: connection.clone(), lingering: None };
+    let Ok((io, is_h2)) = Io::open(stream, connection.clone()).await else { return };
     let ended = if is_h2 { serve_http2(core, &connection, io).await } else { serve_http1(core, &connection, io).await };
     if let Err(error) = ended {
         tracing::debug!(peer = %connection.peer, %error, "connection ended");
@@ -215,102 +204,6 @@ fn answer_with(
         let served = service::serve(core.clone(), connection.clone(), request);
         async move { Ok::<_, Infallible>(served.await) }
     })
-}
-
-/// Reads until it is clear whether the client speaks HTTP/2; what was read is returned.
-async fn sniff(stream: &TcpStream) -> io::Result<([u8; 24], usize)> {
-    let mut prefix = [0; 24];
-    let mut len = 0;
-    while len < prefix.len() && prefix[..len] == PREFACE[..len] {
-        stream.readable().await?;
-        match stream.try_read(&mut prefix[len..]) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => len += read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((prefix, len))
-}
-
-/// The client's socket, with the sniffed bytes put back in front.
-struct Io {
-    prefix: [u8; 24],
-    at: usize,
-    len: usize,
-    stream: TokioIo<TcpStream>,
-    connection: Rc<Connection>,
-    /// We hung up; how long to go on reading.
-    lingering: Option<Pin<Box<Sleep>>>,
-}
-
-impl Io {
-    /// Reads on, after we hung up, so that the client can read the last answer: closing a socket that holds unread
-    /// bytes, as after a body that was refused, makes the kernel reset the connection, and the answer is lost
-    /// (RFC 9112 §9.6).
-    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut scratch = [0; 4096];
-        loop {
-            if self.lingering.as_mut().is_none_or(|timeout| timeout.as_mut().poll(cx).is_ready()) {
-                return Poll::Ready(());
-            }
-            let mut buf = ReadBuf::new(&mut scratch);
-            match ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut buf)) {
-                Ok(()) if !buf.filled().is_empty() => {}
-                _ => return Poll::Ready(()),
-            }
-        }
-    }
-}
-
-impl Read for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        if self.at < self.len {
-            let end = self.len.min(self.at + buf.remaining());
-            buf.put_slice(&self.prefix[self.at..end]);
-            self.at = end;
-            return Poll::Ready(Ok(()));
-        }
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if polled.is_ready() {
-            self.connection.on_read();
-        }
-        polled
-    }
-}
-
-impl Write for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.connection.on_write(polled.is_pending());
-        polled
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.connection.on_write(polled.is_pending());
-        polled
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.lingering.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            self.lingering = Some(Box::pin(sleep(LINGER_TIMEOUT)));
-        }
-        self.poll_linger(cx).map(Ok)
-    }
 }
 
 /// Runs HTTP/2 streams as tasks of this core.

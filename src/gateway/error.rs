@@ -74,9 +74,6 @@ pub enum GatewayError {
     /// No answer within `--request-timeout-secs`.
     #[error("the worker did not answer in time")]
     WorkerTimeout,
-    /// A fault of the gateway.
-    #[error("internal error")]
-    Internal,
 }
 
 struct Shape {
@@ -128,7 +125,6 @@ impl GatewayError {
             Self::WorkerReset => (StatusCode::BAD_GATEWAY, "server_error", "worker_reset"),
             Self::WorkerTruncated => (StatusCode::BAD_GATEWAY, "server_error", "worker_truncated"),
             Self::WorkerTimeout => (StatusCode::GATEWAY_TIMEOUT, "server_error", "worker_timeout"),
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error"),
         };
         Shape { status, kind, code }
     }
@@ -137,9 +133,9 @@ impl GatewayError {
         matches!(self, Self::NoAvailableWorkers | Self::Draining).then_some(Duration::from_secs(1))
     }
 
-    /// A 5xx that comes again when the request does: it has used up a whole deadline, or a fault is ours.
+    /// A 5xx that comes again when the request does: it has used up a whole deadline.
     fn is_deterministic(&self) -> bool {
-        matches!(self, Self::WorkerTimeout | Self::Internal)
+        matches!(self, Self::WorkerTimeout)
     }
 
     /// The JSON body, also the `data:` of a stream that broke.
@@ -217,7 +213,6 @@ mod tests {
             (GatewayError::WorkerReset, 502, "server_error", "worker_reset", None),
             (GatewayError::WorkerTruncated, 502, "server_error", "worker_truncated", None),
             (GatewayError::WorkerTimeout, 504, "server_error", "worker_timeout", Some("x-should-retry: false")),
-            (GatewayError::Internal, 500, "server_error", "internal_error", Some("x-should-retry: false")),
         ] {
             let case = format!("{error:?}");
             let response = error.response();

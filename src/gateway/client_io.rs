@@ -1,0 +1,128 @@
+//! A client's socket: which protocol it speaks, what it holds back, and how it is closed.
+
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    net::TcpStream,
+    time::{Sleep, sleep},
+};
+
+use crate::gateway::connection::Connection;
+
+/// How long a connection that the gateway closes is read on for the sake of its last answer.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a client that speaks HTTP/2 sends first (RFC 9113 §3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The client's socket, with the sniffed bytes put back in front.
+pub(crate) struct Io {
+    prefix: [u8; 24],
+    at: usize,
+    len: usize,
+    stream: TokioIo<TcpStream>,
+    connection: Rc<Connection>,
+    /// We hung up; how long to go on reading.
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl Io {
+    /// Reads the first bytes, until it is clear whether the client speaks HTTP/2, and says so.
+    pub(crate) async fn open(stream: TcpStream, connection: Rc<Connection>) -> io::Result<(Self, bool)> {
+        let (prefix, len) = sniff(&stream).await?;
+        let is_h2 = prefix == *PREFACE && len == PREFACE.len();
+        Ok((Self { prefix, at: 0, len, stream: TokioIo::new(stream), connection, lingering: None }, is_h2))
+    }
+
+    /// Reads on, after we hung up, so that the client can read the last answer: closing a socket that holds unread
+    /// bytes, as after a body that was refused, makes the kernel reset the connection, and the answer is lost
+    /// (RFC 9112 §9.6).
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scratch = [0; 4096];
+        loop {
+            if self.lingering.as_mut().is_none_or(|timeout| timeout.as_mut().poll(cx).is_ready()) {
+                return Poll::Ready(());
+            }
+            let mut buf = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl Read for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if self.at < self.len {
+            let end = self.len.min(self.at + buf.remaining());
+            buf.put_slice(&self.prefix[self.at..end]);
+            self.at = end;
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.connection.on_read();
+        }
+        polled
+    }
+}
+
+impl Write for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.connection.on_write(polled.is_pending());
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.connection.on_write(polled.is_pending());
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.lingering = Some(Box::pin(sleep(LINGER_TIMEOUT)));
+        }
+        self.poll_linger(cx).map(Ok)
+    }
+}
+
+/// Reads until it is clear whether the client speaks HTTP/2; what was read is returned.
+async fn sniff(stream: &TcpStream) -> io::Result<([u8; 24], usize)> {
+    let mut prefix = [0; 24];
+    let mut len = 0;
+    while len < prefix.len() && prefix[..len] == PREFACE[..len] {
+        stream.readable().await?;
+        match stream.try_read(&mut prefix[len..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => len += read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((prefix, len))
+}
