@@ -1,10 +1,10 @@
 //! `smg demo`: three gateways in a mesh and four simulated workers on this machine, with requests flowing.
 //!
-//! Every process is a child running this same executable with the documented flags, so the demo shows nothing that a user
-//! could not start by hand. Children lead process groups of their own: Ctrl-C reaches the demo alone, which then sends
-//! SIGTERM to each, waits at most [`cluster::STOP_WAIT`], and kills what is left. If the demo itself dies, the kernel kills them:
-//! each child is first `smg demo --child-of PID -- ARGS`, which asks for that (`PR_SET_PDEATHSIG` of prctl(2), which outlives
-//! `execve`) and then becomes `smg ARGS`.
+//! Every process is a child running this same executable with the documented flags, so the demo shows nothing that a
+//! user could not start by hand. Children lead process groups of their own: Ctrl-C reaches the demo alone, which then
+//! sends SIGTERM to each, waits at most 8 s, and kills what is left. If the demo itself dies, the kernel kills them:
+//! each child is first `smg demo --child-of PID -- ARGS`, which asks for that (`PR_SET_PDEATHSIG` of prctl(2), which
+//! outlives `execve`) and then becomes `smg ARGS`.
 
 mod client;
 mod cluster;
@@ -33,12 +33,13 @@ const READY_WAIT: Duration = Duration::from_secs(30);
 /// Flags of `smg demo`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// First of the ports to use: clients at +0 to +2, mesh at +10 to +12, metrics at +20 to +22, workers at +30 to +33. Free ones
-    /// when not given.
+    /// First of the ports to use: clients at +0 to +2, mesh at +10 to +12, metrics at +20 to +22, workers at +30 to
+    /// +33. Free ones when not given.
     #[arg(long, env = "SMG_DEMO_BASE_PORT", value_parser = clap::value_parser!(u16).range(1..=65_000))]
     pub base_port: Option<u16>,
     /// Requests sent per second over all gateways.
-    #[arg(long, env = "SMG_DEMO_REQUESTS_PER_SECOND", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, env = "SMG_DEMO_REQUESTS_PER_SECOND", default_value_t = 20)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub requests_per_second: u32,
     /// End after this many seconds of requests; 0 goes on until Ctrl-C.
     #[arg(long, env = "SMG_DEMO_DURATION_SECS", default_value_t = 0)]
@@ -56,12 +57,12 @@ pub struct Args {
 
 /// Runs the demo until `shutdown`, the end of `--duration-secs`, or a failure; all children are gone when it returns.
 ///
-/// Call it from the thread that outlives it, as `Runtime::block_on` in `main` does: the kernel takes the end of the *thread* that
-/// started a child for the death of its parent.
+/// Call it from the thread that outlives it, as `Runtime::block_on` in `main` does: the kernel takes the end of the
+/// *thread* that started a child for the death of its parent.
 ///
 /// # Errors
-/// When a port is taken, a process ends by itself, the cluster does not form within 30 s, or a request failed at every gateway.
-/// Logs are kept then, and the error names their folder.
+/// When a port is taken, a process ends by itself, the cluster does not form within 30 s, or a request failed at every
+/// gateway. Logs are kept then, and the error names their folder.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     if let Some(parent) = args.child_of {
         return Err(cluster::become_child(parent, &args.child));

@@ -3,14 +3,15 @@
 //! A request passes four stages, and holds one of `--max-concurrency` slots through all of them:
 //! 1. *Fault*: the first armed [`faults::Fault`] that matches its path and whose turn it is decides its fate.
 //! 2. *Queue*: it waits for a slot; more than `--queue-size` waiting are refused with 503.
-//! 3. *Prefill*: `--ttft-ms` plus (prompt − cached tokens) / `--prefill-tokens-per-second`. Only when that time has passed
+//! 3. *Prefill*: `--ttft-ms` plus (prompt − cached tokens) / `--prefill-tokens-per-second`. Only when that time has
+//! passed
 //!    does the prompt enter the prefix cache, as in an engine that is interrupted before its blocks are full.
 //! 4. *Decode*: one token per `--inter-token-delay-ms`. The text is a function of model and prompt alone, so any two
 //!    workers answer one prompt with the same bytes.
 //!
 //! A client that leaves at any stage drops the future of its request: the slot is free at once and
-//! [`stats::Stats::aborted_requests`] counts it. Requests do not slow one another down, as they would on a GPU; the bound on
-//! concurrency is the only coupling.
+//! [`stats::Stats::aborted_requests`] counts it. Requests do not slow one another down, as they would on a GPU; the
+//! bound on concurrency is the only coupling.
 
 mod cache;
 mod decode;
@@ -31,7 +32,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
-pub use self::server::Server;
+pub use self::server::{Crashed, Server};
 
 /// Flags of `smg sim-worker`.
 #[derive(Clone, Debug, clap::Args)]
@@ -55,7 +56,8 @@ pub struct Args {
     #[arg(long, env = "SMG_SIM_WORKER_INTER_TOKEN_DELAY_MS", default_value_t = 0)]
     pub inter_token_delay_ms: u64,
     /// Tokens in an answer; a smaller `max_tokens` of the request wins.
-    #[arg(long, env = "SMG_SIM_WORKER_TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, env = "SMG_SIM_WORKER_TOKENS", default_value_t = 16)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub tokens: u32,
     /// Speed of prefill in prompt tokens per second; 0 is instant.
     #[arg(long, env = "SMG_SIM_WORKER_PREFILL_TOKENS_PER_SECOND", default_value_t = 0)]
@@ -64,22 +66,25 @@ pub struct Args {
     #[arg(long, env = "SMG_SIM_WORKER_CACHE_TOKENS", default_value_t = 65_536)]
     pub cache_tokens: u32,
     /// Tokens in a cache block; only whole blocks are cached. A token is 4 bytes of prompt.
-    #[arg(long, env = "SMG_SIM_WORKER_CACHE_BLOCK_TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, env = "SMG_SIM_WORKER_CACHE_BLOCK_TOKENS", default_value_t = 16)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub cache_block_tokens: u32,
     /// Requests worked on at a time, further ones wait; 0 is no bound.
-    #[arg(long, env = "SMG_SIM_WORKER_MAX_CONCURRENCY", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    #[arg(long, env = "SMG_SIM_WORKER_MAX_CONCURRENCY", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub max_concurrency: u32,
     /// Requests that may wait for a slot; further ones get 503.
     #[arg(long, env = "SMG_SIM_WORKER_QUEUE_SIZE", default_value_t = 1024)]
     pub queue_size: u32,
     /// Fault to arm at start, as `KIND[:WHEN][@PATH]`; repeatable.
     ///
-    /// KIND is crash, hang, reset, truncate, 429, 500 or 503. WHEN is a probability (0.1), every-N or first-N; without it
-    /// every request. PATH is one route, or `*` for all; without it the routes that generate.
+    /// KIND is crash, hang, reset, truncate, 429, 500 or 503. WHEN is a probability (0.1), every-N or first-N; without
+    /// it every request. PATH is one route, or `*` for all; without it the routes that generate.
     #[arg(long = "fault", env = "SMG_SIM_WORKER_FAULT", value_delimiter = ',')]
     pub faults: Vec<faults::Fault>,
     /// Length of embedding vectors, unless the request says `dimensions`.
-    #[arg(long, env = "SMG_SIM_WORKER_EMBEDDING_DIMENSIONS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    #[arg(long, env = "SMG_SIM_WORKER_EMBEDDING_DIMENSIONS", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub embedding_dimensions: u32,
 }
 

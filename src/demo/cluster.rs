@@ -15,7 +15,8 @@ use tokio::process::{Child, Command};
 
 use super::{MODEL, client, ports::Ports};
 
-/// How long a child may take to end after SIGTERM; then it is killed. Exceeds the gateways' drain time of [`GRACE_SECS`].
+/// How long a child may take to end after SIGTERM; then it is killed. Exceeds the gateways' drain time of
+/// [`GRACE_SECS`].
 pub(super) const STOP_WAIT: Duration = Duration::from_secs(8);
 
 /// `--shutdown-grace-period-secs` of the gateways.
@@ -266,8 +267,9 @@ fn gateways(ports: &Ports) -> Vec<Process> {
             let (http, mesh, metrics) = (ports.http[i], ports.mesh[i], ports.metrics[i]);
             let name = format!("node{}", i + 1);
             let flags = format!(
-                "launch --enable-mesh --mesh-server-name {name} --mesh-host 127.0.0.1 --mesh-port {mesh} --mesh-peer-urls {peers} \
-                 --host 127.0.0.1 --port {http} --worker-urls {workers} --prometheus-host 127.0.0.1 --prometheus-port {metrics} \
+                "launch --enable-mesh --mesh-server-name {name} --mesh-host 127.0.0.1 --mesh-port {mesh} \
+                 --mesh-peer-urls {peers} --host 127.0.0.1 --port {http} --worker-urls {workers} \
+                 --prometheus-host 127.0.0.1 --prometheus-port {metrics} \
                  --health-check-interval-secs 1 --shutdown-grace-period-secs {GRACE_SECS}"
             );
             Process::new(name, http, Some((mesh, metrics)), &flags)
@@ -283,7 +285,8 @@ fn workers(ports: &Ports) -> Vec<Process> {
         .map(|(port, n)| {
             let name = format!("worker{n}");
             let flags = format!(
-                "sim-worker --host 127.0.0.1 --port {port} --name {name} --model {MODEL} --ttft-ms 20 --inter-token-delay-ms 5"
+                "sim-worker --host 127.0.0.1 --port {port} --name {name} --model {MODEL} \
+                 --ttft-ms 20 --inter-token-delay-ms 5"
             );
             Process::new(name, *port, None, &flags)
         })

@@ -12,8 +12,9 @@ pub(super) const GATEWAYS: usize = 3;
 /// Workers of the demo.
 pub(super) const WORKERS: usize = 4;
 
-/// Where free ports are looked for: below the kernel's default range for outgoing connections (32768 on Linux). A killed gateway
-/// must find its port free when it returns, and a connection that took it for its own end would be in the way.
+/// Where free ports are looked for: below the kernel's default range for outgoing connections (32768 on Linux). A
+/// killed gateway must find its port free when it returns, and a connection that took it for its own end would be in
+/// the way.
 const FREE: std::ops::Range<u16> = 20_000..32_000;
 
 /// Ports tried, from a random one on, before giving up.

@@ -1,7 +1,7 @@
 //! Requests through all gateways in turn, as a client with all three addresses would send them.
 //!
-//! An attempt that fails (no connection, a reset, a 5xx, a stream without its end) is made again at the next gateway, at once and
-//! once at each: that is a failover. A request that fails at every gateway is an error.
+//! An attempt that fails (no connection, a reset, a 5xx, a stream without its end) is made again at the next gateway,
+//! at once and once at each: that is a failover. A request that fails at every gateway is an error.
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,9 @@
 //! The prefix cache: whole blocks of prompt, least recently used leave first.
 //!
 //! A block is named by a hash of its bytes chained to its predecessor's name, so equal names mean equal prefixes (as in
-//! vLLM's automatic prefix caching). A prompt's blocks are touched from the last to the first: a prefix is always more recently
-//! used than what extends it, and eviction takes leaves before roots, so a cached block never lacks its predecessor.
+//! vLLM's automatic prefix caching). A prompt's blocks are touched from the last to the first: a prefix is always more
+//! recently used than what extends it, and eviction takes leaves before roots, so a cached block never lacks its
+//! predecessor.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -121,16 +121,17 @@ async fn try_classify(ticket: &mut Ticket, body: &[u8]) -> Result<Value, ApiErro
     let texts = prompt::texts(asked.input);
     let tokens = prefill(ticket, texts.iter().map(String::as_str)).await?;
     let data: Vec<_> = texts
-            .iter()
-            .enumerate()
-            .map(|(index, text)| {
-                let mut draws = Draws(prompt::seed(&model, text));
-                let weights = LABELS.map(|_| draws.next_unit() + f64::MIN_POSITIVE);
-                let sum: f64 = weights.iter().sum();
-                let best = (0..LABELS.len()).max_by(|a, b| weights[*a].total_cmp(&weights[*b])).unwrap_or(0);
-                json!({"index": index, "label": LABELS[best], "probs": weights.map(|w| w / sum), "num_classes": LABELS.len()})
-            })
-            .collect();
+        .iter()
+        .enumerate()
+        .map(|(index, text)| {
+            let mut draws = Draws(prompt::seed(&model, text));
+            let weights = LABELS.map(|_| draws.next_unit() + f64::MIN_POSITIVE);
+            let sum: f64 = weights.iter().sum();
+            let best = (0..LABELS.len()).max_by(|a, b| weights[*a].total_cmp(&weights[*b])).unwrap_or(0);
+            let probs = weights.map(|weight| weight / sum);
+            json!({"index": index, "label": LABELS[best], "probs": probs, "num_classes": LABELS.len()})
+        })
+        .collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0});
     Ok(json!({"object": "list", "model": model, "data": data, "usage": usage}))
 }

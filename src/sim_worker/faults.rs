@@ -1,7 +1,7 @@
 //! Faults on demand, armed by `--fault` or at run time by `POST /sim/faults`.
 //!
-//! Both spell a fault `KIND[:WHEN][@PATH]`; the body of the POST is `{"faults":["500:every-10","hang:0.1@/health"]}`, replaces
-//! all that were armed and starts their counts anew. `GET /sim/faults` answers in the same shape.
+//! Both spell a fault `KIND[:WHEN][@PATH]`; the body of the POST is `{"faults":["500:every-10","hang:0.1@/health"]}`,
+//! replaces all that were armed and starts their counts anew. `GET /sim/faults` answers in the same shape.
 
 use std::{fmt, str::FromStr, sync::atomic::AtomicU64, sync::atomic::Ordering};
 

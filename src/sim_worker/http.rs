@@ -120,10 +120,8 @@ fn answer(engine: &Engine, method: &Method, path: &str) -> Response<Body> {
 }
 
 fn models(engine: &Engine) -> Value {
-    let models = engine.args.models.iter();
-    json!({"object": "list", "data": models
-        .map(|id| json!({"id": id, "object": "model", "created": CREATED, "owned_by": "smg-sim", "max_model_len": 1 << 20}))
-        .collect::<Vec<_>>()})
+    let model = |id: &String| json!({"id": id, "object": "model", "created": CREATED, "owned_by": "smg-sim", "max_model_len": 1 << 20});
+    json!({"object": "list", "data": engine.args.models.iter().map(model).collect::<Vec<_>>()})
 }
 
 fn server_info(engine: &Engine) -> Value {

@@ -60,8 +60,8 @@ impl Shape for Chat {
         // Spelled out because it is the one hot line of a streaming benchmark; tokens need no escaping.
         let _ = write!(
             out,
-            "data: {{\"id\":\"chatcmpl-{:016x}\",\"object\":\"chat.completion.chunk\",\"created\":{CREATED},\"model\":{model},\
-             \"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{token}\"}},\"finish_reason\":null}}]}}\n\n",
+            "data: {{\"id\":\"chatcmpl-{:016x}\",\"object\":\"chat.completion.chunk\",\"created\":{CREATED},\
+             \"model\":{model},\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{token}\"}},\"finish_reason\":null}}]}}\n\n",
             about.id
         );
     }

@@ -92,12 +92,17 @@ impl Responses {
         json!({
             "id": self.id, "object": "response", "created_at": CREATED, "status": status, "model": about.model,
             "output": output, "usage": usage, "error": null, "incomplete_details": null, "instructions": null,
-            "metadata": {}, "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "temperature": 1.0, "top_p": 1.0,
+            "metadata": {}, "parallel_tool_calls": true, "tool_choice": "auto", "tools": [],
+            "temperature": 1.0, "top_p": 1.0,
         })
     }
 
     fn item(&self, text: &str) -> Value {
-        json!({"type": "message", "id": self.item_id(), "status": "completed", "role": "assistant", "content": [part(text)]})
+        self.item_with("completed", &json!([part(text)]))
+    }
+
+    fn item_with(&self, status: &str, content: &Value) -> Value {
+        json!({"type": "message", "id": self.item_id(), "status": status, "role": "assistant", "content": content})
     }
 
     fn item_id(&self) -> String {
@@ -120,7 +125,7 @@ impl Shape for Responses {
         let started = self.response(about, None);
         self.push(out, "response.created", json!({"response": started}));
         self.push(out, "response.in_progress", json!({"response": started}));
-        let item = json!({"type": "message", "id": self.item_id(), "status": "in_progress", "role": "assistant", "content": []});
+        let item = self.item_with("in_progress", &json!([]));
         self.push(out, "response.output_item.added", json!({"output_index": 0, "item": item}));
         let place = json!({"item_id": self.item_id(), "output_index": 0, "content_index": 0, "part": part("")});
         self.push(out, "response.content_part.added", place);
