@@ -16,7 +16,9 @@
 //! process is killed is noticed at once. A peer that answers pings but reads nothing is alive: its pipe stays.
 //!
 //! **Strangers.** Whatever else connects is dropped when it is no HTTP/2 or has not greeted in time, and at most
-//! [`StreamConfig::inbound_pipes_max`] connections are held. Message lengths are checked before memory is reserved.
+//! [`StreamConfig::inbound_pipes_max`] connections are held, greeted or not: without TLS a stranger who keeps them all
+//! busy keeps new peers out. Message lengths are checked before memory is reserved. Refused greetings come as a
+//! [`StreamEvent::Closed`] that no `Opened` went before; what never got as far is counted in [`StreamStats`].
 //!
 //! Every task runs in a tracker that [`Streams::shutdown`] waits for. Peers are not authenticated: the byte stream under
 //! a connection is a type parameter and its identity a field, so that TLS goes below without a change above.

@@ -81,7 +81,9 @@ pub trait Transport: fmt::Debug + Send + Sync {
     /// See [`SendError`]; in every case the datagram is gone and the transport remains usable.
     fn try_send(&self, peer: SocketAddr, payload: &[u8]) -> Result<(), SendError>;
 
-    /// Gives the next datagram or hint, or registers the task to be woken.
+    /// Gives the next datagram or hint, or registers the task to be woken; only the last task that polled is woken.
+    ///
+    /// Under a flood there is always a next one: the caller bounds how many it takes in a row.
     ///
     /// # Errors
     /// Only when the socket itself is broken for good.

@@ -6,7 +6,8 @@
 //! - **Ordering, loss.** As UDP gives them: none promised. A full buffer at either end drops.
 //! - **Hints.** An unconnected socket hears of ICMP errors only through its error queue (`ip(7)`, `IP_RECVERR`). On
 //!   Linux it is read and gives [`Incoming::Unreachable`]; elsewhere there are no hints.
-//! - **Addresses.** A socket bound to `::` takes both families; IPv4 peers appear under their IPv4 address.
+//! - **Addresses.** A socket bound to `::` takes both families; IPv4 peers appear under their IPv4 address. From a
+//!   wildcard address the kernel picks the source by its route, which on a host with several need not be the one asked.
 
 use std::{
     fmt, io,

@@ -98,7 +98,8 @@ impl<S> ConnectionIo<S> {
         io
     }
 
-    /// Says whether the connection is to be cut, and wakes the task when it is.
+    /// Says whether the connection is to be cut, and wakes the task when it is. Writing asks too: HTTP/2 need not read
+    /// while what it must write is stuck.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.killed.as_mut().poll(cx).is_ready() {
             return Err(io::ErrorKind::ConnectionAborted.into());
@@ -143,6 +144,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ConnectionIo<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for ConnectionIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -151,6 +153,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ConnectionIo<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -159,6 +162,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ConnectionIo<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -94,6 +94,29 @@ async fn a_reader_that_does_not_read_stops_its_sender_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_reader_that_does_not_read_but_lives_keeps_its_pipe() {
+    let quick = |config: &mut StreamConfig| {
+        config.keepalive_interval = Duration::from_millis(20);
+        config.keepalive_timeout = Duration::from_millis(500);
+    };
+    let (mut a, mut b) = (Node::with("a", quick), Node::with("b", quick));
+    let pipe = a.streams.dial(b.addr());
+    a.opened().await;
+    let accepted = b.opened().await;
+    // Until the way is full, and then for many pings more.
+    let stalled = async {
+        loop {
+            a.send(pipe, Lane::Sync, vec![0; 256 * 1024].into()).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(1), stalled).await.expect_err("a reader that does not read");
+    for _ in 0..4 {
+        b.frame(accepted).await;
+    }
+    a.send(pipe, Lane::Datagram, Bytes::from_static(b"alive")).await;
+}
+
+#[tokio::test]
 async fn closing_flushes_and_both_sides_end_in_order() {
     for by_dialer in [true, false] {
         let (mut a, dialed, mut b, accepted) = connected().await;

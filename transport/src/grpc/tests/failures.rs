@@ -4,7 +4,7 @@ use futures_util::StreamExt;
 use smg_proto::stream::{self as proto, peer_client::PeerClient};
 use tokio::{
     io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 use tonic_prost::prost::Message as _;
 
@@ -87,6 +87,41 @@ async fn a_peer_behind_a_dead_link_is_noticed_by_keepalive() {
     assert_eq!(a.closed(pipe).await, Some("lost"));
     assert_eq!(b.closed(accepted).await, Some("lost"));
     assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_dead_link_is_noticed_while_bytes_are_stuck_in_it() {
+    for by_shutdown in [false, true] {
+        let mut a = Node::with("a", |config| {
+            if !by_shutdown {
+                config.keepalive_interval = Duration::from_millis(100);
+                config.keepalive_timeout = Duration::from_millis(200);
+            }
+        });
+        let mut b = Node::new("b");
+        // A small receive window keeps the sender's socket buffer from growing.
+        let relay = TcpSocket::new_v4().unwrap();
+        relay.set_recv_buffer_size(4096).unwrap();
+        relay.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let relay = relay.listen(8).unwrap();
+        let pipe = a.streams.dial(relay.local_addr().unwrap());
+        let (mut near, _) = relay.accept().await.unwrap();
+        let mut far = TcpStream::connect(b.addr()).await.unwrap();
+        tokio::select! {
+            _ = copy_bidirectional(&mut near, &mut far) => panic!("the relay ended"),
+            () = async { a.opened().await; b.opened().await; } => {}
+        }
+        // The relay reads nothing: what the kernel does not take stays with HTTP/2.
+        while a.streams.try_send(pipe, Lane::Sync, vec![0; 256 * 1024].into()).is_ok() {
+            tokio::task::yield_now().await;
+        }
+        if by_shutdown {
+            within(a.streams.shutdown()).await;
+            assert_eq!(a.closed(pipe).await, None);
+        } else {
+            assert_eq!(a.closed(pipe).await, Some("lost"));
+        }
+    }
 }
 
 /// A peer that speaks gRPC, but says what it likes: its frames in, and the call's end out.
