@@ -52,7 +52,7 @@ where
 }
 
 /// Tests that a transport keeps the contract: `conformance!(module_name, fixture)`, where the fixture is evaluated once
-/// per test and implements [`Fixture`](crate::conformance::Fixture).
+/// per test and implements [`crate::conformance::Fixture`].
 #[macro_export]
 macro_rules! conformance {
     ($name:ident, $fixture:expr) => {

@@ -1,7 +1,8 @@
 //! Bytes from peer to peer. This crate does not know what the bytes mean.
 //!
 //! Two planes share one port number: [`Transport`] carries datagrams (small, unordered, may be lost), [`grpc`] carries
-//! frames on ordered pipes. Implementations of the datagram plane pass one conformance suite, [`conformance`].
+//! frames on ordered pipes. Implementations of the datagram plane pass one conformance suite,
+//! [`mod@conformance`].
 
 use std::{
     fmt, io,
