@@ -105,7 +105,7 @@ fn worker(addr: SocketAddr) -> Arc<Worker> {
 
 /// A view with these workers ready for model `m`.
 fn view(workers: &[Arc<Worker>]) -> RoutingView {
-    let route = Arc::new(Route { label: "m".into(), policy: PolicyKind::RoundRobin, ready: workers.to_vec() });
+    let route = Arc::new(Route { label: "m".into(), policy: PolicyKind::RoundRobin, ready: workers.to_vec(), ..Route::default() });
     RoutingView {
         models: HashMap::from([("m".into(), route.clone())]),
         any: route,
