@@ -64,7 +64,7 @@ pub fn router(ha: Ha) -> Router {
         .route("/ha", any(unknown))
         .route("/ha/{*rest}", any(unknown))
         .method_not_allowed_fallback(|| async { AdminError::MethodNotAllowed })
-        .layer(middleware::from_fn_with_state(ha.clone(), require_mesh))
+        .route_layer(middleware::from_fn_with_state(ha.clone(), require_mesh))
         .with_state(ha)
 }
 

@@ -64,8 +64,8 @@ pub fn router(admin: Admin) -> Router {
         // The rest of the path, because a URL that was not encoded has slashes in it.
         .route("/workers/{*worker}", get(show).delete(remove))
         .method_not_allowed_fallback(|| async { AdminError::MethodNotAllowed })
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(guard)
+        .route_layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .route_layer(guard)
         .with_state(admin)
 }
 

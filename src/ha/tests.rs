@@ -12,6 +12,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::{
     gateway::{
+        admin,
         health::tests::Script,
         registry::tests::{FakeMesh, eventually, start},
         worker::tests::spec,
@@ -189,5 +190,23 @@ async fn unknown_routes_and_methods_are_refused_in_shape() {
     ] {
         let (found, body) = f.send(method, path, [127, 0, 0, 1]).await;
         assert_eq!((found, &body["error"]["code"]), (status, &json!(code)), "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_apis_fit_into_one_router() {
+    let f = fixture();
+    f.mesh.edit(|view| view.mesh_enabled = false);
+    let admin = admin::Admin { mesh: f.mesh.handle.clone(), registry: f.ha.registry.clone(), auth: f.ha.auth.clone() };
+    let both = router(f.ha.clone()).merge(admin::router(admin));
+    for (case, path, client, expected) in [
+        ("admin", "/workers", [127, 0, 0, 1], 200),
+        ("admin, from afar", "/workers", [10, 0, 0, 1], 403),
+        ("ha without the mesh", "/ha/status", [10, 0, 0, 1], 503),
+        ("neither is asked about other paths", "/other", [10, 0, 0, 1], 404),
+    ] {
+        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::from((client, 5))));
+        assert_eq!(both.clone().oneshot(request).await.unwrap().status(), expected, "{case}");
     }
 }

@@ -68,12 +68,9 @@ pub fn build(entries: &[Entry], policies: &Policies, previous: &RoutingView) -> 
                 wildcard.push(entry.worker.clone());
             }
         }
-        // A model whose last worker is being removed is no longer there; one whose workers failed is.
-        if entry.state != WorkerState::Draining {
-            for model in &*entry.models {
-                let ready = by_model.entry(model).or_default();
-                ready.extend(is_ready.then(|| entry.worker.clone()));
-            }
+        for model in &*entry.models {
+            let ready = by_model.entry(model).or_default();
+            ready.extend(is_ready.then(|| entry.worker.clone()));
         }
     }
     let workers_ready = any.len();
@@ -129,7 +126,7 @@ mod tests {
             ("one not ready", vec![("a", Ready, &["m"][..]), ("b", NotReady, &["m"])], Some(vec!["a"])),
             ("known but not ready", vec![("a", NotReady, &["m"][..]), ("b", Ready, &["n"])], Some(vec![])),
             ("known but pending", vec![("a", Pending, &["m"][..]), ("b", Ready, &["n"])], Some(vec![])),
-            ("known but draining", vec![("a", Draining, &["m"][..]), ("b", Ready, &["n"])], None),
+            ("known but draining", vec![("a", Draining, &["m"][..]), ("b", Ready, &["n"])], Some(vec![])),
             ("unknown", vec![("b", Ready, &["n"][..])], None),
             ("unknown, nobody ready", vec![("b", NotReady, &["n"][..])], Some(vec![])),
             ("wildcard", vec![("a", Ready, &[][..]), ("b", Ready, &["n"])], Some(vec!["a"])),

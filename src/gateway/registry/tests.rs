@@ -2,9 +2,12 @@
 
 use std::net::SocketAddr;
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
-use super::*;
+use super::{
+    keeper::{LEAVING_CHECK, REBUILD_SPACING},
+    *,
+};
 use crate::{
     gateway::{
         health::{state::tests::rules, tests::Script},
@@ -12,9 +15,9 @@ use crate::{
         worker::tests::spec,
     },
     mesh::{
-        driver::handle::{COMMANDS_MAX, Command, NodeView},
+        driver::handle::{COMMANDS_MAX, Command, NodeView, View},
         node::NodeStatus,
-        stores::WorkerSpec,
+        stores::{PolicySpec, WorkerObservation, WorkerSpec, WorkerView},
     },
 };
 
@@ -128,7 +131,7 @@ fn start_as(script: &Script, mesh: &FakeMesh, settings: Settings) -> Registry {
     registry
 }
 
-/// Waits until the roster is as described; time is paused, so this takes none.
+/// Waits until the roster is as described; where time is paused this takes none.
 pub(crate) async fn eventually(registry: &Registry, is_so: impl FnMut(&Arc<Roster>) -> bool) {
     let mut roster = registry.roster.clone();
     tokio::time::timeout(Duration::from_secs(600), roster.wait_for(is_so)).await.expect("in time").unwrap();
@@ -347,4 +350,32 @@ async fn the_task_ends_with_the_mesh() {
     let (_registry, task) = Registry::start_with(Script::default(), mesh, settings(), Metrics::new());
     drop(sender);
     task.await;
+}
+
+/// With the shipped probe and a worker on a socket, so in real time.
+#[tokio::test]
+async fn a_real_worker_is_found_and_lost() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let models = || async { r#"{"object":"list","data":[{"id":"m"}]}"# };
+    let routes = axum::Router::new()
+        .route("/health", axum::routing::get(|| async {}))
+        .route("/v1/models", axum::routing::get(models));
+    let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let mesh = FakeMesh::start();
+    let mut settings = settings();
+    settings.health.failure_threshold = 1;
+    let (registry, task) = Registry::start(mesh.handle.clone(), settings, Metrics::new());
+    tokio::spawn(task);
+    let id = mesh.put(spec(&url));
+    assert!(registry.wait_ready(&id, Duration::from_secs(60)).await);
+    assert_eq!(ready_for(&registry, "m"), Some(vec![id.clone()]));
+    serving.abort();
+    assert!(serving.await.unwrap_err().is_cancelled());
+    // The request path finds it out long before the interval of 10 s has passed.
+    let begun = Instant::now();
+    registry.suspicions().suspect(&id);
+    eventually(&registry, |roster| !roster.is_ready(&id)).await;
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(ready_for(&registry, "m"), Some(vec![]));
 }

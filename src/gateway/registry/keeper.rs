@@ -1,0 +1,295 @@
+//! The task behind the registry: owns everything that changes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    gateway::{
+        health::{Prober, Report, probe::Probe},
+        registry::{
+            Settings,
+            roster::{Entry, Roster, models_of},
+            table::{Policies, build},
+        },
+        view::RoutingView,
+        worker::Worker,
+    },
+    mesh::{
+        driver::handle::{MeshHandle, View},
+        stores::{PolicySpec, WorkerId, WorkerObservation, WorkerState, WorkerView},
+    },
+    telemetry::metrics::Metrics,
+};
+
+/// Between two rebuilds of the routing table at least.
+pub const REBUILD_SPACING: Duration = Duration::from_millis(10);
+
+/// How often removed workers are looked at for requests in flight, while there are such workers.
+pub const LEAVING_CHECK: Duration = Duration::from_millis(250);
+
+/// The state of the task; see [`registry`](super).
+pub(super) struct Keeper<P> {
+    mesh: MeshHandle,
+    view: watch::Receiver<Arc<View>>,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    prober: Prober<P>,
+    policies: Policies,
+    policies_set: Vec<(String, PolicySpec)>,
+    slots: BTreeMap<WorkerId, Slot>,
+    leaving: Vec<Leaving>,
+    sweep_due: Option<Instant>,
+    /// Registered workers that cannot be used here; each is logged once.
+    refused: BTreeSet<WorkerId>,
+    /// Observations for the mesh; the newest per worker, so bounded by the workers.
+    outbox: BTreeMap<WorkerId, WorkerObservation>,
+    rebuild_due: Option<Instant>,
+    rebuilt: Instant,
+    startup_deadline: Option<Instant>,
+    routing: Arc<ArcSwap<RoutingView>>,
+    roster: watch::Sender<Arc<Roster>>,
+}
+
+/// A registered worker.
+struct Slot {
+    view: Arc<WorkerView>,
+    worker: Arc<Worker>,
+    /// As the prober sees it; draining is the operator's word and lies over it.
+    state: WorkerState,
+    own_models: Vec<String>,
+    models: Arc<[String]>,
+}
+
+/// A removed worker that still has requests in flight.
+struct Leaving {
+    entry: Entry,
+    until: Instant,
+}
+
+impl<P: Probe> Keeper<P> {
+    pub(super) fn new(
+        prober: Prober<P>,
+        mesh: MeshHandle,
+        settings: Settings,
+        metrics: Arc<Metrics>,
+        routing: Arc<ArcSwap<RoutingView>>,
+        roster: watch::Sender<Arc<Roster>>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            view: mesh.watch(),
+            policies: Policies::new(settings.policy, &[]),
+            policies_set: Vec::new(),
+            startup_deadline: now.checked_add(settings.startup_timeout),
+            mesh,
+            settings,
+            metrics,
+            prober,
+            slots: BTreeMap::new(),
+            leaving: Vec::new(),
+            sweep_due: None,
+            refused: BTreeSet::new(),
+            outbox: BTreeMap::new(),
+            rebuild_due: None,
+            rebuilt: now,
+            routing,
+            roster,
+        }
+    }
+
+    /// Runs until the mesh driver has stopped.
+    pub(super) async fn run(mut self) {
+        self.on_view();
+        self.rebuild(Instant::now());
+        loop {
+            let next_out = self.outbox.first_key_value().map(|(id, seen)| (id.clone(), seen.clone()));
+            tokio::select! {
+                changed = self.view.changed() => match changed {
+                    Ok(()) => self.on_view(),
+                    Err(_) => return,
+                },
+                report = self.prober.next() => self.on_report(report),
+                sent = announce(&self.mesh, next_out) => drop(self.outbox.remove(&sent)),
+                now = at(self.rebuild_due) => self.rebuild(now),
+                now = at(self.sweep_due) => self.sweep(now),
+                _ = at(self.startup_deadline) => self.on_startup_deadline(),
+            }
+        }
+    }
+
+    fn on_view(&mut self) {
+        let view = self.view.borrow_and_update().clone();
+        if view.policies != self.policies_set {
+            self.policies = Policies::new(self.settings.policy, &view.policies);
+            self.policies_set = view.policies.clone();
+            self.mark_stale();
+        }
+        let gone: Vec<_> = {
+            let is_there = |id: &WorkerId| view.workers.binary_search_by(|worker| worker.id.cmp(id)).is_ok();
+            self.slots.keys().filter(|id| !is_there(id)).cloned().collect()
+        };
+        for id in gone {
+            self.remove(&id);
+        }
+        self.refused.retain(|id| view.workers.binary_search_by(|worker| worker.id.cmp(id)).is_ok());
+        for worker in &view.workers {
+            if self.slots.get(&worker.id).is_none_or(|slot| slot.view != *worker) {
+                self.upsert(worker, &view);
+            }
+        }
+    }
+
+    fn upsert(&mut self, view: &Arc<WorkerView>, cluster: &View) {
+        self.mark_stale();
+        if let Some(slot) = self.slots.get_mut(&view.id)
+            && slot.view.spec.api_key == view.spec.api_key
+            && slot.view.spec.models.is_empty() == view.spec.models.is_empty()
+        {
+            slot.models = models_of(view, &slot.own_models);
+            slot.view = view.clone();
+            return;
+        }
+        let worker = match Worker::of_spec(&view.spec, self.settings.api_key.as_deref()) {
+            Ok(worker) => self.known(worker),
+            Err(error) => {
+                if self.refused.insert(view.id.clone()) {
+                    tracing::warn!(worker = %view.id, %error, "worker cannot be used");
+                }
+                self.remove(&view.id);
+                return;
+            }
+        };
+        let own_models = self.slots.remove(&view.id).map(|slot| slot.own_models).unwrap_or_default();
+        let state = self.prober.track(worker.clone(), view.spec.models.is_empty());
+        let models = models_of(view, &own_models);
+        // What this node said in an earlier life is not what it sees now.
+        let own = WorkerObservation { state, models: own_models.clone() };
+        if view.observed.get(&cluster.node).map_or(state == WorkerState::Ready, |said| *said != own) {
+            self.outbox.insert(view.id.clone(), own);
+        }
+        self.slots.insert(view.id.clone(), Slot { view: view.clone(), worker, state, own_models, models });
+    }
+
+    /// The value that is already in use for this address and key, also by the last requests of a removed entry.
+    fn known(&mut self, worker: Worker) -> Arc<Worker> {
+        let is_same = |known: &Worker| known.id == worker.id && known.authorization == worker.authorization;
+        if let Some(slot) = self.slots.get(&worker.id).filter(|slot| is_same(&slot.worker)) {
+            return slot.worker.clone();
+        }
+        match self.leaving.iter().position(|leaving| is_same(&leaving.entry.worker)) {
+            Some(index) => self.leaving.swap_remove(index).entry.worker,
+            None => Arc::new(worker),
+        }
+    }
+
+    fn remove(&mut self, id: &WorkerId) {
+        let Some(slot) = self.slots.remove(id) else { return };
+        self.prober.untrack(id);
+        self.outbox.remove(id);
+        self.mark_stale();
+        tracing::info!(worker = %id, "worker removed");
+        if slot.worker.in_flight() > 0 {
+            let until = Instant::now() + self.settings.drain_settle;
+            let entry = Entry { state: WorkerState::Draining, ..slot.entry() };
+            self.leaving.push(Leaving { entry, until });
+            self.sweep_due.get_or_insert_with(|| Instant::now() + LEAVING_CHECK);
+        }
+    }
+
+    fn on_report(&mut self, report: Report) {
+        if self.settings.health.enabled {
+            self.metrics.worker_health_check(report.success);
+        }
+        let Some(slot) = self.slots.get_mut(&report.id) else { return };
+        let is_news = report.state != slot.state || report.models.as_ref().is_some_and(|m| *m != slot.own_models);
+        if report.state != slot.state {
+            let (status, from_status) = (report.state.as_str(), slot.state.as_str());
+            tracing::info!(worker = %report.id, status, from_status, "worker status changed");
+        }
+        slot.state = report.state;
+        if let Some(models) = report.models {
+            slot.own_models = models;
+        }
+        if is_news {
+            slot.models = models_of(&slot.view, &slot.own_models);
+        }
+        let own = WorkerObservation { state: slot.state, models: slot.own_models.clone() };
+        // Compared with what the mesh holds at every probe, so that whatever makes them differ is put right; an
+        // absent entry says as much as "pending".
+        let cluster = self.view.borrow().clone();
+        let said = cluster.workers.binary_search_by(|worker| worker.id.cmp(&report.id)).ok();
+        let said = said.and_then(|index| cluster.workers[index].observed.get(&cluster.node));
+        if said.map_or(own.state != WorkerState::Pending, |said| *said != own) {
+            self.outbox.insert(report.id, own);
+        }
+        if is_news {
+            self.mark_stale();
+        }
+    }
+
+    fn mark_stale(&mut self) {
+        self.rebuild_due.get_or_insert_with(|| Instant::now().max(self.rebuilt + REBUILD_SPACING));
+    }
+
+    fn rebuild(&mut self, now: Instant) {
+        let entries: Vec<_> = self.slots.values().map(Slot::entry).collect();
+        let table = build(&entries, &self.policies, &self.routing.load());
+        if table.workers_ready > 0 {
+            self.startup_deadline = None;
+        }
+        self.routing.store(Arc::new(table));
+        let leaving = self.leaving.iter().map(|leaving| leaving.entry.clone()).collect();
+        self.roster.send_replace(Arc::new(Roster { entries, leaving }));
+        (self.rebuilt, self.rebuild_due) = (now, None);
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        let before = self.leaving.len();
+        self.leaving.retain(|leaving| leaving.until > now && leaving.entry.worker.in_flight() > 0);
+        if self.leaving.len() != before {
+            self.mark_stale();
+        }
+        self.sweep_due = (!self.leaving.is_empty()).then(|| now + LEAVING_CHECK);
+    }
+
+    fn on_startup_deadline(&mut self) {
+        self.startup_deadline = None;
+        let workers = self.slots.len();
+        tracing::error!(workers, "no worker became ready within --worker-startup-timeout-secs");
+    }
+}
+
+impl Slot {
+    fn entry(&self) -> Entry {
+        let state = if self.view.spec.draining { WorkerState::Draining } else { self.state };
+        Entry { view: self.view.clone(), worker: self.worker.clone(), state, models: self.models.clone() }
+    }
+}
+
+/// Sends an observation to the mesh; waits when there is none, or when the mesh has stopped. Cancel safe.
+async fn announce(mesh: &MeshHandle, next: Option<(WorkerId, WorkerObservation)>) -> WorkerId {
+    let Some((id, seen)) = next else { return pending().await };
+    match mesh.observe(id.clone(), seen).await {
+        Ok(()) => id,
+        Err(_) => pending().await,
+    }
+}
+
+/// Waits for the instant, for ever without one; answers the time.
+async fn at(due: Option<Instant>) -> Instant {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => pending().await,
+    }
+    Instant::now()
+}
