@@ -6,8 +6,8 @@
 //! at once, so that it is found out after `failure_threshold` hints, not intervals.
 //!
 //! The models of a worker are asked after a successful probe: at the first one, at those that bring it back, at
-//! every [`MODELS_EVERY`]th, and at each until it has answered once. What it listed last stays valid when it does not answer.
-//! Without health checks only the models are asked, until they are known.
+//! every [`MODELS_EVERY`]th, and at each until it has answered once. What it listed last stays valid when it does not
+//! answer. Without health checks only the models are asked, until they are known.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
