@@ -1,1 +1,409 @@
-//! Placeholder.
+//! Replication: what to send to whom until states agree.
+//!
+//! # The protocol
+//!
+//! A pipe is ordered and reliable; whoever dialed it pushes its state over it, the other side acks. In a mesh there is
+//! one pipe per direction of each pair.
+//!
+//! 1. The acceptor begins with an *ack* that names its version vector and root per namespace: the digest.
+//! 2. The dialer sends *deltas*: the present state of each key that a dot unknown to the peer leads to, and which dots
+//!    that covers. Deltas are computed from the store when the pipe has room; nothing is queued per peer, the newest
+//!    state wins by construction, and a slow peer costs O(actors) (delta-interval anti-entropy, Almeida et al. 2018 §6,
+//!    with the store in the place of the delta buffer).
+//! 3. After the first exchange a node pushes its *own* writes alone, at once. Dots of others go to a peer only when its
+//!    acks still lack them after one to two sync intervals: in a full mesh the writer delivers them itself.
+//! 4. A peer that lacks more than [`DELTA_KEYS_MAX`](outbound::DELTA_KEYS_MAX) keys, or whose vector is behind what the
+//!    store remembers of removes, gets a *snapshot*: chunks in key order, resumed where an earlier one stopped.
+//! 5. The acceptor grants "everything" to one peer after another, so that a joiner is not sent all state by each.
+//! 6. Acks carry what changed of the vector, and the roots: at most one per 20 ms, and at least one per half sync interval
+//!    while anything changes. Without news one of ~40 bytes after 1, 2, 4, 8 and then each 16 sync intervals.
+//! 7. Equal vectors with different roots for more than 2 s: a snapshot, whatever went wrong.
+//!
+//! Invariant: a frame is applied whole or not at all; after an error the pipe is closed and a new one starts from 1.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use self::{
+    frame::{Frame, Kind},
+    inbound::Inbound,
+    outbound::Outbound,
+};
+use crate::mesh::{
+    crdt::delta::BodyError,
+    node::NodeName,
+    stores::{Namespace, Stores},
+    wire::replication::{self as wire, DecodeError},
+};
+
+pub mod frame;
+pub mod inbound;
+pub mod outbound;
+mod pack;
+
+/// Events waiting to be polled at most; the oldest goes first.
+pub const EVENTS_MAX: usize = 1024;
+
+/// Pipes at most; further ones are not served until one is disconnected.
+pub const PIPES_MAX: usize = 4096;
+
+/// A peer that was granted everything has this long before the next is granted it too: 5 s.
+pub const GRANT_FOR: Duration = Duration::from_secs(5);
+
+/// Name of a pipe, chosen by the driver and never reused.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PipeId(pub u64);
+
+/// What the machine needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Between two anti-entropy checks with a peer: `--mesh-sync-interval-ms`, default 1 s.
+    pub sync_interval: Duration,
+}
+
+/// Why a frame was refused. Nothing of it was applied; close the pipe and count it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The bytes are no frame of this protocol.
+    #[error("malformed sync frame")]
+    Decode(#[from] DecodeError),
+    /// The frame contradicts what was seen.
+    #[error("contradictory sync frame")]
+    Body(#[from] BodyError),
+    /// A frame before it was lost or repeated, or an ack counts frames that were never sent.
+    #[error("sync frame out of sequence")]
+    Sequence,
+    /// An ack where bodies belong, or the reverse.
+    #[error("sync frame for the other side of the pipe")]
+    WrongDirection,
+    /// The pipe is not connected.
+    #[error("sync frame on an unknown pipe")]
+    UnknownPipe,
+}
+
+impl FrameError {
+    /// A label for `smg_mesh_rejected_total{reason}`.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Decode(DecodeError::Checksum) => "sync_checksum",
+            Self::Decode(_) => "sync_malformed",
+            Self::Body(_) => "sync_contradiction",
+            Self::Sequence => "sync_sequence",
+            Self::WrongDirection => "sync_direction",
+            Self::UnknownPipe => "sync_unknown_pipe",
+        }
+    }
+}
+
+/// News for logs and metrics.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum SyncEvent {
+    /// A delta was handed out.
+    DeltaSent {
+        /// To whom.
+        peer: NodeName,
+        /// Keys in it.
+        keys: usize,
+        /// Size of the frame.
+        delta_bytes: usize,
+    },
+    /// A delta was joined.
+    DeltaReceived {
+        /// From whom.
+        peer: NodeName,
+        /// Keys in it.
+        keys: usize,
+        /// Size of the frame.
+        delta_bytes: usize,
+    },
+    /// A chunk of a snapshot was handed out.
+    SnapshotSent {
+        /// To whom.
+        peer: NodeName,
+        /// Size of the frame.
+        chunk_bytes: usize,
+        /// It was the last chunk.
+        is_last: bool,
+    },
+    /// A chunk of a snapshot was joined.
+    SnapshotReceived {
+        /// From whom.
+        peer: NodeName,
+        /// Size of the frame.
+        chunk_bytes: usize,
+        /// It was the last chunk.
+        is_last: bool,
+    },
+    /// A digest or ack was handed out.
+    DigestSent {
+        /// To whom.
+        peer: NodeName,
+        /// Size of the frame.
+        digest_bytes: usize,
+    },
+    /// A peer has joined frames of ours.
+    Acked {
+        /// Who.
+        peer: NodeName,
+        /// From handing out the newest of them to its ack.
+        latency: Duration,
+    },
+    /// A peer's vectors and roots equal ours.
+    InSync {
+        /// Who.
+        peer: NodeName,
+    },
+    /// A timestamp of a peer's state leads our wall clock too far to follow.
+    ClockAhead {
+        /// Who sent it; the writer may be another node.
+        peer: NodeName,
+        /// By how much, in milliseconds.
+        ahead_ms: u64,
+    },
+}
+
+#[derive(Debug)]
+enum Role {
+    Dialed(Box<Outbound>),
+    Accepted(Box<Inbound>),
+}
+
+#[derive(Debug)]
+struct Pipe {
+    peer: NodeName,
+    role: Role,
+}
+
+/// The replication machine of one node. After each `handle_*` drain every `poll_*`.
+#[derive(Debug)]
+pub struct Replicator {
+    config: Config,
+    pipes: BTreeMap<PipeId, Pipe>,
+    /// Served after this one, so that pipes take turns.
+    last_served: PipeId,
+    grant: Option<(PipeId, Instant)>,
+    ungranted: VecDeque<PipeId>,
+    events: VecDeque<SyncEvent>,
+    prune_due: Instant,
+    now: Instant,
+    /// Offset of this node's timers, so that nodes started together do not tick together.
+    phase: Duration,
+}
+
+impl Replicator {
+    /// A machine without pipes. `seed` sets the phase of its timers.
+    #[must_use]
+    pub fn new(config: Config, now: Instant, seed: u64) -> Self {
+        let interval_us = u64::try_from(config.sync_interval.as_micros()).unwrap_or(u64::MAX).max(1);
+        Self {
+            config,
+            pipes: BTreeMap::new(),
+            last_served: PipeId(0),
+            grant: None,
+            ungranted: VecDeque::new(),
+            events: VecDeque::new(),
+            prune_due: now + config.sync_interval,
+            now,
+            phase: Duration::from_micros(seed % interval_us),
+        }
+    }
+
+    /// A pipe to `peer` is open. The node that dialed it pushes its state over it. `peer_epoch_ms` is the peer's boot
+    /// epoch; a new epoch is a new pipe, so nothing of an earlier one is kept.
+    pub fn handle_connected(&mut self, now: Instant, pipe: PipeId, peer: NodeName, peer_epoch_ms: u64, dialed: bool) {
+        self.now = now;
+        self.handle_disconnected(now, pipe);
+        if self.pipes.len() >= PIPES_MAX {
+            return;
+        }
+        tracing::debug!(peer = %peer, peer_epoch_ms, dialed, "sync pipe connected");
+        let role = if dialed {
+            Role::Dialed(Box::new(Outbound::new(now + self.phase, self.config.sync_interval)))
+        } else {
+            self.ungranted.push_back(pipe);
+            Role::Accepted(Box::new(Inbound::new(now, self.config.sync_interval / 2)))
+        };
+        self.pipes.insert(pipe, Pipe { peer, role });
+        self.grant_next(now);
+    }
+
+    /// A pipe is closed.
+    pub fn handle_disconnected(&mut self, now: Instant, pipe: PipeId) {
+        self.now = now;
+        if self.pipes.remove(&pipe).is_none() {
+            return;
+        }
+        self.ungranted.retain(|waiting| *waiting != pipe);
+        self.grant.take_if(|(granted, _)| *granted == pipe);
+        self.grant_next(now);
+    }
+
+    /// A frame arrived on a pipe.
+    ///
+    /// # Errors
+    /// See [`FrameError`]: nothing was applied, the driver closes the pipe.
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        stores: &mut Stores,
+        pipe: PipeId,
+        bytes: &[u8],
+    ) -> Result<(), FrameError> {
+        self.now = now;
+        let Pipe { peer, role } = self.pipes.get_mut(&pipe).ok_or(FrameError::UnknownPipe)?;
+        let frame = wire::decode(bytes)?;
+        match (role, frame.kind) {
+            (Role::Dialed(outbound), Kind::Ack(ack)) => {
+                if !outbound.accepts(frame.seq, &ack) {
+                    return Err(FrameError::Sequence);
+                }
+                let outcome = outbound.on_ack(now, stores, ack);
+                let peer = peer.clone();
+                if let Some(latency) = outcome.latency {
+                    self.push_event(SyncEvent::Acked { peer: peer.clone(), latency });
+                }
+                if outcome.in_sync {
+                    self.push_event(SyncEvent::InSync { peer });
+                }
+            }
+            (Role::Accepted(inbound), Kind::Body(namespace, body)) => {
+                if frame.seq != inbound.expected_seq() {
+                    return Err(FrameError::Sequence);
+                }
+                let (keys, complete) = (body.keys.len(), body.complete);
+                let is_last = body.chunk.as_ref().map(|chunk| chunk.to.is_none());
+                let ahead_ms = stores.apply(wall_ms, namespace, inbound.context(namespace), body)?;
+                let all_complete = inbound.on_applied(now, namespace, complete);
+                let (peer, delta_bytes) = (peer.clone(), bytes.len());
+                if let Some(ahead_ms) = ahead_ms {
+                    self.push_event(SyncEvent::ClockAhead { peer: peer.clone(), ahead_ms });
+                }
+                self.push_event(match is_last {
+                    Some(is_last) => SyncEvent::SnapshotReceived { peer, chunk_bytes: delta_bytes, is_last },
+                    None => SyncEvent::DeltaReceived { peer, keys, delta_bytes },
+                });
+                if all_complete && self.grant.take_if(|(granted, _)| *granted == pipe).is_some() {
+                    self.grant_next(now);
+                }
+            }
+            (Role::Dialed(_), Kind::Body(..)) | (Role::Accepted(_), Kind::Ack(_)) => {
+                return Err(FrameError::WrongDirection);
+            }
+        }
+        Ok(())
+    }
+
+    /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
+    pub fn handle_timeout(&mut self, now: Instant, stores: &mut Stores) {
+        self.now = now;
+        for pipe in self.pipes.values_mut() {
+            match &mut pipe.role {
+                Role::Dialed(outbound) if outbound.tick_due <= now => {
+                    outbound.tick_due = now + self.config.sync_interval;
+                    outbound.on_tick(now, stores);
+                }
+                Role::Accepted(inbound) if inbound.check_due <= now => {
+                    inbound.on_check(now, self.config.sync_interval / 2, stores);
+                }
+                Role::Dialed(_) | Role::Accepted(_) => {}
+            }
+        }
+        if self.prune_due <= now {
+            self.prune_due = now + self.config.sync_interval;
+            stores.prune();
+        }
+        self.grant.take_if(|(_, since)| *since + GRANT_FOR <= now);
+        self.grant_next(now);
+    }
+
+    /// The next frame, for a pipe that has room. Pipes take turns; bodies are built here, so a pipe without room costs
+    /// nothing and later gets the newest state.
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        stores: &Stores,
+        writable: &dyn Fn(PipeId) -> bool,
+    ) -> Option<(PipeId, Bytes)> {
+        let first = PipeId(self.last_served.0.wrapping_add(1));
+        let turns: Vec<PipeId> =
+            self.pipes.range(first..).chain(self.pipes.range(..first)).map(|(id, _)| *id).collect();
+        let is_receiving = self.grant.is_some();
+        for id in turns.into_iter().filter(|id| writable(*id)) {
+            let Some(Pipe { peer, role }) = self.pipes.get_mut(&id) else { continue };
+            let frame = match role {
+                Role::Dialed(outbound) => outbound
+                    .poll_body(now, stores, is_receiving)
+                    .map(|(seq, namespace, body)| Frame { seq, kind: Kind::Body(namespace, body) }),
+                Role::Accepted(inbound) if inbound.ack_due.is_some_and(|due| due <= now) => {
+                    let (seq, ack) = inbound.build_ack(stores);
+                    Some(Frame { seq, kind: Kind::Ack(ack) })
+                }
+                Role::Accepted(_) => None,
+            };
+            if let Some(frame) = frame {
+                let (peer, bytes) = (peer.clone(), wire::encode(&frame));
+                self.push_event(sent_event(peer, &frame, bytes.len()));
+                self.last_served = id;
+                return Some((id, bytes));
+            }
+        }
+        None
+    }
+
+    /// The next event. Bounded by [`EVENTS_MAX`].
+    pub fn poll_event(&mut self) -> Option<SyncEvent> {
+        self.events.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due; none without pipes.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let pipes = self.pipes.values().map(|pipe| match &pipe.role {
+            Role::Dialed(outbound) => outbound.tick_due,
+            // An ack that is due waits for room in the pipe, not for the clock.
+            Role::Accepted(inbound) => inbound
+                .ack_due
+                .filter(|due| *due > self.now)
+                .map_or(inbound.check_due, |due| due.min(inbound.check_due)),
+        });
+        let grant = self.grant.map(|(_, since)| since + GRANT_FOR).filter(|_| !self.ungranted.is_empty());
+        pipes.chain(grant).min().map(|due| due.min(self.prune_due))
+    }
+
+    fn grant_next(&mut self, now: Instant) {
+        while self.grant.is_none() {
+            let Some(next) = self.ungranted.pop_front() else { return };
+            if let Some(Pipe { role: Role::Accepted(inbound), .. }) = self.pipes.get_mut(&next) {
+                inbound.grant(now);
+                self.grant = Some((next, now));
+            }
+        }
+    }
+
+    fn push_event(&mut self, event: SyncEvent) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+}
+
+fn sent_event(peer: NodeName, frame: &Frame, frame_bytes: usize) -> SyncEvent {
+    match &frame.kind {
+        Kind::Ack(_) => SyncEvent::DigestSent { peer, digest_bytes: frame_bytes },
+        Kind::Body(_, body) => match &body.chunk {
+            Some(chunk) => SyncEvent::SnapshotSent { peer, chunk_bytes: frame_bytes, is_last: chunk.to.is_none() },
+            None => SyncEvent::DeltaSent { peer, keys: body.keys.len(), delta_bytes: frame_bytes },
+        },
+    }
+}
+
+const _: () = assert!(Namespace::ALL.len() == 2);

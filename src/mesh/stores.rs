@@ -1,129 +1,487 @@
 //! What the CRDTs stand for: workers and policies.
+//!
+//! | key | written by | type |
+//! |---|---|---|
+//! | workers `<id>/spec` | any node, for its operator | LWW-Register, removed as in an OR-Set |
+//! | workers `<id>/seen/<node>` | that node alone | single-writer register |
+//! | policies `<model>` | any node, for its operator | LWW-Register |
+//!
+//! # Rules that the types alone do not give
+//!
+//! - *Seeds.* What a flag says is stamped [`Timestamp::ZERO`], so it loses against everything ever said through the API.
+//!   Removing a worker that some flag names leaves a marker (an entry with `removed`) instead of nothing, so that it
+//!   stays removed when that node starts again. Markers are bounded by the workers that flags ever named.
+//! - *Losing dots.* Several nodes naming one worker make concurrent dots. Each node retracts those of its own dots, of
+//!   any epoch, that lose against another live one; the winner is never retracted, so one dot stays. A flag's dot that
+//!   loses against an entry of the API stays beside it, one per node: it says that a removal must leave a marker.
+//! - *Observations* whose worker is gone are invisible; their writer removes them when it learns of the removal, and
+//!   whoever forgets the writer ([`Stores::forget_node`]) removes them for it.
+//! - *Bad values* are kept and passed on as opaque bytes (a newer version may know them), hidden from views, counted.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::mesh::node::NodeName;
+use crate::mesh::{
+    crdt::{
+        delta::{Body, BodyError, Live},
+        dot::{Actor, ActorTable, Key},
+        lww_register,
+        map::Map,
+    },
+    hlc::{Clock, Timestamp},
+    node::NodeName,
+    wire::state::{self, StoredWorker, ValueError},
+};
 
-/// Id of a worker, the same on every gateway because it is derived from the URL alone: `w-` and 16 hex digits.
-#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct WorkerId(Arc<str>);
+mod policies;
+mod workers;
 
-impl WorkerId {
-    /// The id of the worker at `url`, which is in its canonical form (no trailing slash).
+use self::workers::WorkerKey;
+pub use self::{
+    policies::PolicySpec,
+    workers::{WorkerId, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState, WorkerView},
+};
+
+/// Changes waiting to be polled at most; beyond that they become one [`StoreEvent::ManyChanged`].
+pub const EVENTS_MAX: usize = 4096;
+
+/// Longest model name that a policy can be set for, in bytes.
+pub const MODEL_BYTES_MAX: usize = 256;
+
+/// A part of the state that is replicated on its own.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Namespace {
+    /// Policies by model.
+    Policies,
+    /// Workers and what gateways see of them.
+    Workers,
+}
+
+impl Namespace {
+    /// Every namespace, in the order in which they are brought up to date.
+    pub const ALL: [Self; 2] = [Self::Policies, Self::Workers];
+
+    /// The position in [`ALL`](Self::ALL).
     #[must_use]
-    pub fn of_url(url: &str) -> Self {
-        Self(format!("w-{:016x}", xxhash_rust::xxh3::xxh3_64(url.as_bytes())).into())
+    pub fn index(self) -> usize {
+        self as usize
     }
+}
 
-    /// The id as text.
+/// Something changed, here or at a peer; read the view for the new value.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum StoreEvent {
+    /// The worker, or what a gateway sees of it; also when it went.
+    WorkerChanged(WorkerId),
+    /// The policy of this model.
+    PolicyChanged(String),
+    /// More than [`EVENTS_MAX`] entries changed since the last poll: read everything again.
+    ManyChanged,
+}
+
+/// How much there is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct EntryCounts {
+    /// Workers in the view.
+    pub workers: usize,
+    /// Policies in the view.
+    pub policies: usize,
+    /// Entries whose key or payload this version cannot read.
+    pub undecodable: usize,
+    /// Live keys of all namespaces, markers and observations included.
+    pub keys: usize,
+    /// Live payload of all namespaces in bytes.
+    pub payload_bytes: usize,
+}
+
+/// The replicated state of one node.
+#[derive(Debug)]
+pub struct Stores {
+    node: NodeName,
+    clock: Clock,
+    maps: [Map; 2],
+    masked: BTreeSet<NodeName>,
+    events: VecDeque<StoreEvent>,
+    waiting: BTreeSet<StoreEvent>,
+}
+
+impl Stores {
+    /// Empty stores of `node`. `boot_epoch_ms` must differ from every earlier start of a node of that name.
     #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for WorkerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Where a worker entry came from.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum WorkerOrigin {
-    /// `--worker-urls` of some gateway: the flag would add it again at the next start.
-    Seed,
-    /// `POST /workers`.
-    Api,
-}
-
-/// What an operator said about a worker.
-#[derive(Clone, Eq, PartialEq)]
-pub struct WorkerSpec {
-    /// Base URL in canonical form: scheme, host, port, no trailing slash.
-    pub url: String,
-    /// Models it serves; empty: asked from the worker's `/v1/models`.
-    pub models: Vec<String>,
-    /// Bearer token for the worker. Never logged.
-    pub api_key: Option<String>,
-    /// Availability zone; empty when unknown.
-    pub zone: String,
-    /// Where the entry came from.
-    pub origin: WorkerOrigin,
-    /// No new requests; the entry goes once its work is done.
-    pub draining: bool,
-}
-
-impl fmt::Debug for WorkerSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkerSpec")
-            .field("url", &self.url)
-            .field("models", &self.models)
-            .field("api_key", &self.api_key.as_ref().map(|_| "…"))
-            .field("zone", &self.zone)
-            .field("origin", &self.origin)
-            .field("draining", &self.draining)
-            .finish()
-    }
-}
-
-/// State of a worker as one gateway sees it, as the API spells it.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum WorkerState {
-    /// Registered, never yet healthy.
-    Pending,
-    /// Healthy: receives requests.
-    Ready,
-    /// Failed its health checks: receives none, is probed for ever.
-    NotReady,
-    /// Being removed: finishes its work, receives no new requests.
-    Draining,
-}
-
-impl WorkerState {
-    /// The spelling of the API.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Ready => "ready",
-            Self::NotReady => "not_ready",
-            Self::Draining => "draining",
+    pub fn new(node: NodeName, boot_epoch_ms: u64) -> Self {
+        let own = Actor { node: node.clone(), boot_epoch_ms };
+        Self {
+            node,
+            clock: Clock::default(),
+            maps: [Map::new(&own), Map::new(&own)],
+            masked: BTreeSet::new(),
+            events: VecDeque::new(),
+            waiting: BTreeSet::new(),
         }
     }
+
+    /// One namespace.
+    #[must_use]
+    pub fn map(&self, namespace: Namespace) -> &Map {
+        &self.maps[namespace.index()]
+    }
+
+    /// The next change; equal ones that were not polled yet come once. Bounded by [`EVENTS_MAX`].
+    pub fn poll_event(&mut self) -> Option<StoreEvent> {
+        let event = self.events.pop_front()?;
+        self.waiting.remove(&event);
+        Some(event)
+    }
+
+    /// Counts what there is; reads every entry.
+    #[must_use]
+    pub fn entry_counts(&self) -> EntryCounts {
+        let (workers, bad_workers) = self.read_workers();
+        let (policies, bad_policies) = self.read_policies();
+        EntryCounts {
+            workers: workers.len(),
+            policies: policies.len(),
+            undecodable: bad_workers + bad_policies,
+            keys: self.maps.iter().map(Map::len).sum(),
+            payload_bytes: self.maps.iter().map(Map::payload_bytes).sum(),
+        }
+    }
+
+    // --- workers ---
+
+    /// Registers a worker that a flag names. It has no effect on an entry that exists, the marker of a removed worker
+    /// included, and loses against every such entry that is yet unknown here.
+    pub fn seed_worker(&mut self, spec: WorkerSpec) -> WorkerId {
+        let id = WorkerId::of_url(&spec.url);
+        let key = WorkerKey::spec(&id);
+        match self.stored_worker(&id) {
+            Some(_) if self.is_seeded(&id) => {}
+            // Said through the API before: what it said stays, and its removal must leave a marker from now on.
+            Some(known) => {
+                let spec = WorkerSpec { origin: WorkerOrigin::Seed, ..known.spec };
+                self.write_worker(0, &id, spec, known.removed);
+            }
+            None => {
+                let spec = WorkerSpec { origin: WorkerOrigin::Seed, ..spec };
+                if let Ok(payload) = state::encode_worker(&StoredWorker { spec, removed: false }) {
+                    self.maps[Namespace::Workers.index()].write_own(&key, Timestamp::ZERO, &payload);
+                    self.push_event(StoreEvent::WorkerChanged(id.clone()));
+                }
+            }
+        }
+        id
+    }
+
+    /// Registers or replaces a worker. A spec beyond the bounds of `state.proto` is not stored.
+    ///
+    /// The origin of a worker that a flag names stays [`WorkerOrigin::Seed`].
+    pub fn put_worker(&mut self, wall_ms: u64, spec: WorkerSpec) -> WorkerId {
+        let id = WorkerId::of_url(&spec.url);
+        self.write_worker(wall_ms, &id, spec, false);
+        id
+    }
+
+    /// Removes a worker and what was seen of it; `false` when there is none.
+    ///
+    /// One that some flag names leaves a marker; any other leaves nothing.
+    pub fn remove_worker(&mut self, wall_ms: u64, id: &WorkerId) -> bool {
+        let Some(known) = self.stored_worker(id).filter(|known| !known.removed) else { return false };
+        if self.is_seeded(id) {
+            let spec = WorkerSpec { api_key: None, models: Vec::new(), draining: false, ..known.spec };
+            self.write_worker(wall_ms, id, spec, true);
+        } else {
+            self.maps[Namespace::Workers.index()].remove(&WorkerKey::spec(id));
+        }
+        let map = &mut self.maps[Namespace::Workers.index()];
+        let seen: Vec<Key> = map.with_prefix(&WorkerKey::all_seen(id)).map(|(key, _)| key.clone()).collect();
+        for key in seen {
+            map.remove(&key);
+        }
+        self.push_event(StoreEvent::WorkerChanged(id.clone()));
+        true
+    }
+
+    /// Marks a worker as draining; `false` when there is none.
+    pub fn drain_worker(&mut self, wall_ms: u64, id: &WorkerId) -> bool {
+        let Some(known) = self.stored_worker(id).filter(|known| !known.removed) else { return false };
+        if !known.spec.draining {
+            self.write_worker(wall_ms, id, WorkerSpec { draining: true, ..known.spec }, false);
+        }
+        true
+    }
+
+    /// Says what this node sees of a worker. Nothing is written when that is known, or when there is no such worker.
+    pub fn observe_worker(&mut self, wall_ms: u64, id: &WorkerId, seen: &WorkerObservation) {
+        let Ok(payload) = state::encode_observation(seen) else { return };
+        let key = WorkerKey::seen(id, &self.node);
+        let map = self.map(Namespace::Workers);
+        let is_known = single_writer_winner(map, &self.node, map.get(&key))
+            .is_some_and(|live| live.dot.actor == map.own() && *live.payload == *payload);
+        if is_known || self.stored_worker(id).is_none_or(|known| known.removed) {
+            return;
+        }
+        self.write(Namespace::Workers, wall_ms, &key, &payload);
+        self.push_event(StoreEvent::WorkerChanged(id.clone()));
+    }
+
+    /// Hides what a dead node saw, and removes what it left of workers that are gone. For a node that was DOWN for 60 s:
+    /// nobody else may write its entries, and it writes them again when it comes back.
+    ///
+    /// Bounded by the names that the caller forgets and does not remember.
+    pub fn forget_node(&mut self, name: &NodeName) {
+        if !self.masked.insert(name.clone()) {
+            return;
+        }
+        let left: Vec<(Key, WorkerId)> = self.seen_by(name);
+        for (key, id) in left {
+            if self.stored_worker(&id).is_none_or(|known| known.removed) {
+                self.maps[Namespace::Workers.index()].remove(&key);
+            }
+            self.push_event(StoreEvent::WorkerChanged(id));
+        }
+    }
+
+    /// Shows again what a node sees.
+    pub fn remember_node(&mut self, name: &NodeName) {
+        if self.masked.remove(name) {
+            for (_, id) in self.seen_by(name) {
+                self.push_event(StoreEvent::WorkerChanged(id));
+            }
+        }
+    }
+
+    /// Every worker, by id.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerView> {
+        self.read_workers().0
+    }
+
+    /// One worker.
+    #[must_use]
+    pub fn worker(&self, id: &WorkerId) -> Option<WorkerView> {
+        let stored = self.stored_worker(id).filter(|known| !known.removed)?;
+        let mut observed = BTreeMap::new();
+        let prefix = WorkerKey::all_seen(id);
+        for (key, live) in self.map(Namespace::Workers).with_prefix(&prefix) {
+            if let Some(WorkerKey::Seen(_, node)) = WorkerKey::parse(key)
+                && let Some(Ok(seen)) = self.observation(&node, live)
+            {
+                observed.insert(node, seen);
+            }
+        }
+        Some(WorkerView { id: id.clone(), spec: stored.spec, observed })
+    }
+
+    // --- policies ---
+
+    /// Every policy that was set, by model.
+    #[must_use]
+    pub fn policies(&self) -> Vec<(String, PolicySpec)> {
+        self.read_policies().0
+    }
+
+    /// Sets the policy of a model.
+    ///
+    /// # Errors
+    /// When the model name or the policy is longer than it may be; then nothing is written.
+    pub fn put_policy(&mut self, wall_ms: u64, model: &str, policy: &PolicySpec) -> Result<(), ValueError> {
+        if model.is_empty() || model.len() > MODEL_BYTES_MAX {
+            return Err(ValueError::OutOfBounds("model"));
+        }
+        let payload = state::encode_policy(policy)?;
+        self.write(Namespace::Policies, wall_ms, model.as_bytes(), &payload);
+        self.push_event(StoreEvent::PolicyChanged(model.into()));
+        Ok(())
+    }
+
+    // --- replication ---
+
+    /// Joins what a peer sent; gives by how many milliseconds the worst timestamp leads our clock, when that is too much
+    /// to follow.
+    ///
+    /// # Errors
+    /// As [`Map::apply`]: nothing was applied.
+    pub fn apply(
+        &mut self,
+        wall_ms: u64,
+        namespace: Namespace,
+        peer: &mut crate::mesh::crdt::context::VersionVector,
+        body: Body,
+    ) -> Result<Option<u64>, BodyError> {
+        let stamps: Vec<Timestamp> = body.keys.iter().flat_map(|key| key.live.iter().map(|live| live.stamp)).collect();
+        let changed = self.maps[namespace.index()].apply(peer, body)?;
+        let ahead_ms = stamps.into_iter().filter_map(|stamp| self.clock.observe(wall_ms, stamp)).max();
+        for key in changed {
+            match namespace {
+                Namespace::Policies => {
+                    if let Ok(model) = std::str::from_utf8(&key) {
+                        self.push_event(StoreEvent::PolicyChanged(model.into()));
+                    }
+                }
+                Namespace::Workers => self.on_worker_key(&key),
+            }
+        }
+        Ok(ahead_ms)
+    }
+
+    /// Drops what is no longer needed; to be called now and then.
+    pub fn prune(&mut self) {
+        self.maps.iter_mut().for_each(Map::prune);
+    }
+
+    /// A remote change of a key: retract own losing dots, reap own observations of what is gone, tell the others.
+    fn on_worker_key(&mut self, key: &Key) {
+        let Some(parsed) = WorkerKey::parse(key) else { return };
+        let id = parsed.id().clone();
+        let is_gone = self.stored_worker(&id).is_none_or(|known| known.removed);
+        let map = &mut self.maps[Namespace::Workers.index()];
+        let node = &self.node;
+        match parsed {
+            WorkerKey::Spec(_) => {
+                retract_losers(map, node, key);
+                if is_gone {
+                    map.remove(&WorkerKey::seen(&id, node));
+                }
+            }
+            WorkerKey::Seen(_, writer) if writer == *node => {
+                // Left by an earlier epoch of this node; what this epoch wrote was written for a worker that was there.
+                let winner = single_writer_winner(map, node, map.get(key)).map(|live| live.dot);
+                map.retract(key, |_, live| is_gone || Some(live.dot) != winner);
+            }
+            WorkerKey::Seen(..) => {}
+        }
+        self.push_event(StoreEvent::WorkerChanged(id));
+    }
+
+    // --- inner steps ---
+
+    fn write(&mut self, namespace: Namespace, wall_ms: u64, key: &[u8], payload: &[u8]) {
+        let map = &mut self.maps[namespace.index()];
+        let stamp = self.clock.tick(wall_ms, map.newest(key));
+        map.write(key, stamp, payload);
+    }
+
+    fn write_worker(&mut self, wall_ms: u64, id: &WorkerId, mut spec: WorkerSpec, removed: bool) {
+        if self.is_seeded(id) {
+            spec.origin = WorkerOrigin::Seed;
+        }
+        if let Ok(payload) = state::encode_worker(&StoredWorker { spec, removed }) {
+            self.write(Namespace::Workers, wall_ms, &WorkerKey::spec(id), &payload);
+            self.push_event(StoreEvent::WorkerChanged(id.clone()));
+        }
+    }
+
+    fn stored_worker(&self, id: &WorkerId) -> Option<StoredWorker> {
+        let map = self.map(Namespace::Workers);
+        decode_spec(map, map.get(&WorkerKey::spec(id)))
+    }
+
+    /// Whether some flag names the worker: a flag's dot lives beside the winner, or the winner says so.
+    fn is_seeded(&self, id: &WorkerId) -> bool {
+        let live = self.map(Namespace::Workers).get(&WorkerKey::spec(id));
+        live.iter().any(|live| live.stamp == Timestamp::ZERO)
+            || self.stored_worker(id).is_some_and(|known| known.spec.origin == WorkerOrigin::Seed)
+    }
+
+    fn observation(&self, node: &NodeName, live: &[Live]) -> Option<Result<WorkerObservation, ValueError>> {
+        if self.masked.contains(node) {
+            return None;
+        }
+        let winner = single_writer_winner(self.map(Namespace::Workers), node, live)?;
+        Some(state::decode_observation(&winner.payload))
+    }
+
+    fn seen_by(&self, name: &NodeName) -> Vec<(Key, WorkerId)> {
+        let parsed = self.map(Namespace::Workers).range_from(b"").filter_map(|(key, _)| match WorkerKey::parse(key) {
+            Some(WorkerKey::Seen(id, node)) if node == *name => Some((key.clone(), id)),
+            _ => None,
+        });
+        parsed.collect()
+    }
+
+    fn read_workers(&self) -> (Vec<WorkerView>, usize) {
+        let (mut views, mut bad) = (BTreeMap::<WorkerId, WorkerView>::new(), 0);
+        let map = self.map(Namespace::Workers);
+        let mut seen = Vec::new();
+        for (key, live) in map.range_from(b"") {
+            match WorkerKey::parse(key) {
+                Some(WorkerKey::Spec(id)) => match decode_spec(map, live) {
+                    Some(StoredWorker { removed: true, .. }) => {}
+                    Some(StoredWorker { spec, .. }) => {
+                        views.insert(id.clone(), WorkerView { id, spec, observed: BTreeMap::new() });
+                    }
+                    None => bad += 1,
+                },
+                Some(WorkerKey::Seen(id, node)) => match self.observation(&node, live) {
+                    Some(Ok(observation)) => seen.push((id, node, observation)),
+                    Some(Err(_)) => bad += 1,
+                    None => {}
+                },
+                None => bad += 1,
+            }
+        }
+        for (id, node, observation) in seen {
+            if let Some(view) = views.get_mut(&id) {
+                view.observed.insert(node, observation);
+            }
+        }
+        (views.into_values().collect(), bad)
+    }
+
+    fn read_policies(&self) -> (Vec<(String, PolicySpec)>, usize) {
+        let (mut policies, mut bad) = (Vec::new(), 0);
+        let map = self.map(Namespace::Policies);
+        for (key, live) in map.range_from(b"") {
+            let policy = lww_register::winner(map, live).map(|live| state::decode_policy(&live.payload));
+            match (std::str::from_utf8(key), policy) {
+                (Ok(model), Some(Ok(policy))) => policies.push((model.to_owned(), policy)),
+                _ => bad += 1,
+            }
+        }
+        (policies, bad)
+    }
+
+    fn push_event(&mut self, event: StoreEvent) {
+        if self.waiting.contains(&StoreEvent::ManyChanged) || self.waiting.contains(&event) {
+            return;
+        }
+        let event = if self.events.len() < EVENTS_MAX {
+            event
+        } else {
+            self.events.clear();
+            self.waiting.clear();
+            StoreEvent::ManyChanged
+        };
+        self.waiting.insert(event.clone());
+        self.events.push_back(event);
+    }
 }
 
-/// What one gateway sees of one worker.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct WorkerObservation {
-    /// State as that gateway sees it.
-    pub state: WorkerState,
-    /// Models that the worker listed when it was last asked.
-    pub models: Vec<String>,
+/// The newest value of a worker entry that this version can read.
+fn decode_spec(map: &Map, live: &[Live]) -> Option<StoredWorker> {
+    lww_register::winner(map, live).and_then(|live| state::decode_worker(&live.payload).ok())
 }
 
-/// A worker with everything the cluster knows of it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct WorkerView {
-    /// Its id.
-    pub id: WorkerId,
-    /// What the operator said.
-    pub spec: WorkerSpec,
-    /// What each gateway sees, by node name. Each node writes its own entry alone.
-    pub observed: BTreeMap<NodeName, WorkerObservation>,
+/// Kills this node's dots of a worker entry that lose. See the rules in the module's head.
+fn retract_losers(map: &mut Map, node: &NodeName, key: &Key) {
+    let live = map.get(key);
+    let Some(winner) = lww_register::winner(map, live) else { return };
+    let is_own = |actors: &ActorTable, live: &Live| actors.actor(live.dot.actor).node == *node;
+    let origin = state::decode_worker(&winner.payload).map(|known| known.spec.origin);
+    let witness = match origin {
+        Ok(WorkerOrigin::Seed) => None,
+        Ok(WorkerOrigin::Api) | Err(_) => {
+            let seeds = live.iter().filter(|live| live.stamp == Timestamp::ZERO && is_own(map.actors(), live));
+            lww_register::newest(map, seeds).map(|live| live.dot)
+        }
+    };
+    let winner = winner.dot;
+    map.retract(key, |actors, live| live.dot != winner && Some(live.dot) != witness && is_own(actors, live));
 }
 
-/// Routing policy of a model.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct PolicySpec {
-    /// Name as `--policy` spells it.
-    pub policy: String,
-    /// Parameters as a JSON object.
-    pub config_json: String,
+/// The newest dot of the one node that may write the key: by epoch first, so that a restarted node outbids its past even
+/// with a clock that was set back. Dots of others are ignored.
+fn single_writer_winner<'a>(map: &Map, node: &NodeName, live: &'a [Live]) -> Option<&'a Live> {
+    let actors: &ActorTable = map.actors();
+    let by_writer = live.iter().filter(|live| actors.actor(live.dot.actor).node == *node);
+    by_writer.max_by_key(|live| (actors.actor(live.dot.actor).boot_epoch_ms, live.dot.counter))
 }

@@ -1,1 +1,263 @@
-//! Placeholder.
+//! A cluster of stores and replicators in one thread: virtual time, seeded, over pipes that are slow, cut and restored.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use crate::mesh::{
+    node::NodeName,
+    replication::{Config, FrameError, PipeId, Replicator, SyncEvent},
+    stores::{Namespace, Stores},
+};
+
+/// Frames in flight on one pipe and direction at most; a full one is not writable.
+const PIPE_FRAMES_MAX: usize = 4;
+
+#[derive(Debug)]
+struct Wire {
+    ends: [usize; 2],
+    /// Frames by direction: from the dialer, from the acceptor.
+    queues: [VecDeque<(Instant, Bytes)>; 2],
+}
+
+/// One simulated node.
+#[derive(Debug)]
+pub struct Node {
+    /// Its state.
+    pub stores: Stores,
+    /// Its machine.
+    pub replicator: Replicator,
+    /// What its machine reported.
+    pub events: Vec<SyncEvent>,
+    name: NodeName,
+    epoch_ms: u64,
+}
+
+/// The cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its nodes.
+    pub nodes: Vec<Node>,
+    /// Bytes that arrived, acks included.
+    pub bytes: usize,
+    /// Frames that were refused; 0 unless a test breaks something.
+    pub refused: Vec<FrameError>,
+    now: Instant,
+    start: Instant,
+    wires: BTreeMap<u64, Wire>,
+    next_pipe: u64,
+    cut: BTreeSet<(usize, usize)>,
+    latency: BTreeMap<usize, Duration>,
+    config: Config,
+}
+
+/// Wall clock at the start of every simulation, in milliseconds.
+pub const WALL_MS: u64 = 1_700_000_000_000;
+
+impl Cluster {
+    /// `count` nodes named `n0`, `n1`, …, all connected. `start` is any instant.
+    #[must_use]
+    pub fn new(count: usize, start: Instant) -> Self {
+        let mut cluster = Self {
+            nodes: Vec::new(),
+            bytes: 0,
+            refused: Vec::new(),
+            now: start,
+            start,
+            wires: BTreeMap::new(),
+            next_pipe: 1,
+            cut: BTreeSet::new(),
+            latency: BTreeMap::new(),
+            config: Config { sync_interval: Duration::from_secs(1) },
+        };
+        for index in 0..count {
+            let node = cluster.boot(index);
+            cluster.nodes.push(node);
+        }
+        cluster.connect_all();
+        cluster
+    }
+
+    /// Wall clock now, in milliseconds.
+    #[must_use]
+    pub fn wall_ms(&self) -> u64 {
+        WALL_MS + u64::try_from(self.now.duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Cuts or restores both pipes of a pair.
+    pub fn set_cut(&mut self, a: usize, b: usize, cut: bool) {
+        let pair = (a.min(b), a.max(b));
+        if cut {
+            self.cut.insert(pair);
+            self.drop_wires(|ends| (ends[0].min(ends[1]), ends[0].max(ends[1])) == pair);
+        } else {
+            self.cut.remove(&pair);
+            self.connect_all();
+        }
+    }
+
+    /// Cuts or restores all pairs with one node in `side` and one outside.
+    pub fn partition(&mut self, side: &[usize], cut: bool) {
+        for a in 0..self.nodes.len() {
+            for b in a + 1..self.nodes.len() {
+                if side.contains(&a) != side.contains(&b) {
+                    self.set_cut(a, b, cut);
+                }
+            }
+        }
+    }
+
+    /// Breaks every pipe of a pair; they are dialed again at once.
+    pub fn reconnect(&mut self, a: usize, b: usize) {
+        self.set_cut(a, b, true);
+        self.set_cut(a, b, false);
+    }
+
+    /// Delays every frame from or to a node.
+    pub fn set_latency(&mut self, node: usize, latency: Duration) {
+        self.latency.insert(node, latency);
+    }
+
+    /// Restarts a node with empty state and a new boot epoch.
+    pub fn restart(&mut self, index: usize) {
+        self.drop_wires(|ends| ends.contains(&index));
+        self.now += Duration::from_millis(1);
+        self.nodes[index] = self.boot(index);
+        self.connect_all();
+    }
+
+    /// Runs for some virtual time in steps of a millisecond.
+    pub fn run_for(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.now < end {
+            self.now += Duration::from_millis(1);
+            self.step();
+        }
+    }
+
+    /// Whether all nodes hold byte-equal state with equal roots.
+    #[must_use]
+    pub fn is_equal(&self) -> bool {
+        self.nodes.windows(2).all(|pair| {
+            Namespace::ALL.iter().all(|namespace| {
+                let (a, b) = (pair[0].stores.map(*namespace), pair[1].stores.map(*namespace));
+                a.root() == b.root() && a.canonical() == b.canonical()
+            })
+        })
+    }
+
+    /// Runs until all nodes are equal; gives how long that took.
+    ///
+    /// # Panics
+    /// When they are not equal within `limit`: for tests.
+    pub fn converges_within(&mut self, limit: Duration) -> Duration {
+        let from = self.now;
+        while !self.is_equal() {
+            assert!(self.now < from + limit, "not equal after {limit:?}; refused {:?}", self.refused);
+            self.run_for(Duration::from_millis(10));
+        }
+        self.now - from
+    }
+
+    fn boot(&self, index: usize) -> Node {
+        let name: NodeName = format!("n{index}").parse().unwrap_or_else(|_| unreachable!("letters and digits"));
+        let epoch_ms = self.wall_ms();
+        let seed = index as u64 * 1_000_003;
+        Node {
+            stores: Stores::new(name.clone(), epoch_ms),
+            replicator: Replicator::new(self.config, self.now, seed),
+            events: Vec::new(),
+            name,
+            epoch_ms,
+        }
+    }
+
+    fn connect_all(&mut self) {
+        for dialer in 0..self.nodes.len() {
+            for acceptor in 0..self.nodes.len() {
+                let pair = (dialer.min(acceptor), dialer.max(acceptor));
+                let is_open = self.wires.values().any(|wire| wire.ends == [dialer, acceptor]);
+                if dialer == acceptor || is_open || self.cut.contains(&pair) {
+                    continue;
+                }
+                let id = self.next_pipe;
+                self.next_pipe += 1;
+                self.wires.insert(id, Wire { ends: [dialer, acceptor], queues: Default::default() });
+                for (node, peer, dialed) in [(dialer, acceptor, true), (acceptor, dialer, false)] {
+                    let (name, epoch_ms) = (self.nodes[peer].name.clone(), self.nodes[peer].epoch_ms);
+                    self.nodes[node].replicator.handle_connected(self.now, PipeId(id), name, epoch_ms, dialed);
+                }
+            }
+        }
+    }
+
+    fn drop_wires(&mut self, which: impl Fn([usize; 2]) -> bool) {
+        let gone: Vec<u64> = self.wires.iter().filter(|(_, wire)| which(wire.ends)).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.drop_wire(id);
+        }
+    }
+
+    fn drop_wire(&mut self, id: u64) {
+        if let Some(wire) = self.wires.remove(&id) {
+            for node in wire.ends {
+                self.nodes[node].replicator.handle_disconnected(self.now, PipeId(id));
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let (now, wall_ms) = (self.now, self.wall_ms());
+        let ids: Vec<u64> = self.wires.keys().copied().collect();
+        for id in ids {
+            for direction in 0..2 {
+                while let Some(wire) = self.wires.get_mut(&id)
+                    && wire.queues[direction].front().is_some_and(|(at, _)| *at <= now)
+                    && let Some((_, bytes)) = wire.queues[direction].pop_front()
+                {
+                    self.bytes += bytes.len();
+                    let node = &mut self.nodes[wire.ends[1 - direction]];
+                    let taken = node.replicator.handle_frame(now, wall_ms, &mut node.stores, PipeId(id), &bytes);
+                    if let Err(error) = taken {
+                        self.refused.push(error);
+                        self.drop_wire(id);
+                    }
+                }
+            }
+        }
+        for index in 0..self.nodes.len() {
+            self.drive(index);
+        }
+        self.connect_all();
+    }
+
+    fn drive(&mut self, index: usize) {
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        if node.replicator.poll_timeout().is_some_and(|due| due <= now) {
+            node.replicator.handle_timeout(now, &mut node.stores);
+        }
+        loop {
+            let wires = &self.wires;
+            let writable = |pipe: PipeId| {
+                wires
+                    .get(&pipe.0)
+                    .is_some_and(|wire| wire.queues[usize::from(wire.ends[0] != index)].len() < PIPE_FRAMES_MAX)
+            };
+            let Some((pipe, bytes)) = node.replicator.poll_transmit(now, &node.stores, &writable) else { break };
+            if let Some(wire) = self.wires.get_mut(&pipe.0) {
+                let direction = usize::from(wire.ends[0] != index);
+                let slowest = wire.ends.iter().filter_map(|end| self.latency.get(end)).max();
+                let arrival = now + slowest.copied().unwrap_or(Duration::from_millis(1));
+                wire.queues[direction].push_back((arrival, bytes));
+            }
+        }
+        node.events.extend(std::iter::from_fn(|| node.replicator.poll_event()));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! Version vectors, and the guards that make them a causal context per key.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::dot::{ActorId, Dot, Key};
+
+/// Guards of single keys that one namespace holds at most: 131 072. A frame that needs more is refused.
+pub const KEY_GUARDS_MAX: usize = 131_072;
+
+/// Guards of key ranges that one namespace holds at most: 4096. A frame that needs more is refused.
+pub const RANGE_GUARDS_MAX: usize = 4096;
+
+/// For each actor the largest counter up to which every dot was seen; an absent actor counts 0.
+#[derive(Clone, Debug, Default)]
+pub struct VersionVector(Vec<u64>);
+
+impl VersionVector {
+    /// The actor's counter.
+    #[must_use]
+    pub fn get(&self, actor: ActorId) -> u64 {
+        self.0.get(actor.index()).copied().unwrap_or(0)
+    }
+
+    /// Whether the dot was seen.
+    #[must_use]
+    pub fn contains(&self, dot: Dot) -> bool {
+        dot.counter <= self.get(dot.actor)
+    }
+
+    /// Raises the actor's counter to `counter`, if it is lower.
+    pub fn raise(&mut self, actor: ActorId, counter: u64) {
+        if self.0.len() <= actor.index() {
+            self.0.resize(actor.index() + 1, 0);
+        }
+        let slot = &mut self.0[actor.index()];
+        *slot = (*slot).max(counter);
+    }
+
+    /// The least vector above both.
+    pub fn join(&mut self, other: &Self) {
+        for (actor, counter) in other.iter() {
+            self.raise(actor, counter);
+        }
+    }
+
+    /// Whether everything seen by `other` was seen here.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        other.iter().all(|(actor, counter)| counter <= self.get(actor))
+    }
+
+    /// The counters that exceed those of `other`; none when there are none.
+    #[must_use]
+    pub fn beyond(&self, other: &Self) -> Option<Self> {
+        let mut rest = Self::default();
+        for (actor, counter) in self.iter().filter(|(actor, counter)| *counter > other.get(*actor)) {
+            rest.raise(actor, counter);
+        }
+        (!rest.0.is_empty()).then_some(rest)
+    }
+
+    /// Actors with a counter above 0, by number.
+    pub fn iter(&self) -> impl Iterator<Item = (ActorId, u64)> + '_ {
+        let numbered = self.0.iter().enumerate().filter(|(_, counter)| **counter > 0);
+        numbered.map(|(index, counter)| (ActorId(u32::try_from(index).unwrap_or(u32::MAX)), *counter))
+    }
+}
+
+impl PartialEq for VersionVector {
+    fn eq(&self, other: &Self) -> bool {
+        self.covers(other) && other.covers(self)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct RangeGuard {
+    from: Key,
+    /// Exclusive; none is the end of the key space.
+    to: Option<Key>,
+    context: Arc<VersionVector>,
+}
+
+impl RangeGuard {
+    fn has(&self, key: &[u8]) -> bool {
+        *self.from <= *key && self.to.as_deref().is_none_or(|to| key < to)
+    }
+}
+
+/// What was seen of single keys and key ranges beyond the vector that holds for all keys.
+///
+/// Bounded by [`KEY_GUARDS_MAX`] and [`RANGE_GUARDS_MAX`]; empty when this node has seen all that its peers have.
+#[derive(Clone, Debug, Default)]
+pub struct Guards {
+    keys: BTreeMap<Key, Arc<VersionVector>>,
+    ranges: Vec<RangeGuard>,
+    /// Join of all guards: once it is covered, every guard can go.
+    need: VersionVector,
+}
+
+impl Guards {
+    /// Whether a guard of `key` covers the dot.
+    #[must_use]
+    pub fn contains(&self, key: &[u8], dot: Dot) -> bool {
+        self.need.contains(dot)
+            && (self.keys.get(key).is_some_and(|context| context.contains(dot))
+                || self.ranges.iter().any(|range| range.has(key) && range.context.contains(dot)))
+    }
+
+    /// What the guards of `key` cover together.
+    #[must_use]
+    pub fn of(&self, key: &[u8]) -> VersionVector {
+        let mut context = self.keys.get(key).map(|own| (**own).clone()).unwrap_or_default();
+        for range in self.ranges.iter().filter(|range| range.has(key)) {
+            context.join(&range.context);
+        }
+        context
+    }
+
+    /// What the range guards cover at `key`, and the first key above it where that changes.
+    #[must_use]
+    pub fn range_at(&self, key: &[u8]) -> (VersionVector, Option<Key>) {
+        let mut context = VersionVector::default();
+        for range in self.ranges.iter().filter(|range| range.has(key)) {
+            context.join(&range.context);
+        }
+        let bounds = self.ranges.iter().flat_map(|range| [Some(&range.from), range.to.as_ref()]).flatten();
+        (context, bounds.filter(|bound| ***bound > *key).min().cloned())
+    }
+
+    /// Keys from `from` on that have a guard of their own.
+    pub fn keys_from(&self, from: &Key) -> impl Iterator<Item = &Key> {
+        self.keys.range(from.clone()..).map(|(key, _)| key)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.ranges.is_empty()
+    }
+
+    /// Whether a range is guarded: a snapshot is on its way here, or stopped on it.
+    #[must_use]
+    pub fn has_ranges(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
+    /// Whether `keys` more key guards and one more range guard fit.
+    #[must_use]
+    pub fn has_room(&self, keys: usize) -> bool {
+        self.keys.len() + keys <= KEY_GUARDS_MAX && self.ranges.len() < RANGE_GUARDS_MAX
+    }
+
+    /// How many guards there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.keys.len() + self.ranges.len()
+    }
+
+    /// Notes that `context` was seen of `key`.
+    pub fn guard_key(&mut self, key: &Key, context: &Arc<VersionVector>) {
+        self.need.join(context);
+        let slot = self.keys.entry(key.clone()).or_insert_with(|| context.clone());
+        if !slot.covers(context) {
+            Arc::make_mut(slot).join(context);
+        }
+    }
+
+    /// Notes that `context` was seen of every key from `from` up to `to` (exclusive; none: the end).
+    pub fn guard_range(&mut self, from: &Key, to: Option<&Key>, context: &Arc<VersionVector>) {
+        self.need.join(context);
+        if let Some(last) = self.ranges.last_mut()
+            && last.to.as_ref() == Some(from)
+            && *last.context == **context
+        {
+            last.to = to.cloned();
+            return;
+        }
+        self.ranges.push(RangeGuard { from: from.clone(), to: to.cloned(), context: context.clone() });
+    }
+
+    /// Drops what `seen` covers by now: everything at once when that is so, else one by one.
+    pub fn prune(&mut self, seen: &VersionVector) {
+        if seen.covers(&self.need) {
+            *self = Self::default();
+            return;
+        }
+        self.keys.retain(|_, context| !seen.covers(context));
+        self.ranges.retain(|range| !seen.covers(&range.context));
+    }
+
+    /// Drops everything when `seen` covers all of it; cheap enough for every frame.
+    pub fn prune_all(&mut self, seen: &VersionVector) {
+        if !self.is_empty() && seen.covers(&self.need) {
+            *self = Self::default();
+        }
+    }
+}

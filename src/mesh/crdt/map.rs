@@ -1,0 +1,301 @@
+//! A namespace: a map from keys to CRDTs, as one causal dot store.
+//!
+//! Entries are kept in key order; an index from live dots to keys answers "what does a peer lack" as range scans, so no
+//! log of operations exists. A 64-bit root over all live dots is kept up to date with each change: equal states have
+//! equal roots, whatever order their operations arrived in.
+
+use std::collections::BTreeMap;
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::{
+    context::{Guards, VersionVector},
+    delta::{Body, BodyError, KeyState, Live},
+    dot::{Actor, ActorId, ActorTable, Dot, Key},
+    records::Records,
+};
+use crate::mesh::hlc::Timestamp;
+
+mod apply;
+
+/// How far a snapshot that is being received has come.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Keys below are here.
+    pub until: Key,
+    /// What the snapshot will cover at its end.
+    pub base: VersionVector,
+}
+
+/// One namespace on one node.
+#[derive(Clone, Debug)]
+pub struct Map {
+    actors: ActorTable,
+    own: ActorId,
+    seen: VersionVector,
+    entries: BTreeMap<Key, Vec<Live>>,
+    index: Vec<BTreeMap<u64, Key>>,
+    records: Records,
+    guards: Guards,
+    progress: Option<Progress>,
+    root: u64,
+    payload_bytes: usize,
+}
+
+impl Map {
+    /// An empty namespace in which local operations are `own`'s. No other process may ever use the same actor.
+    #[must_use]
+    pub fn new(own: &Actor) -> Self {
+        let mut actors = ActorTable::default();
+        let id = actors.intern(own);
+        Self {
+            actors,
+            own: id,
+            seen: VersionVector::default(),
+            entries: BTreeMap::new(),
+            index: vec![BTreeMap::new()],
+            records: Records::default(),
+            guards: Guards::default(),
+            progress: None,
+            root: 0,
+            payload_bytes: 0,
+        }
+    }
+
+    // --- reading ---
+
+    /// The live dots of a key; empty when there is none.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> &[Live] {
+        self.entries.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Live keys from `from` on, in order.
+    pub fn range_from<'a>(&'a self, from: &[u8]) -> impl Iterator<Item = (&'a Key, &'a [Live])> + use<'a> {
+        let from: Key = from.into();
+        self.entries.range(from..).map(|(key, live)| (key, live.as_slice()))
+    }
+
+    /// Live keys that start with `prefix`, in order.
+    pub fn with_prefix<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = (&'a Key, &'a [Live])> {
+        self.range_from(prefix).take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
+    /// How many keys live.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no key lives.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Sum of the live payloads, in bytes.
+    #[must_use]
+    pub fn payload_bytes(&self) -> usize {
+        self.payload_bytes
+    }
+
+    /// Root over all live dots: equal states have equal roots.
+    #[must_use]
+    pub fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// What was seen of every key.
+    #[must_use]
+    pub fn seen(&self) -> &VersionVector {
+        &self.seen
+    }
+
+    /// The actors that the numbers of this namespace mean.
+    #[must_use]
+    pub fn actors(&self) -> &ActorTable {
+        &self.actors
+    }
+
+    /// The actor of local operations.
+    #[must_use]
+    pub fn own(&self) -> ActorId {
+        self.own
+    }
+
+    /// What was seen of single keys beyond [`seen`](Self::seen).
+    #[must_use]
+    pub fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
+    /// How far a snapshot that is being received has come.
+    #[must_use]
+    pub fn progress(&self) -> Option<&Progress> {
+        self.progress.as_ref()
+    }
+
+    /// Up to which counter of `actor` dead dots may be forgotten: a peer that has seen less needs a snapshot.
+    #[must_use]
+    pub fn floor(&self, actor: ActorId) -> u64 {
+        self.records.floor(actor)
+    }
+
+    /// Remembered dead dots.
+    #[must_use]
+    pub fn records_len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// The newest timestamp of a key's live dots.
+    #[must_use]
+    pub fn newest(&self, key: &[u8]) -> Timestamp {
+        self.get(key).iter().map(|live| live.stamp).max().unwrap_or_default()
+    }
+
+    /// The first dot of `actor` above `after` that leads to a key, and whether the dot is dead.
+    ///
+    /// It may lie above [`seen`](Self::seen): a guarded key's killer must travel with the dots that it killed.
+    #[must_use]
+    pub fn next_event(&self, actor: ActorId, after: u64) -> Option<(u64, &Key, bool)> {
+        let live = self.index[actor.index()].range(after + 1..).next().map(|(counter, key)| (*counter, key, false));
+        let dead = self.records.next(actor, after).map(|(counter, key)| (counter, key, true));
+        match (live, dead) {
+            (Some(live), Some(dead)) => Some(if live.0 < dead.0 { live } else { dead }),
+            (live, dead) => live.or(dead),
+        }
+    }
+
+    // --- local operations ---
+
+    /// Writes a key, superseding every dot of it seen here: the operation of LWW-Register and OR-Set.
+    pub fn write(&mut self, key: &[u8], stamp: Timestamp, payload: &[u8]) {
+        self.operate(key, |_, _| true, Some((stamp, payload)));
+    }
+
+    /// Writes a key, superseding this actor's own dot alone: the operation of the counters.
+    pub fn write_own(&mut self, key: &[u8], stamp: Timestamp, payload: &[u8]) {
+        let own = self.own;
+        self.operate(key, |_, live| live.dot.actor == own, Some((stamp, payload)));
+    }
+
+    /// Removes a key; `false`, and no operation, when it does not live here.
+    pub fn remove(&mut self, key: &[u8]) -> bool {
+        self.retract(key, |_, _| true)
+    }
+
+    /// Kills those live dots of a key that `which` names; `false`, and no operation, when there are none.
+    pub fn retract(&mut self, key: &[u8], which: impl Fn(&ActorTable, &Live) -> bool) -> bool {
+        let any = self.get(key).iter().any(|live| which(&self.actors, live));
+        if any {
+            self.operate(key, which, None);
+        }
+        any
+    }
+
+    fn operate(&mut self, key: &[u8], kills: impl Fn(&ActorTable, &Live) -> bool, adds: Option<(Timestamp, &[u8])>) {
+        let key = self.entries.get_key_value(key).map_or_else(|| key.into(), |(shared, _)| shared.clone());
+        let dot = Dot { actor: self.own, counter: self.seen.get(self.own) + 1 };
+        let mut live = self.entries.get(&key).cloned().unwrap_or_default();
+        live.retain(|old| !kills(&self.actors, old));
+        match adds {
+            Some((stamp, payload)) => live.push(Live { dot, stamp, payload: payload.into() }),
+            None => self.records.insert(dot, &key),
+        }
+        self.seen.raise(self.own, dot.counter);
+        self.replace(&key, live);
+    }
+
+    // --- upkeep ---
+
+    /// Drops guards that are no longer needed; to be called now and then.
+    pub fn prune(&mut self) {
+        self.guards.prune(&self.seen);
+    }
+
+    /// The whole state of a key, in this namespace's actor numbers.
+    #[must_use]
+    pub fn key_state(&self, key: &Key) -> KeyState {
+        let beyond = (!self.guards.is_empty()).then(|| self.guards.of(key).beyond(&self.seen)).flatten();
+        KeyState {
+            key: key.clone(),
+            live: self.get(key).to_vec(),
+            records: Vec::new(),
+            guard: beyond.map(|vector| vector.iter().collect()).unwrap_or_default(),
+        }
+    }
+
+    /// The state in a form that is equal on every node that has seen the same operations: for tests and comparisons.
+    #[must_use]
+    pub fn canonical(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (actor, id) in self.actors.iter().filter(|(_, id)| self.seen.get(*id) > 0) {
+            out.extend(format!("{}@{}:{}\n", actor.node, actor.boot_epoch_ms, self.seen.get(id)).bytes());
+        }
+        for (key, live) in &self.entries {
+            let mut dots: Vec<_> = live.iter().map(|live| (self.actors.actor(live.dot.actor), live)).collect();
+            dots.sort_by_key(|(actor, live)| ((*actor).clone(), live.dot.counter));
+            out.extend_from_slice(key);
+            for (actor, live) in dots {
+                let (counter, stamp) = (live.dot.counter, live.stamp.to_bits());
+                out.extend(format!(" {}@{}:{counter} {stamp} ", actor.node, actor.boot_epoch_ms).bytes());
+                out.extend_from_slice(&live.payload);
+            }
+            out.push(b'\n');
+        }
+        out
+    }
+
+    /// Puts the new live set of a key into entries, index, records and root.
+    fn replace(&mut self, key: &Key, mut live: Vec<Live>) {
+        live.sort_by_key(|live| live.dot);
+        live.shrink_to_fit();
+        let old = self.entries.remove(key).unwrap_or_default();
+        for gone in old.iter().filter(|old| live.iter().all(|new| new.dot != old.dot)) {
+            self.root = self.root.wrapping_sub(self.hash(key, gone));
+            self.payload_bytes -= gone.payload.len();
+            self.index[gone.dot.actor.index()].remove(&gone.dot.counter);
+            // A later own dot of the key leads peers to it; a foreign killer does not, so the dead dot must.
+            let own_dots_lead = live.iter().any(|new| new.dot.actor == self.own && new.dot > gone.dot);
+            if gone.dot.actor == self.own && !own_dots_lead {
+                self.records.insert(gone.dot, key);
+            }
+        }
+        for new in live.iter().filter(|new| old.iter().all(|old| new.dot != old.dot)) {
+            self.root = self.root.wrapping_add(self.hash(key, new));
+            self.payload_bytes += new.payload.len();
+            self.index[new.dot.actor.index()].insert(new.dot.counter, key.clone());
+        }
+        if !live.is_empty() {
+            self.entries.insert(key.clone(), live);
+        }
+    }
+
+    fn hash(&self, key: &[u8], live: &Live) -> u64 {
+        let mut name = [0_u8; 24];
+        name[..8].copy_from_slice(&self.actors.hash(live.dot.actor).to_le_bytes());
+        name[8..16].copy_from_slice(&live.dot.counter.to_le_bytes());
+        name[16..].copy_from_slice(&live.stamp.to_bits().to_le_bytes());
+        xxh3_64_with_seed(&live.payload, xxh3_64_with_seed(key, xxh3_64(&name)))
+    }
+
+    fn intern(&mut self, actor: &Actor) -> ActorId {
+        let id = self.actors.intern(actor);
+        if self.index.len() <= id.index() {
+            self.index.resize_with(id.index() + 1, BTreeMap::new);
+        }
+        id
+    }
+}
+
+impl Map {
+    /// Joins what a peer sent. `peer` is what that peer has seen, as the bodies of its pipe told so far; it is brought up
+    /// to date. Gives the keys whose live dots changed.
+    ///
+    /// # Errors
+    /// When the body contradicts itself or what was seen here; then neither the namespace nor `peer` has changed.
+    pub fn apply(&mut self, peer: &mut VersionVector, body: Body) -> Result<Vec<Key>, BodyError> {
+        apply::check(self, peer, &body)?;
+        Ok(apply::join(self, peer, body))
+    }
+}

@@ -1,0 +1,204 @@
+//! Joining a peer's body into a namespace: first every check, then the join, which cannot fail.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{
+    super::{
+        context::VersionVector,
+        delta::{Body, BodyError, Chunk, KeyState, Live},
+        dot::{ACTORS_MAX, ActorId, COUNTER_MAX, Dot, Key},
+    },
+    Map, Progress,
+};
+
+/// Refuses what [`join`] could not take whole.
+pub(super) fn check(map: &Map, peer: &VersionVector, body: &Body) -> Result<(), BodyError> {
+    let known: Vec<Option<ActorId>> = body.actors.iter().map(|actor| map.actors.id(actor)).collect();
+    if map.actors.len() + known.iter().filter(|id| id.is_none()).count() > ACTORS_MAX {
+        return Err(BodyError::TooManyActors);
+    }
+    let mut context: Vec<u64> = known.iter().map(|id| id.map_or(0, |id| peer.get(id))).collect();
+    for (actor, counter) in &body.context {
+        let slot = context.get_mut(actor.index()).ok_or(BodyError::UnknownActor)?;
+        *slot = (*slot).max(*counter);
+    }
+    let own_limit = map.seen.get(map.own);
+    let may_be = |actor: ActorId, counter: u64, limit: u64| {
+        let id = *known.get(actor.index()).ok_or(BodyError::UnknownActor)?;
+        if id == Some(map.own) && counter > own_limit {
+            return Err(BodyError::ForgedDot);
+        }
+        if counter == 0 || counter > limit.min(COUNTER_MAX) {
+            return Err(BodyError::DotBeyondContext);
+        }
+        Ok(())
+    };
+    for (actor, counter) in &body.context {
+        may_be(*actor, *counter, COUNTER_MAX)?;
+    }
+    let limit = |actor: ActorId| context.get(actor.index()).copied().unwrap_or(0);
+    for state in &body.keys {
+        for (actor, counter) in &state.guard {
+            may_be(*actor, *counter, COUNTER_MAX)?;
+        }
+        for dot in state.live.iter().map(|live| live.dot).chain(state.records.iter().copied()) {
+            let guard = state.guard.iter().chain(body.chunk.iter().flat_map(|chunk| &chunk.guard));
+            let guard = guard.filter(|(actor, _)| *actor == dot.actor).map(|(_, counter)| *counter);
+            may_be(dot.actor, dot.counter, guard.fold(limit(dot.actor), u64::max))?;
+        }
+    }
+    for cover in &body.covers {
+        may_be(cover.actor, cover.to, limit(cover.actor))?;
+        if known[cover.actor.index()].map_or(0, |id| map.seen.get(id)) < cover.from {
+            return Err(BodyError::Gap);
+        }
+    }
+    if let Some(chunk) = &body.chunk {
+        check_chunk(map, body, chunk, &known)?;
+        chunk.guard.iter().try_for_each(|(actor, counter)| may_be(*actor, *counter, COUNTER_MAX))?;
+        chunk.base.iter().try_for_each(|(actor, counter)| may_be(*actor, *counter, limit(*actor)))?;
+    }
+    if !map.guards.has_room(if body.chunk.is_some() { 0 } else { body.keys.len() }) {
+        return Err(BodyError::TooManyGuards);
+    }
+    Ok(())
+}
+
+fn check_chunk(map: &Map, body: &Body, chunk: &Chunk, known: &[Option<ActorId>]) -> Result<(), BodyError> {
+    let inside = |key: &Key| *key >= chunk.from && chunk.to.as_ref().is_none_or(|to| key < to);
+    let is_empty = chunk.to.as_ref().is_some_and(|to| *to <= chunk.from);
+    if is_empty || !body.keys.iter().all(|state| inside(&state.key)) {
+        return Err(BodyError::KeyOutsideChunk);
+    }
+    if chunk.from.is_empty() {
+        return Ok(());
+    }
+    let progress = map.progress.as_ref().filter(|progress| progress.until == chunk.from).ok_or(BodyError::Gap)?;
+    let mut base = VersionVector::default();
+    for (actor, counter) in &chunk.base {
+        let id = known.get(actor.index()).ok_or(BodyError::UnknownActor)?.ok_or(BodyError::Gap)?;
+        base.raise(id, *counter);
+    }
+    if base == progress.base { Ok(()) } else { Err(BodyError::Gap) }
+}
+
+/// Joins a checked body; gives the keys whose live dots changed.
+pub(super) fn join(map: &mut Map, peer: &mut VersionVector, body: Body) -> Vec<Key> {
+    let ids: Vec<ActorId> = body.actors.iter().map(|actor| map.intern(actor)).collect();
+    let local = |actor: ActorId| ids[actor.index()];
+    for (actor, counter) in body.context {
+        peer.raise(local(actor), counter);
+    }
+    let mut seen_after = map.seen.clone();
+    for cover in &body.covers {
+        seen_after.raise(local(cover.actor), cover.to);
+    }
+    let mut changed = Vec::new();
+    if let Some(chunk) = body.chunk {
+        let mut context = peer.clone();
+        for (actor, counter) in &chunk.guard {
+            context.raise(local(*actor), *counter);
+        }
+        let mut base = VersionVector::default();
+        for (actor, counter) in &chunk.base {
+            base.raise(local(*actor), *counter);
+        }
+        let listed: BTreeSet<Key> = body.keys.iter().map(|state| state.key.clone()).collect();
+        for state in body.keys {
+            join_key(map, &context, &local, state, None, &mut changed);
+        }
+        drop_unlisted(map, &context, &chunk, &listed, &mut changed);
+        advance(map, &chunk, base, &mut seen_after);
+        if let Some(beyond) = context.beyond(&seen_after) {
+            map.guards.guard_range(&chunk.from, chunk.to.as_ref(), &Arc::new(beyond));
+        }
+    } else {
+        let beyond = peer.beyond(&seen_after).map(Arc::new);
+        for state in body.keys {
+            join_key(map, peer, &local, state, beyond.as_ref(), &mut changed);
+        }
+    }
+    map.seen = seen_after;
+    map.guards.prune_all(&map.seen);
+    changed
+}
+
+fn join_key(
+    map: &mut Map,
+    peer: &VersionVector,
+    local: &impl Fn(ActorId) -> ActorId,
+    state: KeyState,
+    beyond: Option<&Arc<VersionVector>>,
+    changed: &mut Vec<Key>,
+) {
+    let mut guard = VersionVector::default();
+    for (actor, counter) in state.guard {
+        guard.raise(local(actor), counter);
+    }
+    let theirs: Vec<Live> = state
+        .live
+        .into_iter()
+        .map(|live| Live { dot: Dot { actor: local(live.dot.actor), ..live.dot }, ..live })
+        .collect();
+    let key = map.entries.get_key_value(&state.key).map_or(state.key, |(shared, _)| shared.clone());
+    join_live(map, &key, theirs, |dot| peer.contains(dot) || guard.contains(dot), changed);
+    for dot in state.records {
+        map.records.insert(Dot { actor: local(dot.actor), ..dot }, &key);
+    }
+    if let Some(beyond) = beyond {
+        map.guards.guard_key(&key, beyond);
+    }
+    if let Some(rest) = guard.beyond(&map.seen) {
+        map.guards.guard_key(&key, &Arc::new(rest));
+    }
+}
+
+/// The join of Almeida et al. 2018 §7.2 for one key: a dot lives on if both sides hold it, or if one side holds it and
+/// the other has not seen it.
+fn join_live(map: &mut Map, key: &Key, theirs: Vec<Live>, they_saw: impl Fn(Dot) -> bool, changed: &mut Vec<Key>) {
+    let ours = map.get(key);
+    let mut live: Vec<Live> = Vec::with_capacity(theirs.len());
+    live.extend(
+        ours.iter().filter(|our| !they_saw(our.dot) || theirs.iter().any(|their| their.dot == our.dot)).cloned(),
+    );
+    let kept = live.len();
+    for their in theirs {
+        let is_here = ours.iter().any(|our| our.dot == their.dot) || live.iter().any(|new| new.dot == their.dot);
+        if !is_here && !map.seen.contains(their.dot) && !map.guards.contains(key, their.dot) {
+            live.push(their);
+        }
+    }
+    if kept < ours.len() || live.len() > kept {
+        map.replace(key, live);
+        changed.push(key.clone());
+    }
+}
+
+fn drop_unlisted(
+    map: &mut Map,
+    context: &VersionVector,
+    chunk: &Chunk,
+    listed: &BTreeSet<Key>,
+    changed: &mut Vec<Key>,
+) {
+    let in_range = map.entries.range(chunk.from.clone()..).map(|(key, _)| key);
+    let in_range = in_range.take_while(|key| chunk.to.as_ref().is_none_or(|to| *key < to));
+    let unlisted: Vec<Key> = in_range.filter(|key| !listed.contains(*key)).cloned().collect();
+    for key in unlisted {
+        join_live(map, &key, Vec::new(), |dot| context.contains(dot), changed);
+    }
+}
+
+/// Moves the snapshot's progress; after the last chunk what it covers was seen, without a record of what died in it.
+fn advance(map: &mut Map, chunk: &Chunk, base: VersionVector, seen_after: &mut VersionVector) {
+    match &chunk.to {
+        Some(to) => map.progress = Some(Progress { until: to.clone(), base }),
+        None => {
+            for (actor, counter) in base.iter().filter(|(actor, counter)| *counter > map.seen.get(*actor)) {
+                map.records.raise_floor(actor, counter);
+            }
+            seen_after.join(&base);
+            map.progress = None;
+        }
+    }
+}

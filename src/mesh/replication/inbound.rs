@@ -1,0 +1,130 @@
+//! The accepting side of a pipe: joins what comes, answers with acks.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::frame::{Ack, NamespaceAck};
+use crate::mesh::{
+    crdt::{context::VersionVector, dot::Actor, map::Map},
+    stores::{Namespace, Stores},
+};
+
+/// Frames are acked at the latest after this: 20 ms.
+pub const ACK_DELAY: Duration = Duration::from_millis(20);
+
+/// Frames are acked at the latest after this many.
+pub const ACK_FRAMES: u32 = 64;
+
+/// A digest without news is sent at the latest after this many checks of half a sync interval each.
+const QUIET_CHECKS_MAX: u32 = 32;
+
+#[derive(Debug, Default)]
+struct InNamespace {
+    /// What the dialer has seen, as its bodies told.
+    context: VersionVector,
+    acked: VersionVector,
+    acked_root: Option<u64>,
+    complete: bool,
+}
+
+/// State of an accepted pipe: O(actors).
+#[derive(Debug)]
+pub(super) struct Inbound {
+    received: u64,
+    unacked: u32,
+    acks: u64,
+    granted: bool,
+    pub(super) ack_due: Option<Instant>,
+    pub(super) check_due: Instant,
+    quiet: u32,
+    quiet_limit: u32,
+    namespaces: [InNamespace; 2],
+}
+
+impl Inbound {
+    /// The first ack is due at once: it is the digest from which the dialer starts.
+    pub(super) fn new(now: Instant, check_every: Duration) -> Self {
+        Self {
+            received: 0,
+            unacked: 0,
+            acks: 0,
+            granted: false,
+            ack_due: Some(now),
+            check_due: now + check_every,
+            quiet: 0,
+            quiet_limit: 2,
+            namespaces: Default::default(),
+        }
+    }
+
+    pub(super) fn grant(&mut self, now: Instant) {
+        self.granted = true;
+        self.ack_due = Some(now);
+    }
+
+    pub(super) fn expected_seq(&self) -> u64 {
+        self.received
+    }
+
+    pub(super) fn context(&mut self, namespace: Namespace) -> &mut VersionVector {
+        &mut self.namespaces[namespace.index()].context
+    }
+
+    /// Counts an applied body; gives whether the dialer has now sent everything it has.
+    pub(super) fn on_applied(&mut self, now: Instant, namespace: Namespace, complete: bool) -> bool {
+        self.received += 1;
+        self.unacked += 1;
+        let due = if self.unacked >= ACK_FRAMES { now } else { now + ACK_DELAY };
+        self.ack_due = Some(self.ack_due.map_or(due, |earlier| earlier.min(due)));
+        self.namespaces[namespace.index()].complete |= complete;
+        self.namespaces.iter().all(|namespace| namespace.complete)
+    }
+
+    /// Half-interval check: an ack is due when there is news, or after a silence that doubles each time.
+    pub(super) fn on_check(&mut self, now: Instant, check_every: Duration, stores: &Stores) {
+        self.check_due = now + check_every;
+        let has_news = Namespace::ALL.iter().any(|namespace| {
+            let (map, told) = (stores.map(*namespace), &self.namespaces[namespace.index()]);
+            told.acked_root != Some(map.root()) || !told.acked.covers(map.seen())
+        });
+        self.quiet += 1;
+        if has_news {
+            self.quiet_limit = 2;
+        } else if self.quiet >= self.quiet_limit {
+            self.quiet_limit = (self.quiet_limit * 2).min(QUIET_CHECKS_MAX);
+        } else {
+            return;
+        }
+        self.quiet = 0;
+        self.ack_due.get_or_insert(now);
+    }
+
+    pub(super) fn build_ack(&mut self, stores: &Stores) -> (u64, Ack) {
+        let seq = self.acks;
+        self.acks += 1;
+        self.unacked = 0;
+        self.ack_due = None;
+        let namespaces = Namespace::ALL.iter().map(|namespace| {
+            let (map, told) = (stores.map(*namespace), &mut self.namespaces[namespace.index()]);
+            let news = map.seen().beyond(&told.acked);
+            let is_first = told.acked_root.replace(map.root()).is_none();
+            told.acked = map.seen().clone();
+            // The first ack names every namespace; a later one repeats roots, which are 8 bytes each.
+            let resume = if is_first { resume_of(map) } else { None };
+            NamespaceAck { namespace: *namespace, seen: named(map, news.as_ref()), root: map.root(), resume }
+        });
+        let ack = Ack { received: self.received, grant: self.granted, namespaces: namespaces.collect() };
+        (seq, ack)
+    }
+}
+
+fn resume_of(map: &Map) -> Option<(Bytes, Vec<(Actor, u64)>)> {
+    let progress = map.progress()?;
+    Some((Bytes::copy_from_slice(&progress.until), named(map, Some(&progress.base))))
+}
+
+fn named(map: &Map, vector: Option<&VersionVector>) -> Vec<(Actor, u64)> {
+    let counters = vector.into_iter().flat_map(VersionVector::iter);
+    counters.map(|(actor, counter)| (map.actors().actor(actor).clone(), counter)).collect()
+}

@@ -1,0 +1,365 @@
+//! The dialing side of a pipe: works out from acks what the peer lacks, and builds bodies from the store.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use super::{
+    frame::{Ack, NamespaceAck},
+    pack::Packer,
+};
+use crate::mesh::{
+    crdt::{
+        context::VersionVector,
+        delta::{Body, Chunk, Cover},
+        dot::{ACTORS_MAX, Actor, ActorId, Key},
+        map::Map,
+    },
+    stores::{Namespace, Stores},
+};
+
+/// A body is closed once its keys take this many bytes: 256 KiB. It exceeds that by one key at most.
+pub const BODY_BYTES: usize = 256 << 10;
+
+/// A peer that lacks more keys than this is served by a snapshot.
+pub const DELTA_KEYS_MAX: usize = 16_384;
+
+/// Equal vectors with different roots for this long mean a snapshot.
+pub const DIVERGED_FOR: Duration = Duration::from_secs(2);
+
+/// Frames whose acks are timed at most; beyond that the latency of the oldest is not measured.
+const TIMED_MAX: usize = 256;
+
+/// Guarded keys that one delta may carry beyond its budget before a snapshot is cheaper.
+const GUARDED_BYTES_MAX: usize = 2 << 20;
+
+#[derive(Debug)]
+struct Snapshot {
+    base: VersionVector,
+    next: Key,
+}
+
+#[derive(Debug, Default)]
+struct OutNamespace {
+    /// The peer's vector by actor, as its acks told; none before its digest.
+    peer: Option<BTreeMap<Actor, u64>>,
+    peer_root: u64,
+    resume: Option<(Key, Vec<(Actor, u64)>)>,
+    /// What the peer has or will have once the frames on their way arrive.
+    sent: VersionVector,
+    /// Position of a delta that did not fit one frame.
+    cursor: Option<VersionVector>,
+    context_sent: VersionVector,
+    /// Foreign dots are pushed too.
+    full: bool,
+    /// The size of what is missing was checked.
+    sized: bool,
+    /// What was seen here a sync interval ago.
+    mark: VersionVector,
+    snapshot: Option<Snapshot>,
+    diverged_since: Option<Instant>,
+}
+
+/// State of a dialed pipe: O(actors), whatever the peer lacks.
+#[derive(Debug)]
+pub(super) struct Outbound {
+    frames: u64,
+    acks: u64,
+    granted: bool,
+    timed: VecDeque<(u64, Instant)>,
+    pub(super) tick_due: Instant,
+    namespaces: [OutNamespace; 2],
+}
+
+/// What an ack meant.
+#[derive(Debug, Default)]
+pub(super) struct AckOutcome {
+    pub(super) latency: Option<Duration>,
+    pub(super) in_sync: bool,
+}
+
+impl Outbound {
+    pub(super) fn new(now: Instant, sync_interval: Duration) -> Self {
+        Self {
+            frames: 0,
+            acks: 0,
+            granted: false,
+            timed: VecDeque::new(),
+            tick_due: now + sync_interval,
+            namespaces: Default::default(),
+        }
+    }
+
+    /// Whether an ack can be the next of this pipe.
+    pub(super) fn accepts(&self, seq: u64, ack: &Ack) -> bool {
+        seq == self.acks && ack.received <= self.frames
+    }
+
+    /// Takes note of what the peer has.
+    pub(super) fn on_ack(&mut self, now: Instant, stores: &Stores, ack: Ack) -> AckOutcome {
+        self.acks += 1;
+        let mut outcome = AckOutcome::default();
+        while let Some((_, sent_at)) = self.timed.front().filter(|(seq, _)| *seq < ack.received) {
+            outcome.latency = Some(now.saturating_duration_since(*sent_at));
+            self.timed.pop_front();
+        }
+        if ack.grant && !self.granted {
+            self.granted = true;
+            self.namespaces.iter_mut().for_each(|namespace| namespace.full = true);
+        }
+        for told in ack.namespaces {
+            let index = told.namespace.index();
+            self.namespaces[index].on_told(stores.map(told.namespace), told);
+        }
+        let mut equal = true;
+        for namespace in Namespace::ALL {
+            equal &= self.namespaces[namespace.index()].compare(now, stores.map(namespace));
+        }
+        outcome.in_sync = equal;
+        outcome
+    }
+
+    /// Once per sync interval: foreign dots that the peer still lacks are pushed after all, lasting divergence is healed.
+    pub(super) fn on_tick(&mut self, now: Instant, stores: &Stores) {
+        for namespace in Namespace::ALL {
+            let (map, out) = (stores.map(namespace), &mut self.namespaces[namespace.index()]);
+            let Some(peer) = &out.peer else { continue };
+            let peer = vector(map, peer);
+            if self.granted
+                && out.mark.iter().any(|(actor, counter)| counter > peer.get(actor).max(out.sent.get(actor)))
+            {
+                out.full = true;
+            }
+            out.mark = map.seen().clone();
+            if out.diverged_since.is_some_and(|since| now.saturating_duration_since(since) > DIVERGED_FOR) {
+                out.diverged_since = None;
+                out.begin_snapshot(map);
+            }
+        }
+    }
+
+    /// The next body for the peer; none when it has, or waits for, nothing.
+    pub(super) fn poll_body(
+        &mut self,
+        now: Instant,
+        stores: &Stores,
+        is_receiving: bool,
+    ) -> Option<(u64, Namespace, Body)> {
+        if !self.granted {
+            return None;
+        }
+        for namespace in Namespace::ALL {
+            let map = stores.map(namespace);
+            // What is still arriving would be pushed in pieces, most of it to where it comes from.
+            let waits = is_receiving && map.progress().is_some();
+            if let Some(body) = self.namespaces[namespace.index()].poll_body(map, waits) {
+                let seq = self.frames;
+                self.frames += 1;
+                if self.timed.len() == TIMED_MAX {
+                    self.timed.pop_front();
+                }
+                self.timed.push_back((seq, now));
+                return Some((seq, namespace, body));
+            }
+        }
+        None
+    }
+}
+
+impl OutNamespace {
+    fn on_told(&mut self, map: &Map, told: NamespaceAck) {
+        if self.peer.is_none() {
+            self.resume = told.resume.map(|(until, base)| (Key::from(&*until), base));
+        }
+        let peer = self.peer.get_or_insert_default();
+        for (actor, counter) in told.seen {
+            if peer.len() < ACTORS_MAX || peer.contains_key(&actor) {
+                let slot = peer.entry(actor).or_default();
+                *slot = (*slot).max(counter);
+            }
+        }
+        self.peer_root = told.root;
+        self.sent.join(&vector(map, peer));
+    }
+
+    /// Whether both sides are equal, as far as the last ack tells.
+    fn compare(&mut self, now: Instant, map: &Map) -> bool {
+        let Some(peer) = &self.peer else { return false };
+        let knows_more =
+            peer.iter().any(|(actor, counter)| map.actors().id(actor).map_or(0, |id| map.seen().get(id)) < *counter);
+        let equal_vectors = !knows_more && vector(map, peer).covers(map.seen());
+        let equal_roots = self.peer_root == map.root();
+        if !equal_vectors || equal_roots {
+            self.diverged_since = None;
+        } else {
+            self.diverged_since.get_or_insert(now);
+        }
+        equal_vectors && equal_roots
+    }
+
+    fn poll_body(&mut self, map: &Map, waits: bool) -> Option<Body> {
+        self.peer.as_ref()?;
+        if self.snapshot.is_some() {
+            return self.build_chunk(map);
+        }
+        let lacks = |actor: ActorId| map.seen().get(actor) > self.sent.get(actor);
+        if waits && self.full {
+            return None;
+        }
+        if !self.full && !lacks(map.own()) {
+            return None;
+        }
+        if self.needs_snapshot(map) {
+            self.begin_snapshot(map);
+            return self.build_chunk(map);
+        }
+        self.build_delta(map)
+    }
+
+    /// Whether the store no longer knows what the peer lacks, or it lacks too much.
+    fn needs_snapshot(&mut self, map: &Map) -> bool {
+        let is_behind = |actor: ActorId| self.sent.get(actor) < map.floor(actor);
+        if is_behind(map.own()) || (self.full && map.actors().iter().any(|(_, actor)| is_behind(actor))) {
+            return true;
+        }
+        if self.full && map.guards().has_ranges() {
+            return true;
+        }
+        if self.full && !std::mem::replace(&mut self.sized, true) {
+            let mut lacking = 0;
+            for (_, actor) in map.actors().iter() {
+                let mut at = self.sent.get(actor);
+                while let Some((counter, ..)) = map.next_event(actor, at) {
+                    (at, lacking) = (counter, lacking + 1);
+                    if lacking > DELTA_KEYS_MAX {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// States of the keys that the peer lacks, in the order of dots. Nothing counts as covered before a frame reaches the
+    /// end of what was seen: a dead dot may have been killed by one that comes later.
+    fn build_delta(&mut self, map: &Map) -> Option<Body> {
+        let scope: Vec<ActorId> =
+            if self.full { map.actors().iter().map(|(_, id)| id).collect() } else { vec![map.own()] };
+        let mut cursor = self.cursor.take().unwrap_or_default();
+        cursor.join(&self.sent);
+        let mut packer = Packer::new(map);
+        let mut fits = true;
+        'seen: for actor in &scope {
+            while let Some((counter, key, dead)) = map.next_event(*actor, cursor.get(*actor)) {
+                if counter > map.seen().get(*actor) {
+                    break;
+                }
+                if packer.bytes() >= BODY_BYTES {
+                    fits = false;
+                    break 'seen;
+                }
+                packer.add_event(*actor, counter, key, dead);
+                cursor.raise(*actor, counter);
+            }
+        }
+        if fits {
+            // Killers that only guards know travel too, each time, until they are seen.
+            for actor in &scope {
+                let mut at = map.seen().get(*actor).max(cursor.get(*actor));
+                while let Some((counter, key, dead)) = map.next_event(*actor, at) {
+                    packer.add_event(*actor, counter, key, dead);
+                    at = counter;
+                }
+            }
+            if packer.bytes() > GUARDED_BYTES_MAX {
+                self.begin_snapshot(map);
+                return self.build_chunk(map);
+            }
+        }
+        let mut covers = Vec::new();
+        if fits {
+            for actor in &scope {
+                let (from, to) = (self.sent.get(*actor), map.seen().get(*actor));
+                if to > from {
+                    covers.push(Cover { actor: packer.number(*actor), from, to });
+                    self.sent.raise(*actor, to);
+                }
+            }
+        } else {
+            self.cursor = Some(cursor);
+        }
+        let complete = fits && self.full;
+        self.full &= !fits;
+        let mut body = packer.finish(&mut self.context_sent);
+        (body.covers, body.complete) = (covers, complete);
+        Some(body)
+    }
+
+    /// A snapshot from the beginning, or from where an earlier one to this peer, by whomever, stopped.
+    fn begin_snapshot(&mut self, map: &Map) {
+        self.cursor = None;
+        self.full = true;
+        let resumed = self.resume.take().and_then(|(next, named)| {
+            let mut base = VersionVector::default();
+            for (actor, counter) in named {
+                let id = map.actors().id(&actor)?;
+                if counter > map.seen().get(id) {
+                    return None;
+                }
+                base.raise(id, counter);
+            }
+            let is_current = map.actors().iter().all(|(_, actor)| base.get(actor) >= map.floor(actor));
+            is_current.then_some(Snapshot { base, next })
+        });
+        let start = || Snapshot { base: map.seen().clone(), next: Key::from(&b""[..]) };
+        self.snapshot = Some(resumed.unwrap_or_else(start));
+    }
+
+    fn build_chunk(&mut self, map: &Map) -> Option<Body> {
+        let snapshot = self.snapshot.take()?;
+        let from = snapshot.next;
+        let (guard, boundary) = map.guards().range_at(&from);
+        let within = |key: &Key| boundary.as_ref().is_none_or(|boundary| key < boundary);
+        let mut live = map.range_from(&from).map(|(key, _)| key).take_while(|key| within(key)).peekable();
+        let mut guarded = map.guards().keys_from(&from).take_while(|key| within(key)).peekable();
+        let mut packer = Packer::new(map);
+        let mut to = boundary.clone();
+        loop {
+            let key = match (live.peek(), guarded.peek()) {
+                (Some(live), Some(guarded)) => (*live).min(*guarded),
+                (Some(key), None) | (None, Some(key)) => *key,
+                (None, None) => break,
+            };
+            if packer.bytes() >= BODY_BYTES {
+                to = Some(key.clone());
+                break;
+            }
+            packer.add_key(key);
+            live.next_if_eq(&key);
+            guarded.next_if_eq(&key);
+        }
+        let number = |packer: &mut Packer<'_>, vector: &VersionVector| {
+            vector.iter().map(|(actor, counter)| (packer.number(actor), counter)).collect::<Vec<_>>()
+        };
+        let guard = guard.beyond(map.seen()).map(|guard| number(&mut packer, &guard)).unwrap_or_default();
+        let base = number(&mut packer, &snapshot.base);
+        let mut body = packer.finish(&mut self.context_sent);
+        body.chunk = Some(Chunk { from: from.clone(), to: to.clone(), guard, base });
+        match to {
+            Some(next) => self.snapshot = Some(Snapshot { base: snapshot.base, next }),
+            None => self.sent.join(&snapshot.base),
+        }
+        Some(body)
+    }
+}
+
+fn vector(map: &Map, named: &BTreeMap<Actor, u64>) -> VersionVector {
+    let mut vector = VersionVector::default();
+    for (actor, counter) in named {
+        if let Some(id) = map.actors().id(actor) {
+            vector.raise(id, *counter);
+        }
+    }
+    vector
+}
