@@ -73,10 +73,13 @@ fn arguments(text: &str) -> Option<usize> {
     None
 }
 
+/// Name of a part, which files it is, and words that do not occur in them.
+type Rule = (&'static str, fn(&str) -> bool, &'static [&'static str]);
+
 /// STYLE: the table of dependencies between the parts; Cargo checks the members.
 #[test]
 fn dependencies_point_one_way() {
-    let rules: [(&str, fn(&str) -> bool, &[&str]); 7] = [
+    let rules: [Rule; 7] = [
         (
             "pure mesh",
             is_pure_mesh,
