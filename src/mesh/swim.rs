@@ -68,6 +68,9 @@ use crate::mesh::{
 /// A timer that fires this much too late means that the process did not run (DESIGN §3.9).
 const STALL_MIN: Duration = Duration::from_millis(500);
 
+/// Largest update in bytes: with the longest header and label it still fits a datagram.
+const UPDATE_BYTES_MAX: usize = 900;
+
 /// Why a packet was refused. The member list is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -95,7 +98,8 @@ impl DatagramError {
     }
 }
 
-/// The membership machine of one node. After each `handle_*` (and `leave`), drain every `poll_*` to `None`.
+/// The membership machine of one node. After each `handle_*` (and `leave`), drain every `poll_*` to `None`: what waits
+/// there is bounded by what one input can cause, at most a few entries per member.
 #[derive(Debug)]
 pub struct Swim {
     config: SwimConfig,
@@ -355,12 +359,11 @@ impl Swim {
             }
             Body::PingReq { seq, target } => self.on_ping_req(now, reply_to, seq, &target),
             Body::Nack { seq } => self.on_nack(seq),
-            Body::Gossip { seq: 0 } => {}
+            // A gossip without a number wants no ack; a claim is for a node of the sender's name, and this one has another.
+            Body::Gossip { seq: 0 } | Body::Claim { .. } => {}
             Body::Gossip { seq } => self.send(now, reply_to, via, Body::GossipAck { seq }, None),
             Body::GossipAck { seq } => self.on_gossip_ack(now, seq, &packet.node),
             Body::Sync { seq, reply_wanted } => self.on_sync(now, reply_to, seq, reply_wanted, &packet.node),
-            // A claim is for a node of the sender's name, and this one has another.
-            Body::Claim { .. } => {}
         }
     }
 
@@ -419,6 +422,8 @@ impl Swim {
         let mut update = self.members.get(name)?.to_update(now);
         if let Some(suspicion) = self.suspicions.get(name) {
             update.accusers.clone_from(&suspicion.accusers);
+            // Long names must not make an update that fits no datagram; the first accusers say enough.
+            while wire::update_len(&update) > UPDATE_BYTES_MAX && update.accusers.pop().is_some() {}
         }
         Some(update)
     }

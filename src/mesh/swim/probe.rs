@@ -66,7 +66,13 @@ impl Swim {
             self.round = Some(round);
             self.forget_gone(now);
             let interval = self.config.probe_interval;
-            let plan = ring::plan(round, self.members.live(), &self.config.node, interval);
+            let me = &self.config.node;
+            let mut nodes = self.members.live().to_vec();
+            if let Err(at) = nodes.binary_search(me) {
+                // A leaving node is probed by nobody, but keeps its view true as long as it runs.
+                nodes.insert(at, me.clone());
+            }
+            let plan = ring::plan(round, &nodes, me, interval);
             let starts = plan.into_iter().map(|(phase, target)| (self.clock.instant(round, phase), target));
             // What was long due when the round was planned belongs to a node that started or woke within it.
             self.ring_due = starts.rev().filter(|(at, _)| *at + interval / 4 >= now).collect();

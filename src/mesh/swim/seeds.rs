@@ -10,7 +10,7 @@ use std::{
 
 use rand::{RngExt, seq::IndexedRandom};
 
-use super::{Body, Swim, Via};
+use super::{Body, Member, Swim, Via};
 use crate::mesh::node::{NodeName, NodeStatus};
 
 /// Seed addresses at most; further ones are left out.
@@ -71,7 +71,7 @@ impl Swim {
 
     fn is_silent(&self, seed: &Seed) -> bool {
         let answered = seed.answered.as_ref().and_then(|name| self.members.get(name));
-        !answered.is_some_and(|member| member.is_live()) && self.members.at(seed.addr).is_none()
+        !answered.is_some_and(Member::is_live) && self.members.at(seed.addr).is_none()
     }
 
     fn join_if_alone(&mut self, now: Instant) {

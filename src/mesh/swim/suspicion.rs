@@ -7,7 +7,7 @@ use rand::RngExt;
 
 use super::{
     Event, Swim,
-    config::{FANOUT, FULL_PROBE_NODES_MAX, SwimConfig},
+    config::{FANOUT, SwimConfig},
     event::ChangeReason,
     message::Update,
     probe::ProbeKind,
@@ -19,6 +19,10 @@ use crate::mesh::{
 
 /// Confirmations after which the shortest time applies (Lifeguard's K).
 const CONFIRMATIONS_MAX: usize = 3;
+
+/// Nodes that look for themselves on average when they hear a suspicion: with ten, fewer than three are silent witnesses
+/// in 0.3 % of cases only (with six in 6 %, which showed as a tail of the detection time).
+const CORROBORATORS: usize = 10;
 
 /// Shortest time to refute, before the multiplier.
 const TIME_MIN: Duration = Duration::from_secs(1);
@@ -126,8 +130,7 @@ impl Swim {
     /// Another node suspects `name`: some of those that hear it look for themselves within T/4 (DESIGN §3.3).
     pub(super) fn plan_corroboration(&mut self, now: Instant, name: &NodeName) {
         let others = self.members.live().len().saturating_sub(2);
-        let chosen =
-            others < FULL_PROBE_NODES_MAX || self.rng.random_ratio(6, u32::try_from(others).unwrap_or(u32::MAX));
+        let chosen = others <= CORROBORATORS || self.rng.random_bool(CORROBORATORS as f64 / others as f64);
         let delay = (self.config.probe_interval / 4).mul_f64(self.rng.random::<f64>());
         if let Some(suspicion) = self.suspicions.get_mut(name).filter(|_| chosen) {
             suspicion.corroborate_at = Some(now + delay);

@@ -33,23 +33,23 @@ impl Swim {
         if theirs == 0 {
             return;
         }
-        match &self.doubt {
-            Some(doubt) if doubt.peer == *peer => {
-                if theirs == mine {
-                    self.doubt = None;
-                } else if doubt.asked && doubt.digest == mine {
-                    self.doubt = None;
-                    if let Some(addr) = self.members.get(peer).map(|member| member.addr) {
-                        self.request_lists(now, addr);
-                    }
-                }
-            }
-            Some(_) => {}
-            None if theirs != mine => {
+        let Some(doubt) = &self.doubt else {
+            if theirs != mine {
                 let due = now + DOUBT_TIME;
                 self.doubt = Some(Doubt { peer: peer.clone(), digest: mine, due, asked: false });
             }
-            None => {}
+            return;
+        };
+        if doubt.peer != *peer {
+            return;
+        }
+        if theirs == mine {
+            self.doubt = None;
+        } else if doubt.asked && doubt.digest == mine {
+            self.doubt = None;
+            if let Some(addr) = self.members.get(peer).map(|member| member.addr) {
+                self.request_lists(now, addr);
+            }
         }
     }
 

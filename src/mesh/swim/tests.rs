@@ -136,7 +136,8 @@ fn updates_up_to_32_nodes_are_sent_again_until_acked_at_most_5_times() {
     let mut gossip = BTreeMap::new();
     while let Some(due) = swim.poll_timeout().filter(|due| *due < start + Duration::from_secs(30)) {
         swim.handle_timeout(due);
-        for (transmit, _) in sent(&mut swim) {
+        let of_leaving = |packet: &Packet| packet.updates.iter().any(|update| update.name == name("a"));
+        for (transmit, _) in sent(&mut swim).into_iter().filter(|(_, packet)| of_leaving(packet)) {
             *gossip.entry((transmit.kind, transmit.to)).or_insert(0) += 1;
         }
     }
@@ -157,6 +158,30 @@ fn lists_that_do_not_fit_a_datagram_go_by_stream() {
     hear(&mut swim, now, &packet(Body::Sync { seq: 9, reply_wanted: true }, vec![]));
     let (transmit, list) = sent(&mut swim).into_iter().find(|(t, _)| t.kind == MessageKind::Sync).unwrap();
     assert_eq!((transmit.via, list.updates.len()), (Via::Stream, 62));
+}
+
+#[test]
+fn the_longest_update_fits_a_datagram() {
+    let now = Instant::now();
+    let long = |first: char| format!("{first}{}", "x".repeat(127));
+    let mut config = SwimConfig::new(name(&long('a')), addr(1), 1 << 47);
+    config.cluster = "c".repeat(64);
+    let mut swim = Swim::new(config, now, 1);
+    let said = Update {
+        name: name(&long('b')),
+        host: "h".repeat(262),
+        zone: "z".repeat(64),
+        epoch_ms: 1 << 47,
+        incarnation: 1 << 47,
+        addr: "[2001:db8::1]:39527".parse().unwrap(),
+        accusers: ('c'..'k').map(|first| name(&long(first))).collect(),
+        ..update("b", NodeStatus::Suspected, 0, 2)
+    };
+    let packet =
+        Packet { node: name(&long('b')), ..packet(Body::Ping { seq: 1, target: None, digest: 1 }, vec![said]) };
+    swim.handle_datagram(now, addr(2), Via::Datagram, &wire::encode(&"c".repeat(64), &packet)).unwrap();
+    let ack = std::iter::from_fn(|| swim.poll_transmit()).find(|transmit| transmit.kind == MessageKind::Ack).unwrap();
+    assert!(ack.payload.len() <= DATAGRAM_BYTES_MAX && ack.payload.len() > 900, "{}", ack.payload.len());
 }
 
 #[test]

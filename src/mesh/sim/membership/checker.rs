@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::Cluster;
 use crate::mesh::{
     node::{NodeName, NodeStatus},
-    swim::{Event, member::Key},
+    swim::{Event, Member, member::Key},
 };
 
 /// How long news of a node may still be under way after its death.
@@ -45,7 +45,7 @@ pub(super) fn watch(cluster: &mut Cluster, by: usize, event: &Event) {
             order_of_records(cluster, by, &change.name);
             no_resurrection(cluster, by, &change.name, change.from, change.to);
             if change.to == NodeStatus::Down && change.from.is_some() {
-                verdict(cluster, by, &change.name, change.epoch_ms);
+                verdict(cluster, &change.name, change.epoch_ms);
             }
         }
         _ => {}
@@ -55,7 +55,7 @@ pub(super) fn watch(cluster: &mut Cluster, by: usize, event: &Event) {
 /// A record is never replaced by one that is ordered before it, as long as the process lives.
 fn order_of_records(cluster: &mut Cluster, by: usize, name: &NodeName) {
     let Some(swim) = &cluster.nodes[by].swim else { return };
-    let (life, Some(key)) = (swim.epoch_ms(), swim.member(name).map(|member| member.key())) else { return };
+    let (life, Some(key)) = (swim.epoch_ms(), swim.member(name).map(Member::key)) else { return };
     let last = cluster.checker.records.insert((by, name.clone()), (life, key));
     if let Some((_, last)) = last.filter(|(last_life, last)| *last_life == life && *last > key) {
         let observer = cluster.nodes[by].name.clone();
@@ -74,7 +74,7 @@ fn no_resurrection(cluster: &mut Cluster, by: usize, name: &NodeName, from: Opti
     }
 }
 
-fn verdict(cluster: &mut Cluster, _by: usize, name: &NodeName, epoch_ms: u64) {
+fn verdict(cluster: &mut Cluster, name: &NodeName, epoch_ms: u64) {
     let now = cluster.now;
     let healthy = cluster.nodes.iter().any(|node| {
         let stalled = node.stalled_until.is_some_and(|until| until + Duration::from_secs(1) > now);

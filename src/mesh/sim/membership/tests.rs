@@ -1,6 +1,6 @@
 //! The membership machine in whole clusters. Figures of many seeds come from `cargo bench --bench membership`.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::time::Duration;
 
@@ -230,6 +230,19 @@ fn a_leaving_node_is_let_go_by_a_quorum_and_never_called_down() {
             assert!(cluster.running().all(|by| cluster.status(by, 1).is_none()), "n={count}: forgotten");
         });
     }
+}
+
+#[test]
+fn a_leaving_node_keeps_a_true_view_as_long_as_it_runs() {
+    check(5, |cluster| {
+        *cluster = Cluster::converged(cluster.seed, 4);
+        cluster.run_for(secs(2));
+        cluster.leave(1);
+        cluster.run_for(secs(1));
+        cluster.crash(2);
+        assert!(cluster.run_until(secs(8), |c| c.status(1, 2) == Some(Down)).is_some());
+        assert_eq!(cluster.status(0, 1), Some(Leaving));
+    });
 }
 
 #[test]
