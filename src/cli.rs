@@ -27,6 +27,10 @@ pub type Environment = BTreeMap<String, String>;
 pub enum Command {
     /// Run the gateway; the same as giving no subcommand
     Launch(Box<Flags>),
+    /// Run a simulated OpenAI worker, for tests, demonstrations and benchmarks
+    SimWorker(crate::sim_worker::Args),
+    /// Run three gateways and four simulated workers on this machine and show requests flowing
+    Demo(crate::demo::Args),
 }
 
 /// What the command line asks for.
@@ -34,6 +38,10 @@ pub enum Command {
 pub enum Invocation {
     /// Run the gateway.
     Launch(Box<Config>),
+    /// Run a simulated worker.
+    SimWorker(crate::sim_worker::Args),
+    /// Run the demonstration cluster.
+    Demo(crate::demo::Args),
 }
 
 /// Why nothing is run: `--help` and `--version` asked for a text, or a value cannot be used.
@@ -84,7 +92,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &Environment) -> Res
     let matches = command().try_get_matches_from(&args)?;
     let given = match matches.subcommand() {
         None => &matches,
-        // Further subcommands have their own arguments and read no `SMG_*` variables: return their invocation here.
+        // Only the gateway's own flags come from the environment and the file as well.
+        Some(("sim-worker", given)) => {
+            return Ok(Invocation::SimWorker(crate::sim_worker::Args::from_arg_matches(given)?));
+        }
+        Some(("demo", given)) => return Ok(Invocation::Demo(crate::demo::Args::from_arg_matches(given)?)),
         Some((_, launch)) => launch,
     };
     let layered = sources::layer(&launch_command(), given, flag_args(&args), env)?;

@@ -1,16 +1,23 @@
 //! `smg`, a highly available gateway for LLM inference.
+//!
+//! A tour in reading order: [`cli`] turns flags, variables and a file into a [`config`]; [`run`] starts and ends one
+//! gateway of it. [`mesh`] knows who is in the cluster and what the cluster knows; [`gateway`] serves clients from that
+//! knowledge; [`ha`] and [`telemetry`] show it. [`sim_worker`] and [`demo`] are for trying it all on one machine.
+//! `ARCHITECTURE.md` has the map and the invariants.
 
 pub mod cli;
 
 pub mod config;
 
-pub mod telemetry;
+pub mod run;
 
 pub mod mesh;
 
 pub mod gateway;
 
 pub mod ha;
+
+pub mod telemetry;
 
 pub mod sim_worker;
 

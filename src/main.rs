@@ -1,3 +1,61 @@
 //! Flags in, exit code out.
 
-fn main() {}
+use std::{
+    io::{Write, stderr, stdout},
+    process::ExitCode,
+};
+
+use smg::{
+    cli::{self, Invocation, Refusal},
+    demo, run, sim_worker, telemetry,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Threads of the control plane: it is never on the request path, and the cores belong to the data plane.
+const CONTROL_THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os(), &cli::environment()) {
+        Ok(invocation) => match start(invocation) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "smg ends");
+                say(&mut stderr(), &format!("error: {error:#}\n"));
+                ExitCode::FAILURE
+            }
+        },
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+fn refuse(refusal: &Refusal) -> ExitCode {
+    let text = refusal.to_string();
+    match refusal.exit_code() {
+        0 => say(&mut stdout(), &text),
+        _ => say(&mut stderr(), &text),
+    }
+    ExitCode::from(refusal.exit_code())
+}
+
+/// Writes a last word. A closed terminal is no reason to end otherwise.
+fn say(to: &mut dyn Write, text: &str) {
+    let _ = to.write_all(text.as_bytes());
+}
+
+fn start(invocation: Invocation) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("smg-control")
+        .enable_all()
+        .build()?;
+    match invocation {
+        Invocation::Launch(config) => {
+            let _telemetry = telemetry::init(&config.telemetry)?;
+            runtime.block_on(run::run(*config))
+        }
+        Invocation::SimWorker(args) => runtime.block_on(async { sim_worker::run(args, run::ended_by_signal()?).await }),
+        Invocation::Demo(args) => runtime.block_on(async { demo::run(args, run::ended_by_signal()?).await }),
+    }
+}

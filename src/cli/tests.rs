@@ -14,6 +14,7 @@ fn launch(args: &[&str], env: &[(&str, &str)]) -> Result<Config, String> {
     let args = std::iter::once("smg").chain(args.iter().copied()).map(OsString::from);
     match parse(args, &environment_of(env)) {
         Ok(Invocation::Launch(config)) => Ok(*config),
+        Ok(other) => panic!("asked for {other:?}"),
         Err(refusal) => {
             assert_eq!(refusal.exit_code(), 2, "{refusal}");
             Err(refusal.to_string())

@@ -16,7 +16,7 @@ use rand_pcg::Pcg64Mcg;
 
 use crate::{
     config::Config,
-    gateway::{budget::RetryBudget, connection::Connection, pool::Pool, view::RoutingView},
+    gateway::{budget::RetryBudget, connection::Connection, health::Suspicions, pool::Pool, view::RoutingView},
     telemetry::metrics::Metrics,
 };
 
@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
     pub(crate) view: Arc<ArcSwap<RoutingView>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) suspicions: Suspicions,
     pub(crate) control: axum::Router,
     /// Route templates of the control router that were hit: at most as many as it has routes.
     templates: Mutex<HashMap<Box<str>, &'static str>>,
@@ -50,9 +51,10 @@ impl Shared {
         config: Arc<Config>,
         view: Arc<ArcSwap<RoutingView>>,
         metrics: Arc<Metrics>,
+        suspicions: Suspicions,
         control: axum::Router,
     ) -> Self {
-        Self { config, view, metrics, control, templates: Mutex::default() }
+        Self { config, view, metrics, suspicions, control, templates: Mutex::default() }
     }
 
     /// The template as a metric label.

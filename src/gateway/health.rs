@@ -66,6 +66,13 @@ pub struct Report {
 #[derive(Clone, Debug)]
 pub struct Suspicions(mpsc::Sender<WorkerId>);
 
+impl Default for Suspicions {
+    /// Reports that nobody hears.
+    fn default() -> Self {
+        Self(mpsc::channel(1).0)
+    }
+}
+
 impl Suspicions {
     /// Asks for an immediate probe of a worker. At most one a second and worker has an effect, and none on workers
     /// that are not ready.

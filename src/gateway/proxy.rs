@@ -183,6 +183,9 @@ async fn attempts(
             Err(failure) => failure,
         };
         core.metrics.worker_error(failure.label());
+        if failure == Failure::Connect {
+            core.shared().suspicions.suspect(&worker.id);
+        }
         tracing::debug!(worker = %worker.id, reason = failure.label(), "attempt failed");
         let retry = &core.config().retry;
         if retries >= retry.retries_max || !core.try_retry(Instant::now()) {

@@ -1,3 +1,320 @@
 //! The one task that owns clock, timers, randomness and transport, and drives the pure machines.
+//!
+//! The loop takes one input (a datagram, an event of the stream plane, a command, resolved seeds, a timer), then every
+//! input that is ready without waiting, at most [`BATCH_MAX`], and only then fires timers: a process that was stalled
+//! reads what its peers said meanwhile before it accuses anybody (DESIGN §3 point 9). Then it drains every `poll_*` of
+//! every machine until all are quiet.
+//!
+//! Without `--enable-mesh` the same loop runs with the store alone, so that a single gateway has no second path.
+
+pub mod advertise;
+pub mod net;
+mod pipes;
+mod report;
+mod resolve;
 
 pub mod handle;
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures_util::FutureExt;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+use tracing::info;
+
+use crate::{
+    config::Config,
+    mesh::{
+        driver::{
+            handle::{COMMANDS_MAX, Command, MeshHandle, NodeView, View},
+            net::{Input, Net, NetError},
+        },
+        node::{NodeName, NodeStatus},
+        stores::{Stores, WorkerOrigin, WorkerSpec},
+    },
+    telemetry::metrics::{MeshSample, Metrics},
+};
+
+/// Inputs handled between two looks at the timers.
+const BATCH_MAX: usize = 1024;
+
+/// A new picture is published at most this often, so that a burst of changes costs few of them.
+const VIEW_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Why the mesh ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DriverError {
+    /// The mesh could not start; nothing is bound. See the source for what to change.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// An older live node has this name. This node left; the cluster is unchanged.
+    #[error("a live node named {name} is in the cluster already; choose another --mesh-server-name")]
+    NameTaken {
+        /// The contested name.
+        name: NodeName,
+    },
+}
+
+/// A started mesh.
+#[derive(Debug)]
+pub struct Mesh {
+    /// For the rest of the program.
+    pub handle: MeshHandle,
+    /// Ends with the process: an error ends the process too.
+    pub task: JoinHandle<Result<(), DriverError>>,
+}
+
+struct Driver {
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    node: NodeName,
+    stores: Stores,
+    net: Option<Net>,
+    commands: mpsc::Receiver<Command>,
+    view: watch::Sender<Arc<View>>,
+    view_due: Option<Instant>,
+    view_published: Instant,
+    leaving: Vec<oneshot::Sender<()>>,
+}
+
+/// Binds the mesh, when it is enabled, and starts its driver on the current runtime.
+///
+/// # Errors
+/// When a socket cannot be bound or no address can be advertised.
+pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<IpAddr>) -> Result<Mesh, DriverError> {
+    let now = Instant::now();
+    let node = config.mesh.node.clone();
+    let boot_epoch_ms = unix_ms();
+    let net = match config.mesh.enabled {
+        true => Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip).await?),
+        false => None,
+    };
+    let mut stores = Stores::new(node.clone(), boot_epoch_ms);
+    seed(&config, &mut stores);
+    let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+    let (view, watched) = watch::channel(Arc::new(View::empty(node.clone(), config.mesh.enabled)));
+    let driver = Driver {
+        config,
+        metrics: metrics.clone(),
+        node,
+        stores,
+        net,
+        commands: inbox,
+        view,
+        view_due: Some(now),
+        view_published: now - VIEW_INTERVAL,
+        leaving: Vec::new(),
+    };
+    let handle = MeshHandle::new(commands, watched);
+    let sampled = handle.clone();
+    metrics.watch_mesh(move || sample(&sampled.view()));
+    Ok(Mesh { handle, task: tokio::spawn(driver.run(pod_ip)) })
+}
+
+fn seed(config: &Config, stores: &mut Stores) {
+    for url in &config.workers.urls {
+        stores.seed_worker(WorkerSpec {
+            url: url.clone(),
+            models: Vec::new(),
+            api_key: None,
+            zone: String::new(),
+            origin: WorkerOrigin::Seed,
+            draining: false,
+        });
+    }
+}
+
+fn sample(view: &View) -> MeshSample {
+    if !view.mesh_enabled {
+        return MeshSample::default();
+    }
+    let others = view.nodes.iter().filter(|other| other.name != view.node);
+    MeshSample { peers: others.map(|other| (other.name.clone(), other.status == NodeStatus::Alive)).collect() }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Driver {
+    async fn run(mut self, pod_ip: Option<IpAddr>) -> Result<(), DriverError> {
+        loop {
+            let now = Instant::now();
+            if self.settle(now).is_err() {
+                self.rename(pod_ip).await?;
+                continue;
+            }
+            let deadline = self.deadline();
+            let Some(input) = self.next_input(deadline).await else { return Ok(()) };
+            let now = Instant::now();
+            self.handle(now, input);
+            for _ in 1..BATCH_MAX {
+                let Some(input) = self.next_input(None).now_or_never() else { break };
+                let Some(input) = input else { return Ok(()) };
+                self.handle(now, input);
+            }
+        }
+    }
+
+    /// Waits for one input; none when every handle is gone.
+    async fn next_input(&mut self, deadline: Option<Instant>) -> Option<Input> {
+        let timer = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let net = async {
+            match &mut self.net {
+                Some(net) => net.next_input().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            command = self.commands.recv() => command.map(Input::Command),
+            input = net => Some(input),
+            () = timer => Some(Input::Timer),
+        }
+    }
+
+    fn handle(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::Command(command) => self.on_command(now, command),
+            Input::Timer => {}
+            input => {
+                if let Some(net) = &mut self.net {
+                    net.handle(now, unix_ms(), &mut self.stores, input);
+                }
+            }
+        }
+    }
+
+    fn on_command(&mut self, now: Instant, command: Command) {
+        // An asker that has gone away does not undo what it asked for.
+        match command {
+            Command::PutWorker(spec, reply) => {
+                let _ = reply.send(self.stores.put_worker(unix_ms(), spec));
+            }
+            Command::RemoveWorker(id, reply) => {
+                let _ = reply.send(self.stores.remove_worker(unix_ms(), &id));
+            }
+            Command::Observe(id, seen) => self.stores.observe_worker(unix_ms(), &id, &seen),
+            Command::Leave(reply) => match &mut self.net {
+                Some(net) => {
+                    self.leaving.push(reply);
+                    net.leave(now);
+                }
+                None => {
+                    let _ = reply.send(());
+                }
+            },
+        }
+    }
+
+    /// Fires due timers and drains every machine until all are quiet; an error when the name is taken.
+    fn settle(&mut self, now: Instant) -> Result<(), DriverError> {
+        if let Some(net) = &mut self.net {
+            let outcome = net.settle(now, &mut self.stores);
+            if outcome.name_taken {
+                return Err(DriverError::NameTaken { name: self.node.clone() });
+            }
+            if outcome.left {
+                for reply in self.leaving.drain(..) {
+                    let _ = reply.send(());
+                }
+            }
+            if outcome.changed {
+                self.touch(now);
+            }
+        }
+        let mut changed = false;
+        while let Some(event) = self.stores.poll_event() {
+            report::store_event(&event);
+            changed = true;
+        }
+        if changed {
+            self.touch(now);
+        }
+        if self.view_due.is_some_and(|at| at <= now) {
+            self.publish(now);
+        }
+        Ok(())
+    }
+
+    fn touch(&mut self, now: Instant) {
+        self.view_due.get_or_insert((self.view_published + VIEW_INTERVAL).max(now));
+    }
+
+    fn publish(&mut self, now: Instant) {
+        self.view_due = None;
+        self.view_published = now;
+        let nodes = self.net.as_ref().map(Net::nodes).unwrap_or_default();
+        let view = View {
+            node: self.node.clone(),
+            mesh_enabled: self.net.is_some(),
+            nodes,
+            workers: self.stores.workers().into_iter().map(Arc::new).collect(),
+            policies: self.stores.policies(),
+            last_sync: self.net.as_ref().and_then(Net::last_sync),
+        };
+        self.view.send_replace(Arc::new(view));
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let net = self.net.as_ref().and_then(Net::poll_timeout);
+        [net, self.view_due].into_iter().flatten().min()
+    }
+
+    /// The name is taken. One that was derived from the host is made unique and the mesh starts again under it; one
+    /// that an operator chose ends the process.
+    async fn rename(&mut self, pod_ip: Option<IpAddr>) -> Result<(), DriverError> {
+        let taken = DriverError::NameTaken { name: self.node.clone() };
+        let Some(net) = self.net.take() else { return Ok(()) };
+        net.stop().await;
+        if !self.config.mesh.node_is_derived {
+            return Err(taken);
+        }
+        let base = &self.config.mesh.node.as_str()[..self.config.mesh.node.as_str().len().min(120)];
+        let unique = format!("{base}-{:04x}", rand::random::<u16>());
+        self.node = unique.parse().map_err(|_| taken)?;
+        info!(node = %self.node, was = %self.config.mesh.node, "node name was taken, made unique");
+        let boot_epoch_ms = unix_ms();
+        let mut stores = Stores::new(self.node.clone(), boot_epoch_ms);
+        seed(&self.config, &mut stores);
+        for worker in self.stores.workers().into_iter().filter(|worker| worker.spec.origin == WorkerOrigin::Api) {
+            stores.put_worker(boot_epoch_ms, worker.spec);
+        }
+        self.stores = stores;
+        self.net = Some(Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip).await?);
+        self.view_due = Some(Instant::now());
+        Ok(())
+    }
+}
+
+impl View {
+    /// What is known before the driver has spoken.
+    fn empty(node: NodeName, mesh_enabled: bool) -> Self {
+        Self { node, mesh_enabled, nodes: Vec::new(), workers: Vec::new(), policies: Vec::new(), last_sync: None }
+    }
+}
+
+impl NodeView {
+    /// One line of the HA API.
+    fn of(member: &crate::mesh::swim::Member) -> Self {
+        Self {
+            name: member.name.clone(),
+            status: member.status,
+            address: member.host.clone(),
+            addr: member.addr,
+            zone: member.zone.clone(),
+        }
+    }
+}

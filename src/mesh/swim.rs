@@ -178,7 +178,7 @@ impl Swim {
         swim
     }
 
-    /// Takes one packet that came from `from` on the path `via`.
+    /// Takes one packet that came from `from` on the path `via`; gives its kind.
     ///
     /// # Errors
     /// When it is no packet of this cluster and version; nothing was taken from it.
@@ -188,14 +188,15 @@ impl Swim {
         from: SocketAddr,
         via: Via,
         bytes: &[u8],
-    ) -> Result<(), DatagramError> {
+    ) -> Result<MessageKind, DatagramError> {
         let packet = wire::decode(&self.config.cluster, bytes).map_err(|error| match error {
             DecodeError::ForeignCluster => DatagramError::ForeignCluster,
             DecodeError::Version(version) => DatagramError::Version(version),
             error => DatagramError::Malformed(bytes.len(), error),
         })?;
+        let kind = packet.body.kind();
         if self.name_taken {
-            return Ok(());
+            return Ok(kind);
         }
         if packet.node == self.config.node {
             self.on_namesake(now, from, via, &packet);
@@ -203,7 +204,7 @@ impl Swim {
             self.on_packet(now, from, via, packet);
         }
         self.flush_posts(now);
-        Ok(())
+        Ok(kind)
     }
 
     /// Takes word that nobody may be listening at `addr` (ICMP unreachable, connection refused, stream reset): the second

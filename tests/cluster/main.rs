@@ -1,1 +1,15 @@
-fn main() {}
+//! Clusters seen from outside: real processes, real sockets, the HTTP surface alone.
+//!
+//! Every test takes loopback addresses of its own (127.a.b.n), so that the manual's fixed ports can be used as they are
+//! and tests run side by side. Nothing sleeps for a guess: conditions are awaited with a deadline, and the logs of all
+//! nodes are printed when a test fails.
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
+
+mod harness;
+
+mod bad_input;
+mod failover;
+mod manual;
+mod shutdown;
+mod surface;
+mod workers;

@@ -12,7 +12,7 @@ use tokio::{
 use super::*;
 use crate::{
     config::{Auth, Bind, Health, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
-    gateway::{view::Route, worker::Worker},
+    gateway::{health::Suspicions, view::Route, worker::Worker},
     mesh::stores::WorkerId,
 };
 
@@ -105,7 +105,12 @@ fn worker(addr: SocketAddr) -> Arc<Worker> {
 
 /// A view with these workers ready for model `m`.
 fn view(workers: &[Arc<Worker>]) -> RoutingView {
-    let route = Arc::new(Route { label: "m".into(), policy: PolicyKind::RoundRobin, ready: workers.to_vec(), ..Route::default() });
+    let route = Arc::new(Route {
+        label: "m".into(),
+        policy: PolicyKind::RoundRobin,
+        ready: workers.to_vec(),
+        ..Route::default()
+    });
     RoutingView {
         models: HashMap::from([("m".into(), route.clone())]),
         any: route,
@@ -117,7 +122,7 @@ fn view(workers: &[Arc<Worker>]) -> RoutingView {
 
 fn start_with(config: Config, control: axum::Router, workers: &[Arc<Worker>]) -> Plane {
     let view = Arc::new(ArcSwap::from_pointee(view(workers)));
-    Plane::start(Arc::new(config), view, Metrics::new(), control).unwrap()
+    Plane::start(Arc::new(config), view, Metrics::new(), Suspicions::default(), control).unwrap()
 }
 
 fn start(workers: &[Arc<Worker>]) -> Plane {

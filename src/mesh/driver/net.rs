@@ -1,0 +1,421 @@
+//! The sockets and the machines that use them: membership on datagrams, replication on pipes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use smg_transport::{
+    Incoming, SendError, Transport,
+    grpc::{Hello, Lane, PipeId, StreamConfig, StreamEvent, StreamEvents, Streams},
+    udp::UdpTransport,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
+use tracing::{debug, info};
+
+use crate::{
+    config::Mesh,
+    mesh::{
+        driver::{
+            advertise::{self, AdvertiseError},
+            handle::{Command, NodeView},
+            pipes::{Action, Pipes},
+            report, resolve,
+        },
+        node::{NodeName, NodeStatus},
+        replication::{self, Replicator, SyncEvent},
+        stores::Stores,
+        swim::{Event, MemberChange, Swim, SwimConfig, Transmit, Via},
+    },
+    telemetry::metrics::Metrics,
+};
+
+/// A node that has been DOWN this long is masked: what it alone wrote about workers is not shown (DESIGN §4).
+const MASK_AFTER: Duration = Duration::from_secs(60);
+
+/// Up to this many nodes replicate to each other directly (DESIGN §4).
+const FULL_MESH_NODES: usize = 32;
+
+/// Ports tried when `--mesh-port 0` asks for one that is free on both planes.
+const FREE_PORT_TRIES: usize = 16;
+
+/// What can wake the driver.
+#[derive(Debug)]
+pub(super) enum Input {
+    Command(Command),
+    Datagram(io::Result<Incoming>),
+    Stream(Option<StreamEvent>),
+    Seeds(Option<Vec<SocketAddr>>),
+    Timer,
+}
+
+/// Why the mesh cannot start. Nothing stays bound.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// The mesh port is taken, or the address is not of this host.
+    #[error("cannot bind the mesh to {addr} ({plane}); change --mesh-host or --mesh-port")]
+    Bind {
+        /// The address as configured.
+        addr: SocketAddr,
+        /// `udp` or `tcp`.
+        plane: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// No address can be advertised.
+    #[error(transparent)]
+    Advertise(#[from] AdvertiseError),
+}
+
+/// What a settling changed.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) changed: bool,
+    pub(super) left: bool,
+    pub(super) name_taken: bool,
+}
+
+pub(super) struct Net {
+    metrics: Arc<Metrics>,
+    node: NodeName,
+    swim: Swim,
+    replicator: Replicator,
+    transport: Arc<dyn Transport>,
+    streams: Streams,
+    events: StreamEvents,
+    pipes: Pipes,
+    /// Address of the far end of each open pipe, as [`Pipes`] knows it.
+    open: BTreeMap<PipeId, SocketAddr>,
+    seeds: mpsc::Receiver<Vec<SocketAddr>>,
+    resolver: AbortHandle,
+    joined: watch::Sender<bool>,
+    /// When each DOWN node is masked; none once it is.
+    down: BTreeMap<NodeName, Option<Instant>>,
+    last_sync: Option<SystemTime>,
+}
+
+impl Net {
+    /// Binds both planes on one port and makes the machines.
+    ///
+    /// # Errors
+    /// When a plane cannot be bound or no address can be advertised.
+    pub(super) async fn bind(
+        config: &Mesh,
+        node: &NodeName,
+        boot_epoch_ms: u64,
+        metrics: &Arc<Metrics>,
+        pod_ip: Option<IpAddr>,
+    ) -> Result<Self, NetError> {
+        let hello = Hello { cluster: config.cluster.clone(), node: node.to_string(), boot_epoch_ms };
+        let (transport, streams, events) = bind_planes(config.bind, &hello).await?;
+        let bound = transport.local_addr();
+        let advertised = advertise::choose(config, bound, pod_ip).await?;
+        info!(node = %node, bound = %bound, addr = %advertised.addr, cluster = %config.cluster, "mesh listening");
+        let now = Instant::now();
+        let swim = SwimConfig {
+            cluster: config.cluster.clone(),
+            zone: config.zone.clone(),
+            probe_interval: config.probe_interval,
+            gossip_interval: config.gossip_interval,
+            suspicion_multiplier: config.suspicion_multiplier,
+            host: advertised.host,
+            has_seeds: !config.peers.is_empty(),
+            ..SwimConfig::new(node.clone(), advertised.addr, boot_epoch_ms)
+        };
+        let (joined, watch_joined) = watch::channel(false);
+        let (found, seeds) = mpsc::channel(1);
+        let resolver = tokio::spawn(resolve::run(config.peers.clone(), watch_joined, found)).abort_handle();
+        Ok(Self {
+            metrics: metrics.clone(),
+            node: node.clone(),
+            swim: Swim::new(swim, now, rand::random()),
+            replicator: Replicator::new(
+                replication::Config { sync_interval: config.sync_interval },
+                now,
+                rand::random(),
+            ),
+            transport: Arc::new(transport),
+            streams,
+            events,
+            pipes: Pipes::default(),
+            open: BTreeMap::new(),
+            seeds,
+            resolver,
+            joined,
+            down: BTreeMap::new(),
+            last_sync: None,
+        })
+    }
+
+    /// Waits for one input. Dropping the future loses nothing.
+    pub(super) async fn next_input(&mut self) -> Input {
+        tokio::select! {
+            datagram = self.transport.recv() => Input::Datagram(datagram),
+            event = self.events.next() => Input::Stream(event),
+            seeds = self.seeds.recv() => Input::Seeds(seeds),
+        }
+    }
+
+    pub(super) fn handle(&mut self, now: Instant, wall_ms: u64, stores: &mut Stores, input: Input) {
+        match input {
+            Input::Datagram(Ok(Incoming::Datagram(received))) => {
+                self.on_membership(now, received.from, Via::Datagram, &received.payload);
+            }
+            Input::Datagram(Ok(Incoming::Unreachable(addr))) => self.swim.handle_hint(now, addr),
+            Input::Datagram(Err(error)) => report::socket_failed(&error),
+            Input::Stream(Some(event)) => self.on_stream(now, wall_ms, stores, event),
+            Input::Seeds(Some(seeds)) => self.swim.handle_seeds(now, &seeds),
+            Input::Stream(None) | Input::Seeds(None) | Input::Command(_) | Input::Timer => {}
+        }
+    }
+
+    pub(super) fn leave(&mut self, now: Instant) {
+        self.swim.leave(now);
+    }
+
+    /// Stops both planes.
+    pub(super) async fn stop(self) {
+        self.resolver.abort();
+        self.streams.shutdown().await;
+    }
+
+    /// Fires due timers, then drains every machine until all are quiet.
+    pub(super) fn settle(&mut self, now: Instant, stores: &mut Stores) -> Outcome {
+        let mut outcome = Outcome::default();
+        if self.swim.poll_timeout().is_some_and(|at| at <= now) {
+            self.swim.handle_timeout(now);
+        }
+        if self.replicator.poll_timeout().is_some_and(|at| at <= now) {
+            self.replicator.handle_timeout(now, stores);
+        }
+        self.drain_membership(now, stores, &mut outcome);
+        self.drain_replication(now, stores, &mut outcome);
+        self.drain_pipes(now);
+        self.mask(now, stores, &mut outcome);
+        outcome
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let masks = self.down.values().flatten().copied().min();
+        [self.swim.poll_timeout(), self.replicator.poll_timeout(), self.pipes.poll_timeout(), masks]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Every known node, sorted by name.
+    pub(super) fn nodes(&self) -> Vec<NodeView> {
+        let mut nodes: Vec<NodeView> = self.swim.members().map(NodeView::of).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+
+    pub(super) fn last_sync(&self) -> Option<SystemTime> {
+        self.last_sync
+    }
+
+    fn on_membership(&mut self, now: Instant, from: SocketAddr, via: Via, bytes: &[u8]) {
+        match self.swim.handle_datagram(now, from, via, bytes) {
+            Ok(kind) => self.metrics.mesh_gossip_message("received", kind.as_str()),
+            Err(error) => report::refused(&self.metrics, from, via, &error),
+        }
+    }
+
+    fn on_stream(&mut self, now: Instant, wall_ms: u64, stores: &mut Stores, event: StreamEvent) {
+        match event {
+            StreamEvent::Opened { pipe, dialed, addr, hello, .. } => {
+                debug!(peer = %hello.node, addr = %addr, dialed, "pipe opened");
+                self.open.insert(pipe, addr);
+                for message in self.pipes.opened(now, pipe, addr, dialed) {
+                    self.send_on_pipe(pipe, message);
+                }
+                // The stream plane has checked the name already; what it lets through parses.
+                if let Ok(peer) = hello.node.parse() {
+                    self.replicator.handle_connected(now, pipe_id(pipe), peer, hello.boot_epoch_ms, dialed);
+                }
+            }
+            StreamEvent::Frame { pipe, lane: Lane::Datagram, payload } => {
+                if let Some(&from) = self.open.get(&pipe) {
+                    self.on_membership(now, from, Via::Stream, &payload);
+                }
+            }
+            StreamEvent::Frame { pipe, lane: Lane::Sync, payload } => {
+                if let Err(error) = self.replicator.handle_frame(now, wall_ms, stores, pipe_id(pipe), &payload) {
+                    report::frame_refused(&self.metrics, self.open.get(&pipe), &error);
+                    self.streams.close(pipe, "malformed replication frame");
+                }
+            }
+            StreamEvent::Writable { .. } => {}
+            StreamEvent::Closed { pipe, addr, dialed, error } => {
+                report::pipe_closed(&self.metrics, addr, dialed, error.as_ref());
+                let lost = error.is_some();
+                self.open.remove(&pipe);
+                self.pipes.closed(now, pipe, addr);
+                self.replicator.handle_disconnected(now, pipe_id(pipe));
+                if lost && dialed {
+                    self.swim.handle_hint(now, addr);
+                }
+            }
+        }
+    }
+
+    fn drain_membership(&mut self, now: Instant, stores: &mut Stores, outcome: &mut Outcome) {
+        loop {
+            while let Some(transmit) = self.swim.poll_transmit() {
+                self.transmit(now, transmit);
+            }
+            let Some(event) = self.swim.poll_event() else { break };
+            report::member_event(&self.node, &event);
+            self.on_event(now, stores, &event, outcome);
+        }
+    }
+
+    fn on_event(&mut self, now: Instant, stores: &mut Stores, event: &Event, outcome: &mut Outcome) {
+        outcome.changed = true;
+        match event {
+            Event::Joined => {
+                self.joined.send_replace(true);
+                self.retarget(now);
+            }
+            Event::MemberChanged(MemberChange { name, to, .. }) => {
+                match to {
+                    NodeStatus::Down => drop(self.down.insert(name.clone(), Some(now + MASK_AFTER))),
+                    _ => {
+                        if let Some(None) = self.down.remove(name) {
+                            stores.remember_node(name);
+                        }
+                    }
+                }
+                self.retarget(now);
+            }
+            Event::Forgotten { name } => {
+                self.down.remove(name);
+                stores.forget_node(name);
+                self.retarget(now);
+            }
+            Event::NameTaken { .. } => outcome.name_taken = true,
+            Event::Left => outcome.left = true,
+            _ => {}
+        }
+    }
+
+    /// Sends one membership message by the plane that it fits.
+    fn transmit(&mut self, now: Instant, transmit: Transmit) {
+        self.metrics.mesh_gossip_message("sent", transmit.kind.as_str());
+        if transmit.via == Via::Stream {
+            return self.transmit_by_stream(now, transmit.to, transmit.payload);
+        }
+        match self.transport.try_send(transmit.to, &transmit.payload) {
+            Ok(()) => {}
+            Err(SendError::TooLarge { .. }) => self.transmit_by_stream(now, transmit.to, transmit.payload),
+            Err(SendError::Unreachable(_)) => self.swim.handle_hint(now, transmit.to),
+            Err(error) => report::datagram_lost(&self.metrics, transmit.to, &error),
+        }
+    }
+
+    fn transmit_by_stream(&mut self, now: Instant, to: SocketAddr, payload: Bytes) {
+        match self.pipes.open(now, to) {
+            Some(pipe) => self.send_on_pipe(pipe, payload),
+            None => {
+                if !self.pipes.defer(now, to, payload) {
+                    self.metrics.mesh_rejected("grpc", "pipes_full");
+                }
+            }
+        }
+    }
+
+    fn send_on_pipe(&self, pipe: PipeId, payload: Bytes) {
+        if let Err(error) = self.streams.try_send(pipe, Lane::Datagram, payload) {
+            // Lost like a packet: the machine repeats what matters.
+            debug!(%error, "membership message lost on its pipe");
+        }
+    }
+
+    fn drain_replication(&mut self, now: Instant, stores: &Stores, outcome: &mut Outcome) {
+        let streams = &self.streams;
+        let room = |pipe: replication::PipeId| streams.has_room(PipeId(pipe.0));
+        while let Some((pipe, payload)) = self.replicator.poll_transmit(now, stores, &room) {
+            if let Err(error) = streams.try_send(PipeId(pipe.0), Lane::Sync, payload) {
+                // The pipe ended between the look and the send; its end is reported as an event of its own.
+                debug!(%error, "replication frame lost on its pipe");
+                streams.close(PipeId(pipe.0), "lost a replication frame");
+            }
+        }
+        while let Some(event) = self.replicator.poll_event() {
+            report::sync_event(&self.metrics, &event);
+            if matches!(event, SyncEvent::InSync { .. } | SyncEvent::Acked { .. }) {
+                self.last_sync = Some(SystemTime::now());
+                outcome.changed = true;
+            }
+        }
+    }
+
+    fn drain_pipes(&mut self, now: Instant) {
+        while let Some(action) = self.pipes.poll_action(now) {
+            match action {
+                Action::Dial(address) => {
+                    let pipe = self.streams.dial(address);
+                    self.pipes.dialing(address, pipe);
+                }
+                Action::Close(pipe) => self.streams.close(pipe, "idle"),
+            }
+        }
+    }
+
+    /// Chooses the peers that this node pushes its state to: all of them up to [`FULL_MESH_NODES`]; above, those at
+    /// distances 1, 2, 4, … on the ring of names (as the fingers of Chord, Stoica et al. 2001 §4.3), which keeps every
+    /// node within log n steps of every other.
+    fn retarget(&mut self, now: Instant) {
+        let mut ring: Vec<(&NodeName, SocketAddr)> = self
+            .swim
+            .members()
+            .filter(|member| matches!(member.status, NodeStatus::Alive | NodeStatus::Suspected | NodeStatus::Leaving))
+            .map(|member| (&member.name, member.addr))
+            .collect();
+        ring.sort_unstable();
+        let own = ring.iter().position(|(name, _)| **name == self.node);
+        let wanted: BTreeSet<SocketAddr> = match own {
+            Some(own) if ring.len() > FULL_MESH_NODES => {
+                let distances = (0..usize::BITS).map(|bit| 1usize << bit).take_while(|&distance| distance < ring.len());
+                distances.map(|distance| ring[(own + distance) % ring.len()].1).collect()
+            }
+            _ => ring.iter().filter(|(name, _)| **name != self.node).map(|(_, addr)| *addr).collect(),
+        };
+        self.pipes.want(now, &wanted);
+    }
+
+    fn mask(&mut self, now: Instant, stores: &mut Stores, outcome: &mut Outcome) {
+        for (name, due) in self.down.iter_mut().filter(|(_, due)| due.is_some_and(|at| at <= now)) {
+            *due = None;
+            stores.forget_node(name);
+            outcome.changed = true;
+        }
+    }
+}
+
+fn pipe_id(pipe: PipeId) -> replication::PipeId {
+    replication::PipeId(pipe.0)
+}
+
+/// Binds datagrams and streams on one port number; port 0 looks for one that is free on both.
+async fn bind_planes(addr: SocketAddr, hello: &Hello) -> Result<(UdpTransport, Streams, StreamEvents), NetError> {
+    let mut tries = 0;
+    loop {
+        let transport = UdpTransport::bind(addr).map_err(|source| NetError::Bind { addr, plane: "udp", source })?;
+        let config = StreamConfig::new(transport.local_addr(), hello.clone());
+        match Streams::bind(config) {
+            Ok((streams, events)) => return Ok((transport, streams, events)),
+            Err(_) if addr.port() == 0 && tries < FREE_PORT_TRIES => tries += 1,
+            Err(source) => return Err(NetError::Bind { addr, plane: "tcp", source }),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Events of the machines as logs and metrics. The machines say what happened; only this file decides how loud.
+
+use std::{io, net::SocketAddr};
+
+use smg_transport::{SendError, grpc::PipeError};
+use tracing::{debug, error, info, trace, warn};
+
+use crate::{
+    mesh::{
+        node::{NodeName, NodeStatus},
+        replication::{FrameError, SyncEvent},
+        stores::StoreEvent,
+        swim::{DatagramError, Event, MemberChange, Via},
+    },
+    telemetry::metrics::Metrics,
+};
+
+/// A membership event, as a line of the story of a failover.
+pub(super) fn member_event(node: &NodeName, event: &Event) {
+    match event {
+        Event::Joined => info!(node = %node, "joined the cluster"),
+        Event::MemberChanged(change) => member_changed(change),
+        Event::Forgotten { name } => info!(peer = %name, "peer forgotten"),
+        Event::Suspected { name, local } => debug!(peer = %name, local, "peer suspected"),
+        Event::FalseSuspicion { name } => info!(peer = %name, "suspicion was false, the peer lives"),
+        Event::Refuted { incarnation } => info!(incarnation, "suspected by others, refuted"),
+        Event::Rtt { peer, rtt } => trace!(peer = %peer, rtt_ms = rtt.as_secs_f64() * 1e3, "probe answered"),
+        Event::LocalHealth { score } => debug!(score, "trust in own probes changed"),
+        Event::NameTaken { addr, .. } => error!(node = %node, addr = %addr, "an older live node has this name"),
+        Event::EpochRaised { epoch_ms } => {
+            warn!(epoch_ms, "peers remember a later start of this node, the clock went back; epoch raised");
+        }
+        Event::Left => info!(node = %node, "left the cluster"),
+    }
+}
+
+fn member_changed(change: &MemberChange) {
+    let MemberChange { name, from, to, addr, reason, .. } = change;
+    let (reason, from_status) = (reason.as_str(), from.map_or("none", NodeStatus::as_str));
+    match to {
+        NodeStatus::Down => warn!(peer = %name, addr = %addr, status = %to, from_status, reason, "peer changed status"),
+        _ => info!(peer = %name, addr = %addr, status = %to, from_status, reason, "peer changed status"),
+    }
+}
+
+/// A change of the stores.
+pub(super) fn store_event(event: &StoreEvent) {
+    debug!(?event, "store changed");
+}
+
+/// A step of replication.
+pub(super) fn sync_event(metrics: &Metrics, event: &SyncEvent) {
+    trace!(?event, "replication");
+    match event {
+        SyncEvent::DeltaSent { .. } => metrics.mesh_sync_operation("delta_sent"),
+        SyncEvent::DeltaReceived { .. } => metrics.mesh_sync_operation("delta_received"),
+        SyncEvent::SnapshotSent { .. } => metrics.mesh_sync_operation("snapshot_sent"),
+        SyncEvent::SnapshotReceived { .. } => metrics.mesh_sync_operation("snapshot_received"),
+        SyncEvent::DigestSent { .. } => metrics.mesh_sync_operation("digest"),
+        SyncEvent::Acked { latency, .. } => metrics.mesh_sync_latency(*latency),
+        SyncEvent::InSync { .. } => {}
+        SyncEvent::ClockAhead { peer, ahead_ms } => {
+            warn!(peer = %peer, ahead_ms, "state from a clock that is ahead of ours; synchronise the clocks");
+        }
+    }
+}
+
+/// A membership packet that was refused.
+pub(super) fn refused(metrics: &Metrics, from: SocketAddr, via: Via, error: &DatagramError) {
+    let plane = if via == Via::Datagram { "datagram" } else { "grpc" };
+    metrics.mesh_rejected(plane, error.reason());
+    debug!(addr = %from, plane, reason = error.reason(), %error, "datagram dropped");
+}
+
+/// A replication frame that was refused.
+pub(super) fn frame_refused(metrics: &Metrics, from: Option<&SocketAddr>, error: &FrameError) {
+    metrics.mesh_rejected("grpc", error.reason());
+    debug!(addr = ?from, reason = error.reason(), %error, "replication frame refused, pipe closed");
+}
+
+/// The end of a pipe. What the peer did wrong is counted; what the network did is not.
+pub(super) fn pipe_closed(metrics: &Metrics, addr: SocketAddr, dialed: bool, error: Option<&PipeError>) {
+    let Some(error) = error else { return debug!(addr = %addr, dialed, "pipe closed") };
+    let refused = matches!(
+        error,
+        PipeError::BadHello
+            | PipeError::UnknownVersion
+            | PipeError::ForeignCluster
+            | PipeError::TooManyPipes
+            | PipeError::BadFrame
+            | PipeError::FrameTooLarge
+    );
+    if refused {
+        metrics.mesh_rejected("grpc", error.reason());
+    }
+    debug!(addr = %addr, dialed, reason = error.reason(), %error, "pipe lost");
+}
+
+/// A packet that this host did not send.
+pub(super) fn datagram_lost(metrics: &Metrics, to: SocketAddr, error: &SendError) {
+    let reason = if matches!(error, SendError::Full) { "send_buffer_full" } else { "send_failed" };
+    metrics.mesh_rejected("datagram", reason);
+    debug!(addr = %to, reason, %error, "datagram not sent");
+}
+
+/// The datagram socket is broken.
+pub(super) fn socket_failed(error: &io::Error) {
+    error!(%error, "mesh socket failed");
+}

@@ -1,0 +1,134 @@
+//! One gateway from start to end: what binds when, and the order of draining.
+//!
+//! Everything that can fail for a reason of the operator's fails before the first client is served: metrics port, mesh
+//! port, advertised address, public port. The end begins with SIGTERM, SIGINT or `POST /ha/shutdown`, all the same
+//! path: LEAVING is broadcast while the data plane drains (SPEC §1 rows 5 to 7). A second signal exits at once.
+
+use std::{net::IpAddr, process, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    gateway::{
+        admin::{self, Admin},
+        plane::Plane,
+        registry::{self, Registry},
+    },
+    ha::{self, Ha},
+    mesh::driver::{self, handle::MeshHandle},
+    telemetry::{metrics::Metrics, server},
+};
+
+/// How long leaving may wait for a quorum of peers to take note.
+const LEAVE_WAIT: Duration = Duration::from_secs(2);
+
+/// Runs a gateway until it is told to end, and drains it.
+///
+/// # Errors
+/// When something cannot be bound, or the mesh ends because another node has this one's name.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let mut signals = Signals::new()?;
+    raise_descriptor_limit();
+    let metrics = Metrics::new();
+    let shutdown = CancellationToken::new();
+    let ended = CancellationToken::new();
+
+    let metrics_listener = server::bind(&config.telemetry).await?;
+    let pod_ip = std::env::var("POD_IP").ok().and_then(|ip| ip.parse::<IpAddr>().ok());
+    let mut mesh = driver::start(config.clone(), metrics.clone(), pod_ip).await?;
+    let (registry, keeper) = Registry::start(mesh.handle.clone(), registry::Settings::of(&config), metrics.clone());
+    tokio::spawn(keeper);
+    tokio::spawn(serve_metrics(metrics_listener, metrics.clone(), ended.clone()));
+    let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);
+    let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), registry.suspicions(), routes)?;
+    info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");
+
+    tokio::select! {
+        () = signals.next() => info!("signal received, draining"),
+        () = shutdown.cancelled() => info!("shutdown requested, draining"),
+        ended = &mut mesh.task => ended.context("the mesh driver panicked")??,
+    }
+    metrics.shutdown_in_progress(true);
+    shutdown.cancel();
+    let drained = async {
+        tokio::join!(plane.drain(config.requests.shutdown_grace), mesh.handle.leave(LEAVE_WAIT));
+    };
+    tokio::select! {
+        () = drained => info!("drained"),
+        () = signals.next() => {
+            warn!("second signal, ending at once");
+            process::exit(1);
+        }
+    }
+    ended.cancel();
+    Ok(())
+}
+
+fn control_routes(
+    config: &Config,
+    mesh: &MeshHandle,
+    registry: &Registry,
+    shutdown: &CancellationToken,
+) -> axum::Router {
+    let (mesh, registry, auth) = (mesh.clone(), registry.clone(), Arc::new(config.auth.clone()));
+    let admin = Admin { mesh: mesh.clone(), registry: registry.clone(), auth: auth.clone() };
+    let ha = Ha { mesh, registry, auth, policy: config.policy, shutdown: shutdown.clone() };
+    admin::router(admin).merge(ha::router(ha))
+}
+
+/// A token that the first SIGTERM or SIGINT cancels, for subcommands with an end of their own.
+///
+/// # Errors
+/// When the process cannot listen for signals. Must be called within a runtime.
+pub fn ended_by_signal() -> anyhow::Result<CancellationToken> {
+    let mut signals = Signals::new()?;
+    let ended = CancellationToken::new();
+    let cancelled = ended.clone();
+    tokio::spawn(async move {
+        signals.next().await;
+        cancelled.cancel();
+    });
+    Ok(ended)
+}
+
+async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>, ended: CancellationToken) {
+    if let Err(error) = server::serve(listener, metrics, ended.cancelled_owned()).await {
+        warn!(%error, "metrics listener ended");
+    }
+}
+
+/// Connections cost descriptors: the soft limit is raised to the hard one.
+fn raise_descriptor_limit() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => info!(limit, "file descriptors"),
+        Err(error) => warn!(%error, "cannot raise the limit on file descriptors"),
+    }
+}
+
+/// The signals that end the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A worker added at one gateway is used by all, and a removed one stays removed.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Gateway, Network, eventually, joined, s, worker};
+
+fn three(network: Network, more: &[&str]) -> [Gateway; 3] {
+    [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], more))
+}
+
+async fn worker_urls(gateway: &Gateway) -> Vec<String> {
+    let Some((200, list)) = gateway.get("/workers").await else { return vec!["no answer".to_owned()] };
+    let workers = list["workers"].as_array().cloned().unwrap_or_default();
+    workers.iter().filter_map(|worker| worker["url"].as_str().map(str::to_owned)).collect()
+}
+
+fn content(body: &Value) -> &str {
+    body["choices"][0]["message"]["content"].as_str().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn added_at_one_used_by_all_removed_everywhere() {
+    let network = Network::new();
+    let [mut node1, node2, node3] = three(network, &[]);
+    joined(&[&node1, &node2, &node3], 3, s(5)).await;
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let direct = reqwest::Client::new();
+    eventually(s(5), "the worker is up", async || direct.get(format!("{url}/health")).send().await.is_ok()).await;
+
+    let (status, added) = node1.post("/workers", json!({"url": url})).await;
+    assert_eq!(status, 202, "{added}");
+    eventually(
+        s(1),
+        "node 3 serves the model",
+        async || matches!(node3.chat("m1").await, Ok((200, body)) if !content(&body).is_empty()),
+    )
+    .await;
+    for gateway in [&node1, &node2] {
+        eventually(s(1), "every node serves it", async || matches!(gateway.chat("m1").await, Ok((200, _)))).await;
+    }
+
+    let id = added["id"].as_str().unwrap().to_owned();
+    let deleted = node2.http.delete(node2.url(&format!("/workers/{id}"))).send().await.unwrap();
+    assert_eq!(deleted.status(), 202);
+    for gateway in [&node1, &node2, &node3] {
+        eventually(s(2), "the worker is gone", async || worker_urls(gateway).await.is_empty()).await;
+        eventually(s(1), "nothing is routed to it", async || {
+            matches!(gateway.chat("m1").await, Ok((503, body)) if body["error"]["code"] == "no_available_workers")
+        })
+        .await;
+    }
+
+    node1.process.kill();
+    let node1 = Gateway::start(network, 1, &[1, 2, 3], &[]);
+    joined(&[&node1, &node2, &node3], 3, s(12)).await;
+    for gateway in [&node1, &node2, &node3] {
+        assert!(worker_urls(gateway).await.is_empty(), "{} has it again", gateway.name);
+    }
+}
+
+#[tokio::test]
+async fn a_removed_flag_worker_stays_removed_after_a_restart_with_the_flag() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let flags = ["--worker-urls", url.as_str()];
+    let [mut node1, node2, node3] = three(network, &flags);
+    joined(&[&node1, &node2, &node3], 3, s(5)).await;
+    for gateway in [&node1, &node2, &node3] {
+        eventually(s(5), "ready", async || gateway.is_ready().await).await;
+        assert_eq!(worker_urls(gateway).await, [url.as_str()], "one entry, not one per node");
+    }
+    let encoded = url.replace(':', "%3A").replace('/', "%2F");
+    let deleted = node2.http.delete(node2.url(&format!("/workers/{encoded}"))).send().await.unwrap();
+    assert_eq!(deleted.status(), 202);
+    for gateway in [&node1, &node2, &node3] {
+        eventually(s(2), "the worker is gone", async || worker_urls(gateway).await.is_empty()).await;
+    }
+    node1.process.kill();
+    let node1 = Gateway::start(network, 1, &[1, 2, 3], &flags);
+    joined(&[&node1, &node2, &node3], 3, s(12)).await;
+    for gateway in [&node1, &node2, &node3] {
+        eventually(s(3), "it stays gone", async || worker_urls(gateway).await.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn every_gateway_shows_what_each_of_them_sees() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let gateways = three(network, &["--worker-urls", &url]);
+    joined(&gateways.each_ref(), 3, s(5)).await;
+    for gateway in &gateways {
+        eventually(s(5), "three observers see it ready", async || {
+            let Some((200, body)) = gateway.get("/ha/workers").await else { return false };
+            let observers = &body["workers"][0]["observers"];
+            (1..=3).all(|n| observers[format!("node{n}")]["state"] == "ready")
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_dead_worker_costs_no_request_while_another_lives() {
+    let network = Network::new();
+    let (mut first, first_url) = worker(network, 100, "m1", &[]);
+    let (_second, second_url) = worker(network, 101, "m1", &[]);
+    let urls = format!("{first_url},{second_url}");
+    let gateway = Gateway::start(network, 1, &[], &["--worker-urls", &urls, "--policy", "round_robin"]);
+    eventually(
+        s(5),
+        "both are ready",
+        async || matches!(gateway.get("/readiness").await, Some((200, body)) if body["healthy_workers"] == 2),
+    )
+    .await;
+    first.kill();
+    for request in 0..20 {
+        let (status, body) = gateway.chat("m1").await.unwrap();
+        assert_eq!(status, 200, "request {request}: {body}");
+    }
+}
