@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::mesh::{
     crdt::{
+        context::VersionVector,
         delta::{Body, BodyError, Live},
         dot::{Actor, ActorTable, Key},
         lww_register,
@@ -304,7 +305,7 @@ impl Stores {
         &mut self,
         wall_ms: u64,
         namespace: Namespace,
-        peer: &mut crate::mesh::crdt::context::VersionVector,
+        peer: &mut VersionVector,
         body: Body,
     ) -> Result<Option<u64>, BodyError> {
         let stamps: Vec<Timestamp> = body.keys.iter().flat_map(|key| key.live.iter().map(|live| live.stamp)).collect();
@@ -485,3 +486,6 @@ fn single_writer_winner<'a>(map: &Map, node: &NodeName, live: &'a [Live]) -> Opt
     let by_writer = live.iter().filter(|live| actors.actor(live.dot.actor).node == *node);
     by_writer.max_by_key(|live| (actors.actor(live.dot.actor).boot_epoch_ms, live.dot.counter))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,323 @@
+//! The laws of a join semilattice, checked over histories of operations on three replicas (STYLE §7).
 
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::{
+    context::VersionVector,
+    delta::{Body, Chunk, Cover},
+    dot::{Actor, Key},
+    g_counter, lww_register,
+    map::Map,
+    or_set, pn_counter,
+};
+use crate::mesh::hlc::Timestamp;
+
+const REPLICAS: usize = 3;
+
+/// One step of a history. Keys name their type by the first letter.
+#[derive(Clone, Debug)]
+enum Step {
+    Lww(usize, u8, u8),
+    Add(usize, u8),
+    Remove(usize, u8, u8),
+    Count(usize, u8),
+    Balance(usize, i8),
+    /// A delta or a state, sent from one replica to another; `lost` is built and never arrives.
+    Sync {
+        from: usize,
+        to: usize,
+        kind: u8,
+        copies: u8,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let replica = 0..REPLICAS;
+    prop_oneof![
+        (replica.clone(), 0_u8..3, any::<u8>()).prop_map(|(at, key, value)| Step::Lww(at, key, value)),
+        (replica.clone(), 0_u8..3).prop_map(|(at, key)| Step::Add(at, key)),
+        (replica.clone(), 0_u8..4, 0_u8..3).prop_map(|(at, kind, key)| Step::Remove(at, kind, key)),
+        (replica.clone(), any::<u8>()).prop_map(|(at, n)| Step::Count(at, n)),
+        (replica.clone(), any::<i8>()).prop_map(|(at, n)| Step::Balance(at, n)),
+        (replica.clone(), replica, 0_u8..4, 0_u8..3).prop_map(|(from, to, kind, copies)| Step::Sync {
+            from,
+            to,
+            kind,
+            copies
+        }),
+    ]
+}
+
+fn histories() -> impl Strategy<Value = Vec<Step>> {
+    proptest::collection::vec(step(), 1..60)
+}
+
+fn replica(index: usize) -> Map {
+    Map::new(&Actor { node: format!("n{index}").parse().unwrap(), boot_epoch_ms: 7 })
+}
+
+fn run(history: &[Step]) -> Vec<Map> {
+    let mut maps: Vec<Map> = (0..REPLICAS).map(replica).collect();
+    for (at_ms, step) in history.iter().enumerate() {
+        // Replicas disagree about the time, so that timestamps and causality do too.
+        let stamp = |map: &Map, at: usize, key: &[u8]| {
+            Timestamp::new(at_ms as u64 + 20 * at as u64, 0).max(map.newest(key).successor())
+        };
+        match *step {
+            Step::Lww(at, key, value) => {
+                let stamp = stamp(&maps[at], at, &[b'l', key]);
+                lww_register::write(&mut maps[at], &[b'l', key], stamp, &[value]);
+            }
+            Step::Add(at, key) => {
+                let stamp = stamp(&maps[at], at, &[b's', key]);
+                or_set::add(&mut maps[at], &[b's', key], stamp);
+            }
+            Step::Remove(at, kind, key) => {
+                maps[at].remove(&[[b'l', b's', b'g', b'p'][usize::from(kind)], key]);
+            }
+            Step::Count(at, n) => g_counter::add(&mut maps[at], b"g\0", Timestamp::ZERO, n.into()),
+            Step::Balance(at, n) => pn_counter::add(&mut maps[at], b"p\0", Timestamp::ZERO, n.into()),
+            Step::Sync { from, to, kind, copies } => {
+                let body = match kind {
+                    0 => state(&maps[from]),
+                    1 => delta(&maps[from], &maps[to].seen_by_name(&maps[from])),
+                    2 => own_delta(&maps[from], &maps[to].seen_by_name(&maps[from])),
+                    _ => partial(&maps[from]),
+                };
+                for _ in 0..copies {
+                    join(&mut maps[to], &body);
+                }
+            }
+        }
+    }
+    maps
+}
+
+impl Map {
+    /// What this replica has seen, in the numbers of `other`.
+    fn seen_by_name(&self, other: &Self) -> VersionVector {
+        let mut vector = VersionVector::default();
+        for (actor, counter) in self.seen().iter() {
+            if let Some(id) = other.actors().id(self.actors().actor(actor)) {
+                vector.raise(id, counter);
+            }
+        }
+        vector
+    }
+}
+
+fn body(map: &Map) -> Body {
+    let mut actors: Vec<_> = map.actors().iter().map(|(actor, id)| (id, actor.clone())).collect();
+    actors.sort();
+    Body {
+        actors: actors.into_iter().map(|(_, actor)| actor).collect(),
+        context: map.seen().iter().collect(),
+        ..Body::default()
+    }
+}
+
+/// The whole state, as a snapshot of one chunk.
+fn state(map: &Map) -> Body {
+    let start = Key::from(&b""[..]);
+    let mut keys: Vec<&Key> = map.range_from(b"").map(|(key, _)| key).chain(map.guards().keys_from(&start)).collect();
+    keys.sort();
+    keys.dedup();
+    let keys = keys.into_iter().map(|key| map.key_state(key)).collect();
+    let guard = map.guards().range_at(b"").0.beyond(map.seen()).map(|guard| guard.iter().collect()).unwrap_or_default();
+    let chunk = Chunk { from: start, to: None, guard, base: map.seen().iter().collect() };
+    Body { keys, chunk: Some(chunk), ..body(map) }
+}
+
+/// What a peer that has seen `peer` lacks.
+fn delta(map: &Map, peer: &VersionVector) -> Body {
+    if map.actors().iter().any(|(_, actor)| peer.get(actor) < map.floor(actor)) || map.guards().has_ranges() {
+        return state(map);
+    }
+    let actors: Vec<_> = map.actors().iter().map(|(_, actor)| actor).collect();
+    delta_of(map, peer, &actors)
+}
+
+/// What a peer lacks of the sender's own operations alone, as it is pushed at once.
+fn own_delta(map: &Map, peer: &VersionVector) -> Body {
+    if peer.get(map.own()) < map.floor(map.own()) {
+        return state(map);
+    }
+    delta_of(map, peer, &[map.own()])
+}
+
+fn delta_of(map: &Map, peer: &VersionVector, actors: &[super::dot::ActorId]) -> Body {
+    let mut body = body(map);
+    for actor in actors.iter().copied() {
+        let mut at = peer.get(actor);
+        while let Some((counter, key, dead)) = map.next_event(actor, at) {
+            let position = body.keys.iter().position(|state| state.key == *key).unwrap_or_else(|| {
+                body.keys.push(map.key_state(key));
+                body.keys.len() - 1
+            });
+            if dead {
+                body.keys[position].records.push(super::dot::Dot { actor, counter });
+            }
+            at = counter;
+        }
+        let (from, to) = (peer.get(actor), map.seen().get(actor));
+        if to > from {
+            body.covers.push(Cover { actor, from, to });
+        }
+    }
+    body
+}
+
+/// Some keys, covering nothing: a delta that is cut off in the middle.
+fn partial(map: &Map) -> Body {
+    let keys = map.range_from(b"").step_by(2).map(|(key, _)| map.key_state(key)).collect();
+    Body { keys, ..body(map) }
+}
+
+fn join(map: &mut Map, body: &Body) {
+    map.apply(&mut VersionVector::default(), body.clone()).unwrap();
+}
+
+fn joined(a: &Map, b: &Map) -> Map {
+    let mut a = a.clone();
+    join(&mut a, &state(b));
+    a
+}
+
+fn same(a: &Map, b: &Map) -> bool {
+    a.canonical() == b.canonical() && a.root() == b.root()
+}
+
+proptest! {
+    #[test]
+    fn join_is_commutative_associative_and_idempotent(history in histories()) {
+        let maps = run(&history);
+        let (a, b, c) = (&maps[0], &maps[1], &maps[2]);
+        prop_assert!(same(&joined(a, b), &joined(b, a)));
+        prop_assert!(same(&joined(&joined(a, b), c), &joined(a, &joined(b, c))));
+        prop_assert!(same(&joined(a, a), a));
+        prop_assert!(same(&joined(&joined(a, b), b), &joined(a, b)));
+    }
+
+    #[test]
+    fn operations_and_joins_are_inflationary(history in histories()) {
+        for cut in 1..history.len() {
+            let (before, after) = (run(&history[..cut]), run(&history[..=cut]));
+            for (before, after) in before.iter().zip(&after) {
+                prop_assert!(after.seen().covers(before.seen()));
+                prop_assert!(same(&joined(after, before), after), "the earlier state lies below the later");
+            }
+        }
+    }
+
+    #[test]
+    fn joining_a_delta_equals_joining_the_state(history in histories()) {
+        let maps = run(&history);
+        for (a, b) in [(0, 1), (1, 2), (2, 0)] {
+            let mut by_delta = maps[a].clone();
+            join(&mut by_delta, &delta(&maps[b], &maps[a].seen_by_name(&maps[b])));
+            prop_assert!(same(&by_delta, &joined(&maps[a], &maps[b])));
+        }
+    }
+
+    #[test]
+    fn anti_entropy_after_any_order_duplication_and_loss_ends_equal(history in histories()) {
+        let mut maps = run(&history);
+        for _ in 0..2 {
+            for (from, to) in [(0, 1), (1, 2), (2, 0), (0, 2), (2, 1), (1, 0)] {
+                let body = delta(&maps[from], &maps[to].seen_by_name(&maps[from]));
+                join(&mut maps[to], &body);
+            }
+        }
+        prop_assert!(same(&maps[0], &maps[1]) && same(&maps[1], &maps[2]));
+        maps.iter_mut().for_each(Map::prune);
+        prop_assert!(maps.iter().all(|map| map.guards().is_empty()));
+        let (sum, balance) = (g_counter::value(&maps[0], b"g\0"), pn_counter::value(&maps[0], b"p\0"));
+        prop_assert!(sum <= history.len() as u128 * 255 && balance.abs() <= history.len() as i128 * 128);
+    }
+}
+
+#[test]
+fn each_type_resolves_concurrent_operations_by_its_rule() {
+    let (mut a, mut b) = (replica(0), replica(1));
+    lww_register::write(&mut a, b"l", Timestamp::new(2, 0), b"later");
+    lww_register::write(&mut b, b"l", Timestamp::new(1, 0), b"earlier");
+    or_set::add(&mut a, b"s", Timestamp::ZERO);
+    b = joined(&b, &a);
+    or_set::add(&mut a, b"s", Timestamp::ZERO);
+    assert!(or_set::remove(&mut b, b"s"));
+    g_counter::add(&mut a, b"g", Timestamp::ZERO, 3);
+    g_counter::add(&mut a, b"g", Timestamp::ZERO, 1);
+    g_counter::add(&mut b, b"g", Timestamp::ZERO, 5);
+    pn_counter::add(&mut a, b"p", Timestamp::ZERO, 3);
+    pn_counter::add(&mut b, b"p", Timestamp::ZERO, -5);
+    let both = joined(&a, &b);
+    assert_eq!(&*lww_register::read(&both, b"l").unwrap().payload, b"later");
+    assert!(or_set::contains(&both, b"s"), "an add that the remove has not seen wins");
+    assert_eq!((g_counter::value(&both, b"g"), pn_counter::value(&both, b"p")), (9, -2));
+}
+
+#[test]
+fn a_remove_that_is_known_before_its_add_is_not_undone_by_the_add() {
+    let (mut a, mut b, mut c) = (replica(0), replica(1), replica(2));
+    or_set::add(&mut a, b"k", Timestamp::ZERO);
+    let add = delta(&a, &VersionVector::default());
+    join(&mut b, &add);
+    assert!(or_set::remove(&mut b, b"k"));
+    join(&mut c, &own_delta(&b, &VersionVector::default()));
+    assert_eq!(c.guards().len(), 1);
+    join(&mut c, &add);
+    assert!(!or_set::contains(&c, b"k"));
+    assert!(c.guards().is_empty(), "the guard goes once the add was seen");
+}
+
+#[test]
+fn own_writes_that_others_overwrote_still_lead_to_their_keys() {
+    let (mut a, mut b) = (replica(0), replica(1));
+    lww_register::write(&mut a, b"l", Timestamp::new(1, 0), b"old");
+    join(&mut b, &delta(&a, &VersionVector::default()));
+    lww_register::write(&mut b, b"l", Timestamp::new(2, 0), b"new");
+    join(&mut a, &delta(&b, &VersionVector::default()));
+    let pushed = own_delta(&a, &VersionVector::default());
+    assert_eq!(pushed.keys.len(), 1, "else c would count the old write as dead and hold nothing in its place");
+    let mut c = replica(2);
+    join(&mut c, &pushed);
+    assert_eq!(&*lww_register::read(&c, b"l").unwrap().payload, b"new");
+}
+
+#[test]
+fn bodies_that_contradict_what_was_seen_are_refused_whole() {
+    let (mut a, mut b) = (replica(0), replica(1));
+    or_set::add(&mut a, b"k", Timestamp::ZERO);
+    or_set::add(&mut b, b"k", Timestamp::ZERO);
+    let good = delta(&b, &VersionVector::default());
+    let own = Actor { node: "n0".parse().unwrap(), boot_epoch_ms: 7 };
+    let mut forged = good.clone();
+    forged.actors[0] = own;
+    forged.context[0].1 = 9;
+    let mut beyond = good.clone();
+    beyond.keys[0].live[0].dot.counter = 2;
+    let mut gap = good.clone();
+    gap.context[0].1 = 9;
+    gap.covers[0] = Cover { from: 5, to: 9, ..gap.covers[0] };
+    let mut number = good.clone();
+    number.keys[0].live[0].dot.actor = super::dot::ActorId(99);
+    let mut outside = state(&b);
+    outside.chunk.as_mut().unwrap().to = Some(Key::from(&b"a"[..]));
+    let mut middle = state(&b);
+    middle.chunk.as_mut().unwrap().from = Key::from(&b"a"[..]);
+    for (case, body) in [
+        ("dots of the receiver that it never gave", forged),
+        ("dot beyond the context", beyond),
+        ("cover that starts later", gap),
+        ("unknown actor number", number),
+        ("key outside the chunk", outside),
+        ("middle of a snapshot that never began", middle),
+    ] {
+        let (before, mut peer) = (a.canonical(), VersionVector::default());
+        assert!(a.apply(&mut peer, body).is_err(), "{case}");
+        assert_eq!((a.canonical(), peer.iter().count()), (before, 0), "{case}");
+    }
+    assert!(a.apply(&mut VersionVector::default(), good).is_ok());
+}

@@ -18,6 +18,8 @@ use crate::mesh::hlc::Timestamp;
 
 mod apply;
 
+pub use super::records::RECORDS_MAX;
+
 /// How far a snapshot that is being received has come.
 #[derive(Clone, Debug)]
 pub struct Progress {

@@ -8,7 +8,7 @@ use super::{
 };
 
 /// Records that one namespace keeps at most: 65 536.
-pub(crate) const RECORDS_MAX: usize = 65_536;
+pub const RECORDS_MAX: usize = 65_536;
 
 /// A bounded cache from dots that are not live (removes, and own writes that others have overwritten) to their keys.
 ///

@@ -35,6 +35,7 @@ pub(super) struct Inbound {
     unacked: u32,
     acks: u64,
     granted: bool,
+    grant_told: bool,
     pub(super) ack_due: Option<Instant>,
     pub(super) check_due: Instant,
     quiet: u32,
@@ -50,6 +51,7 @@ impl Inbound {
             unacked: 0,
             acks: 0,
             granted: false,
+            grant_told: false,
             ack_due: Some(now),
             check_due: now + check_every,
             quiet: 0,
@@ -105,13 +107,14 @@ impl Inbound {
         self.acks += 1;
         self.unacked = 0;
         self.ack_due = None;
+        let tells_grant = self.granted && !std::mem::replace(&mut self.grant_told, self.granted);
         let namespaces = Namespace::ALL.iter().map(|namespace| {
             let (map, told) = (stores.map(*namespace), &mut self.namespaces[namespace.index()]);
             let news = map.seen().beyond(&told.acked);
-            let is_first = told.acked_root.replace(map.root()).is_none();
+            told.acked_root = Some(map.root());
             told.acked = map.seen().clone();
-            // The first ack names every namespace; a later one repeats roots, which are 8 bytes each.
-            let resume = if is_first { resume_of(map) } else { None };
+            // Where a snapshot stopped is told with the grant, which is when the dialer may begin one.
+            let resume = if tells_grant { resume_of(map) } else { None };
             NamespaceAck { namespace: *namespace, seen: named(map, news.as_ref()), root: map.root(), resume }
         });
         let ack = Ack { received: self.received, grant: self.granted, namespaces: namespaces.collect() };

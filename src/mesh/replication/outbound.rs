@@ -169,8 +169,8 @@ impl Outbound {
 
 impl OutNamespace {
     fn on_told(&mut self, map: &Map, told: NamespaceAck) {
-        if self.peer.is_none() {
-            self.resume = told.resume.map(|(until, base)| (Key::from(&*until), base));
+        if let Some((until, base)) = told.resume {
+            self.resume = Some((Key::from(&*until), base));
         }
         let peer = self.peer.get_or_insert_default();
         for (actor, counter) in told.seen {
@@ -290,6 +290,9 @@ impl OutNamespace {
             self.cursor = Some(cursor);
         }
         let complete = fits && self.full;
+        if complete {
+            self.resume = None;
+        }
         self.full &= !fits;
         let mut body = packer.finish(&mut self.context_sent);
         (body.covers, body.complete) = (covers, complete);

@@ -129,11 +129,15 @@ impl Cluster {
         self.connect_all();
     }
 
-    /// Runs for some virtual time in steps of a millisecond.
+    /// Runs for some virtual time: from one timer or arrival to the next, in steps of at least a millisecond.
     pub fn run_for(&mut self, duration: Duration) {
         let end = self.now + duration;
+        self.step();
         while self.now < end {
-            self.now += Duration::from_millis(1);
+            let timers = self.nodes.iter().filter_map(|node| node.replicator.poll_timeout());
+            let arrivals = self.wires.values().flat_map(|wire| &wire.queues).filter_map(|queue| queue.front());
+            let next = timers.chain(arrivals.map(|(at, _)| *at)).min().unwrap_or(end);
+            self.now = next.max(self.now + Duration::from_millis(1)).min(end);
             self.step();
         }
     }

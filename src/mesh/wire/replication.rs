@@ -75,7 +75,7 @@ pub fn decode(bytes: &[u8]) -> Result<Frame, DecodeError> {
     }
     let frame = pb::Frame::decode(bytes)?;
     let kind = match frame.kind.ok_or(DecodeError::Missing("a known kind"))? {
-        pb::frame::Kind::Ack(ack) => Kind::Ack(ack_from_proto(ack)?),
+        pb::frame::Kind::Ack(ack) => Kind::Ack(ack_from_proto(&ack)?),
         pb::frame::Kind::Delta(body) => body_from_proto(body, false)?,
         pb::frame::Kind::Chunk(chunk) => {
             if xxh3_64(&chunk.body) != chunk.checksum {
@@ -163,13 +163,13 @@ fn namespace_to_proto(namespace: Namespace) -> i32 {
 
 // --- from proto ---
 
-fn ack_from_proto(ack: pb::Ack) -> Result<Ack, DecodeError> {
+fn ack_from_proto(ack: &pb::Ack) -> Result<Ack, DecodeError> {
     bounded("namespaces", ack.namespaces.len(), Namespace::ALL.len())?;
-    let namespaces = ack.namespaces.into_iter().map(namespace_ack_from_proto).collect::<Result<_, _>>()?;
+    let namespaces = ack.namespaces.iter().map(namespace_ack_from_proto).collect::<Result<_, _>>()?;
     Ok(Ack { received: ack.received, grant: ack.grant, namespaces })
 }
 
-fn namespace_ack_from_proto(ack: pb::NamespaceAck) -> Result<NamespaceAck, DecodeError> {
+fn namespace_ack_from_proto(ack: &pb::NamespaceAck) -> Result<NamespaceAck, DecodeError> {
     bounded("actors", ack.actors.len(), 2 * ACTORS_MAX)?;
     bounded("resume key", ack.resume_from.len(), KEY_BYTES_MAX + 1)?;
     let actors = ack.actors.iter().map(actor_from_proto).collect::<Result<Vec<_>, _>>()?;
@@ -276,4 +276,106 @@ fn namespace_from_proto(namespace: i32) -> Result<Namespace, DecodeError> {
 
 fn bounded(what: &'static str, value: usize, max: usize) -> Result<(), DecodeError> {
     if value <= max { Ok(()) } else { Err(DecodeError::OutOfBounds(what)) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn actor() -> Actor {
+        Actor { node: "n1".parse().unwrap(), boot_epoch_ms: 5 }
+    }
+
+    fn body(is_chunk: bool) -> Body {
+        let (id, key) = (ActorId(0), Key::from(&b"k"[..]));
+        let live = Live { dot: Dot { actor: id, counter: 3 }, stamp: Timestamp::new(9, 1), payload: b"v"[..].into() };
+        let state =
+            KeyState { key, live: vec![live], records: vec![Dot { actor: id, counter: 2 }], guard: vec![(id, 3)] };
+        let chunk = Chunk { from: Key::from(&b"a"[..]), to: None, guard: vec![(id, 4)], base: vec![(id, 3)] };
+        Body {
+            actors: vec![actor()],
+            context: vec![(id, 3)],
+            keys: vec![state],
+            covers: if is_chunk { Vec::new() } else { vec![Cover { actor: id, from: 0, to: 3 }] },
+            chunk: is_chunk.then_some(chunk),
+            complete: true,
+        }
+    }
+
+    fn frames() -> Vec<Frame> {
+        let resume = Some((Bytes::from_static(b"r"), vec![(actor(), 2)]));
+        let told = NamespaceAck { namespace: Namespace::Workers, seen: vec![(actor(), 1)], root: 7, resume };
+        let ack = Ack { received: 4, grant: true, namespaces: vec![told] };
+        let bodies = [body(false), body(true)].map(|body| Kind::Body(Namespace::Policies, body));
+        bodies.into_iter().chain([Kind::Ack(ack)]).map(|kind| Frame { seq: 6, kind }).collect()
+    }
+
+    #[test]
+    fn frames_survive_the_way_through_bytes() {
+        for frame in frames() {
+            assert_eq!(decode(&encode(&frame)).unwrap(), frame);
+        }
+    }
+
+    #[test]
+    fn absurd_frames_are_refused() {
+        let change = |change: fn(&mut pb::Body)| {
+            let mut proto = body_to_proto(Namespace::Workers, &body(false));
+            change(&mut proto);
+            pb::Frame { seq: 0, kind: Some(pb::frame::Kind::Delta(proto)) }.encode_to_vec()
+        };
+        let mut damaged = encode(&frames()[1]).to_vec();
+        let last = damaged.len() - 20;
+        damaged[last] ^= 1;
+        for (case, bytes) in [
+            ("empty", Vec::new()),
+            ("too long", vec![0; FRAME_BYTES_MAX + 1]),
+            ("counter of all ones", change(|body| body.keys[0].live[0].counter = u64::MAX)),
+            ("counter zero", change(|body| body.context[0].counter = 0)),
+            ("actor without a name", change(|body| body.keys[0].live[0].actor = 1)),
+            ("a million counters", change(|body| body.context = vec![body.context[0]; 1_000_000])),
+            ("more actors than may be", change(|body| body.actors = vec![body.actors[0].clone(); ACTORS_MAX + 1])),
+            ("bad node name", change(|body| body.actors[0].node = "a/b".into())),
+            ("no key", change(|body| body.keys[0].key = Bytes::new())),
+            ("long key", change(|body| body.keys[0].key = vec![1; KEY_BYTES_MAX + 1].into())),
+            ("large payload", change(|body| body.keys[0].live[0].payload = vec![1; PAYLOAD_BYTES_MAX + 1].into())),
+            ("cover that runs backwards", change(|body| body.covers[0].from = 9)),
+            ("unknown namespace", change(|body| body.namespace = 77)),
+            ("a length of 4 GiB", vec![0x1a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+            ("damaged chunk", damaged),
+        ] {
+            assert!(decode(&bytes).is_err(), "{case}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode(&bytes);
+        }
+
+        #[test]
+        fn mutated_frames_never_panic_and_are_applied_whole_or_not(
+            which in 0_usize..3,
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let mut bytes = encode(&frames()[which]).to_vec();
+            for (at, value) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            if let Ok(Frame { kind: Kind::Body(namespace, body), .. }) = decode(&bytes) {
+                let mut stores = crate::mesh::stores::Stores::new("me".parse().unwrap(), 1);
+                let mut peer = crate::mesh::crdt::context::VersionVector::default();
+                let before = stores.map(namespace).canonical();
+                if stores.apply(1, namespace, &mut peer, body).is_err() {
+                    prop_assert_eq!(stores.map(namespace).canonical(), before);
+                }
+            }
+        }
+    }
 }
