@@ -3,9 +3,8 @@
 //! A request passes four stages, and holds one of `--max-concurrency` slots through all of them:
 //! 1. *Fault*: the first armed [`faults::Fault`] that matches its path and whose turn it is decides its fate.
 //! 2. *Queue*: it waits for a slot; more than `--queue-size` waiting are refused with 503.
-//! 3. *Prefill*: `--ttft-ms` plus (prompt − cached tokens) / `--prefill-tokens-per-second`. Only when that time has
-//! passed
-//!    does the prompt enter the prefix cache, as in an engine that is interrupted before its blocks are full.
+//! 3. *Prefill*: `--ttft-ms` plus (prompt − cached tokens) / `--prefill-tokens-per-second`. Only when
+//!    that time has passed does the prompt enter the prefix cache: an interrupted engine has no full blocks either.
 //! 4. *Decode*: one token per `--inter-token-delay-ms`. The text is a function of model and prompt alone, so any two
 //!    workers answer one prompt with the same bytes.
 //!

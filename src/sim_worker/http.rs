@@ -120,7 +120,7 @@ fn answer(engine: &Engine, method: &Method, path: &str) -> Response<Body> {
 }
 
 fn models(engine: &Engine) -> Value {
-    let model = |id: &String| json!({"id": id, "object": "model", "created": CREATED, "owned_by": "smg-sim", "max_model_len": 1 << 20});
+    let model = |id: &String| json!({"id": id, "object": "model", "created": CREATED, "owned_by": "smg-sim"});
     json!({"object": "list", "data": engine.args.models.iter().map(model).collect::<Vec<_>>()})
 }
 

@@ -61,7 +61,8 @@ impl Shape for Chat {
         let _ = write!(
             out,
             "data: {{\"id\":\"chatcmpl-{:016x}\",\"object\":\"chat.completion.chunk\",\"created\":{CREATED},\
-             \"model\":{model},\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{token}\"}},\"finish_reason\":null}}]}}\n\n",
+             \"model\":{model},\
+             \"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{token}\"}},\"finish_reason\":null}}]}}\n\n",
             about.id
         );
     }
