@@ -1,3 +1,4 @@
+//! The HA routes by `oneshot`: the manual's shapes, keys and refusals.
 #![allow(clippy::unwrap_used)]
 
 use std::{

@@ -1,7 +1,7 @@
 //! The one task that owns clock, timers, randomness and transport, and drives the pure machines.
 //!
 //! The loop takes one input (a datagram, an event of the stream plane, a command, resolved seeds, a timer), then every
-//! input that is ready without waiting, at most [`BATCH_MAX`], and only then fires timers: a process that was stalled
+//! input that is ready without waiting, at most 1024, and only then fires timers: a process that was stalled
 //! reads what its peers said meanwhile before it accuses anybody (DESIGN §3 point 9). Then it drains every `poll_*` of
 //! every machine until all are quiet.
 //!

@@ -95,7 +95,8 @@ fn deployment_names_only_what_exists() {
                 findings.push(format!("{place}: no variable {name}"));
             }
             let argument = line.trim().trim_start_matches("- ").trim_start_matches(['"', '\'']);
-            if let Some(flag) = argument.starts_with("--").then(|| words(argument, "--").next()).flatten()
+            let is_flag = argument.starts_with("--") && !argument.starts_with("---");
+            if let Some(flag) = is_flag.then(|| words(argument, "--").next()).flatten()
                 && !known_flags.contains(flag)
             {
                 findings.push(format!("{place}: no flag {flag}"));

@@ -1,3 +1,4 @@
+//! The admin routes by `oneshot`, with the mesh's ends of the channels in the test.
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;

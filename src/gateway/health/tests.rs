@@ -1,3 +1,4 @@
+//! The prober in paused time, with probes that answer as the test says.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::{

@@ -1,3 +1,4 @@
+//! The registry against a fake mesh, in paused time, and against a real worker on a socket.
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;

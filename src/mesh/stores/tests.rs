@@ -1,3 +1,4 @@
+//! The rules of the stores: seeds, removals, observations, masking.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

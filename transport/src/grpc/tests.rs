@@ -1,3 +1,4 @@
+//! Two stream planes over real sockets: greeting, frames, backpressure, ends.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;

@@ -1,3 +1,4 @@
+//! The simulated network keeps its promises, and the same seed the same fates.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -1,3 +1,4 @@
+//! UDP sockets of this host: sizes, unreachable peers, both address families.
 #![allow(clippy::unwrap_used)]
 
 use std::{net::UdpSocket as StdSocket, time::Duration};

@@ -1,3 +1,4 @@
+//! Histories of faults that must end in byte-equal state.
 #![allow(clippy::unwrap_used)]
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _};

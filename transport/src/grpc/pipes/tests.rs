@@ -1,3 +1,4 @@
+//! The bounds of a pipe's queues, and the order of its events.
 #![allow(clippy::unwrap_used)]
 
 use std::pin::pin;
