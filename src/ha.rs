@@ -1,6 +1,6 @@
 //! The HA API: handlers for `/ha/*` that read a snapshot and answer.
 //!
-//! Reading is public; `POST /ha/shutdown` needs the admin key. Without the mesh every route answers 503
+//! Reading is public; `POST /ha/shutdown` and `PUT /ha/policies/{model}` need the admin key. Without the mesh every route answers 503
 //! `{"error":"mesh not enabled"}`.
 
 use std::sync::Arc;
@@ -11,8 +11,9 @@ use axum::{
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{any, get, post},
+    routing::{any, get, post, put},
 };
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +23,10 @@ use crate::{
         admin::{auth::require_admin, error::AdminError, worker_id},
         registry::Registry,
     },
-    mesh::driver::handle::MeshHandle,
+    mesh::driver::handle::{MeshHandle, Stopped},
 };
+
+pub mod events;
 
 pub mod policies;
 
@@ -51,12 +54,16 @@ pub struct Ha {
 /// The caller's address is taken from the request extension `ConnectInfo<SocketAddr>`, which the listener inserts.
 pub fn router(ha: Ha) -> Router {
     let guard = middleware::from_fn_with_state(ha.auth.clone(), require_admin);
-    let admin = Router::new().route("/ha/shutdown", post(shutdown)).route_layer(guard);
+    let admin = Router::new()
+        .route("/ha/shutdown", post(shutdown))
+        .route("/ha/policies/{*model}", put(put_policy))
+        .route_layer(guard);
     Router::new()
         .route("/ha/health", get(health))
         .route("/ha/status", get(cluster))
         .route("/ha/workers", get(list_workers))
         .route("/ha/workers/{*worker}", get(show_worker))
+        .route("/ha/events", get(follow))
         .route("/ha/policies", get(list_policies))
         // The rest of the path, because model names have slashes in them.
         .route("/ha/policies/{*model}", get(show_policy))
@@ -94,6 +101,13 @@ async fn show_worker(State(ha): State<Ha>, Path(key): Path<String>) -> Result<Js
     workers::one(&view, &ha.registry.roster(), &id).map(Json).ok_or(AdminError::WorkerNotFound)
 }
 
+async fn follow(State(ha): State<Ha>) -> Response {
+    match events::subscribe(&ha.mesh, ha.shutdown.clone()) {
+        Some(events) => events.into_response(),
+        None => AdminError::TooManyStreams.into_response(),
+    }
+}
+
 async fn list_policies(State(ha): State<Ha>) -> Json<Value> {
     Json(json!({ "policies": policies::all(&ha.mesh.view(), ha.policy) }))
 }
@@ -101,6 +115,19 @@ async fn list_policies(State(ha): State<Ha>) -> Json<Value> {
 async fn show_policy(State(ha): State<Ha>, Path(model): Path<String>) -> Result<Json<policies::Shown>, AdminError> {
     let is_served = ha.registry.routing().load().models.contains_key(model.as_str());
     policies::one(&ha.mesh.view(), ha.policy, &model, is_served).map(Json).ok_or(AdminError::PolicyNotFound)
+}
+
+async fn put_policy(
+    State(ha): State<Ha>,
+    Path(model): Path<String>,
+    body: Bytes,
+) -> Result<Json<policies::Shown>, AdminError> {
+    let spec = policies::read(&body).map_err(AdminError::BadRequest)?;
+    match ha.mesh.put_policy(model.clone(), spec.clone()).await {
+        Ok(Ok(())) => Ok(Json(policies::shown(&model, &spec))),
+        Ok(Err(error)) => Err(AdminError::BadRequest(error.to_string())),
+        Err(Stopped) => Err(AdminError::Stopping),
+    }
 }
 
 async fn shutdown(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {

@@ -1,6 +1,6 @@
 //! `/ha/policies`: which policy each model has.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -18,6 +18,32 @@ pub struct Shown {
     pub policy: String,
     /// Its parameters.
     pub config: Value,
+}
+
+/// Body of `PUT /ha/policies/{model}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    policy: String,
+    #[serde(default)]
+    config: Map<String, Value>,
+}
+
+/// Reads the body of `PUT /ha/policies/{model}`: `{"policy": name, "config": {…}}`, `config` being optional.
+///
+/// # Errors
+/// What to change: not such a JSON object, a policy that is unknown, or a parameter that the policy does not have. None of
+/// today's policies has any.
+pub fn read(body: &[u8]) -> Result<PolicySpec, String> {
+    let Body { policy, config } = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    if policy::parse(&policy).is_none() {
+        let known = PolicyKind::ALL.map(policy::name).join(", ");
+        return Err(format!("no policy is called {policy:?}; there are {known}"));
+    }
+    if let Some(parameter) = config.keys().next() {
+        return Err(format!("policy {policy} has no parameter {parameter:?}"));
+    }
+    Ok(PolicySpec { policy, config_json: Value::Object(config).to_string() })
 }
 
 /// The default as `*`, then those that were set, sorted by model.
@@ -49,7 +75,9 @@ fn set<'a>(view: &'a View, model: &str) -> Option<&'a PolicySpec> {
     view.policies.iter().find(|(name, _)| name == model).map(|(_, spec)| spec)
 }
 
-fn shown(model: &str, spec: &PolicySpec) -> Shown {
+/// One policy as it is shown.
+#[must_use]
+pub fn shown(model: &str, spec: &PolicySpec) -> Shown {
     // What is not JSON came from a node that does not check; it has no effect either.
     let config = serde_json::from_str(&spec.config_json).unwrap_or_else(|_| Value::Object(Map::new()));
     Shown { model: model.into(), policy: spec.policy.clone(), config }

@@ -187,7 +187,7 @@ async fn unknown_routes_and_methods_are_refused_in_shape() {
         (Method::GET, "/ha", 404, "not_found"),
         (Method::GET, "/ha/status/x", 404, "not_found"),
         (Method::POST, "/ha/status", 405, "method_not_allowed"),
-        (Method::PUT, "/ha/policies/m", 405, "method_not_allowed"),
+        (Method::DELETE, "/ha/policies/m", 405, "method_not_allowed"),
     ] {
         let (found, body) = f.send(method, path, [127, 0, 0, 1]).await;
         assert_eq!((found, &body["error"]["code"]), (status, &json!(code)), "{path}");

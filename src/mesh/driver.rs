@@ -206,6 +206,9 @@ impl Driver {
             Command::RemoveWorker(id, reply) => {
                 let _ = reply.send(self.stores.remove_worker(unix_ms(), &id));
             }
+            Command::PutPolicy(model, spec, reply) => {
+                let _ = reply.send(self.stores.put_policy(unix_ms(), &model, &spec));
+            }
             Command::Observe(id, seen) => self.stores.observe_worker(unix_ms(), &id, &seen),
             Command::Leave(reply) => match &mut self.net {
                 Some(net) => {

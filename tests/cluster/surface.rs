@@ -42,6 +42,46 @@ async fn probes_models_and_serving_routes() {
 }
 
 #[tokio::test]
+async fn a_policy_set_at_one_gateway_holds_at_all_and_is_told_to_followers() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "org/m1", &[]);
+    let [node1, node2] = [1, 2].map(|n| Gateway::start(network, n, &[1, 2], &["--worker-urls", &url]));
+    joined(&[&node1, &node2], 2, s(5)).await;
+    let mut events = node2.http.get(node2.url("/ha/events")).send().await.unwrap();
+    let mut told = String::new();
+    let path = "/ha/policies/org/m1";
+    for (case, body) in [
+        ("unknown policy", serde_json::json!({"policy": "fastest"})),
+        ("parameter that it does not have", serde_json::json!({"policy": "random", "config": {"seed": 1}})),
+        ("unknown field", serde_json::json!({"policy": "random", "colour": "red"})),
+    ] {
+        let refused = node1.http.put(node1.url(path)).json(&body).send().await.unwrap();
+        assert_eq!(refused.status(), 400, "{case}");
+    }
+    let body = serde_json::json!({"policy": "least_load"});
+    let set = node1.http.put(node1.url(path)).json(&body).send().await.unwrap();
+    assert_eq!(set.status(), 200);
+    let expected = serde_json::json!({"model": "org/m1", "policy": "least_load", "config": {}});
+    eventually(
+        s(1),
+        "node 2 has the policy",
+        async || matches!(node2.get(path).await, Some((200, body)) if body == expected),
+    )
+    .await;
+    eventually(s(5), "the follower is told", async || {
+        let chunk = events.chunk().await.unwrap().unwrap_or_default();
+        told.push_str(&String::from_utf8_lossy(&chunk));
+        told.starts_with("event: status\n") && told.contains("event: policy\n")
+    })
+    .await;
+    eventually(s(5), "requests follow it", async || {
+        node2.chat("org/m1").await.is_ok()
+            && node2.metrics().await.contains("smg_worker_selection_total{policy=\"least_load\"}")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_scrape_shows_the_documented_metrics() {
     let network = Network::new();
     let (_worker, url) = worker(network, 100, "m1", &[]);

@@ -38,6 +38,9 @@ pub enum AdminError {
     /// The route is there, the method is not.
     #[error("method not allowed")]
     MethodNotAllowed,
+    /// As many event streams are open as there may be.
+    #[error("too many event streams are open")]
+    TooManyStreams,
     /// The mesh driver has stopped: this process is about to end. Another gateway can take the request.
     #[error("this gateway is shutting down")]
     Stopping,
@@ -55,6 +58,7 @@ impl AdminError {
             Self::PolicyNotFound => (StatusCode::NOT_FOUND, REQUEST, "policy_not_found"),
             Self::RouteNotFound => (StatusCode::NOT_FOUND, REQUEST, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
+            Self::TooManyStreams => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "too_many_streams"),
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "shutting_down"),
         }
     }

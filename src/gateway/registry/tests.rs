@@ -55,6 +55,10 @@ impl FakeMesh {
                 match command {
                     Command::PutWorker(spec, reply) => drop(reply.send(put(&applied, spec))),
                     Command::RemoveWorker(id, reply) => drop(reply.send(remove(&applied, &id))),
+                    Command::PutPolicy(model, spec, reply) => {
+                        applied.send_modify(|view| Arc::make_mut(view).policies.push((model, spec)));
+                        drop(reply.send(Ok(())));
+                    }
                     Command::Observe(id, seen) => observe(&applied, &id, "node1", &seen),
                     Command::Leave(reply) => drop(reply.send(())),
                 }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::mesh::{
     node::{NodeName, NodeStatus},
     stores::{PolicySpec, WorkerId, WorkerObservation, WorkerSpec, WorkerView},
+    wire::state::ValueError,
 };
 
 /// Commands waiting for the driver at most; senders wait for room beyond that.
@@ -55,6 +56,8 @@ pub enum Command {
     PutWorker(WorkerSpec, oneshot::Sender<WorkerId>),
     /// Remove a worker everywhere; answers whether there was one.
     RemoveWorker(WorkerId, oneshot::Sender<bool>),
+    /// Set the policy of a model; refused when a name is too long.
+    PutPolicy(String, PolicySpec, oneshot::Sender<Result<(), ValueError>>),
     /// Tell the others what this gateway sees of a worker.
     Observe(WorkerId, WorkerObservation),
     /// Announce LEAVING, wait for a quorum of acks (bounded), then stop.
@@ -106,6 +109,14 @@ impl MeshHandle {
     /// When the driver has stopped.
     pub async fn remove_worker(&self, id: WorkerId) -> Result<bool, Stopped> {
         self.ask(|reply| Command::RemoveWorker(id, reply)).await
+    }
+
+    /// Sets the policy of a model, here and everywhere; `*` is the default of all that have none of their own.
+    ///
+    /// # Errors
+    /// When the driver has stopped; inside, when a name is longer than it may be and nothing was written.
+    pub async fn put_policy(&self, model: String, spec: PolicySpec) -> Result<Result<(), ValueError>, Stopped> {
+        self.ask(|reply| Command::PutPolicy(model, spec, reply)).await
     }
 
     /// Tells the cluster what this gateway sees of a worker.
