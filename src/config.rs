@@ -225,3 +225,16 @@ pub struct Mesh {
     /// Factor on the suspicion time, 0.1 to 10, default 1.0.
     pub suspicion_multiplier: f64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_policies_read_back() {
+        for kind in PolicyKind::ALL {
+            assert_eq!(kind.as_str().parse(), Ok(kind));
+        }
+        assert_eq!("cache-aware".parse::<PolicyKind>(), Err(UnknownPolicy));
+    }
+}

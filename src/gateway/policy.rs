@@ -48,25 +48,6 @@ pub fn choose(route: &Route, facts: Facts<'_>, tried: &[Arc<Worker>], random: u6
     chosen.cloned()
 }
 
-/// The name of a policy, as `--policy` and the API spell it.
-#[must_use]
-pub fn name(kind: PolicyKind) -> &'static str {
-    match kind {
-        PolicyKind::Random => "random",
-        PolicyKind::RoundRobin => "round_robin",
-        PolicyKind::PowerOfTwo => "power_of_two",
-        PolicyKind::LeastLoad => "least_load",
-        PolicyKind::ConsistentHashing => "consistent_hashing",
-    }
-}
-
-/// The policy of a name; none when there is no such policy.
-#[must_use]
-pub fn parse(text: &str) -> Option<PolicyKind> {
-    use PolicyKind::{ConsistentHashing, LeastLoad, PowerOfTwo, Random, RoundRobin};
-    [Random, RoundRobin, PowerOfTwo, LeastLoad, ConsistentHashing].into_iter().find(|kind| name(*kind) == text)
-}
-
 /// The workers to choose from: those of the route, without those that this request has already tried.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidates<'a> {
@@ -124,14 +105,6 @@ pub(crate) mod tests {
     use super::*;
     use crate::gateway::worker::{InFlight, tests::workers};
 
-    pub(crate) const ALL: [PolicyKind; 5] = [
-        PolicyKind::Random,
-        PolicyKind::RoundRobin,
-        PolicyKind::PowerOfTwo,
-        PolicyKind::LeastLoad,
-        PolicyKind::ConsistentHashing,
-    ];
-
     /// How often each of the workers was chosen for `seeds` random arguments.
     pub(crate) fn tally(
         workers: &[Arc<Worker>],
@@ -152,17 +125,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn names_read_back() {
-        for kind in ALL {
-            assert_eq!(parse(name(kind)), Some(kind));
-        }
-        assert_eq!(parse("cache-aware"), None);
-    }
-
-    #[test]
     fn no_candidate_no_choice() {
         let three = workers(3);
-        for policy in ALL {
+        for policy in PolicyKind::ALL {
             for (case, ready, tried) in [
                 ("no worker", &[][..], &[][..]),
                 ("all tried", &three[..], &three[..]),
@@ -188,7 +153,7 @@ pub(crate) mod tests {
             let all = workers(n);
             let _in_flight = load(&all, &loads);
             let tried: Vec<_> = all.iter().zip(&tried).filter(|(_, t)| **t).map(|(w, _)| w.clone()).collect();
-            for policy in ALL {
+            for policy in PolicyKind::ALL {
                 let route = Route::new("m".into(), policy, all.clone());
                 let facts = Facts { routing_key: key.as_deref().map(str::as_bytes) };
                 match choose(&route, facts, &tried, random) {

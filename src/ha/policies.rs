@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     config::PolicyKind,
-    gateway::{policy, registry::table::DEFAULT_MODEL},
+    gateway::registry::table::DEFAULT_MODEL,
     mesh::{driver::handle::View, stores::PolicySpec},
 };
 
@@ -36,8 +36,8 @@ struct Body {
 /// today's policies has any.
 pub fn read(body: &[u8]) -> Result<PolicySpec, String> {
     let Body { policy, config } = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    if policy::parse(&policy).is_none() {
-        let known = PolicyKind::ALL.map(policy::name).join(", ");
+    if policy.parse::<PolicyKind>().is_err() {
+        let known = PolicyKind::ALL.map(PolicyKind::as_str).join(", ");
         return Err(format!("no policy is called {policy:?}; there are {known}"));
     }
     if let Some(parameter) = config.keys().next() {
@@ -67,7 +67,7 @@ pub fn one(view: &View, default: PolicyKind, model: &str, is_served: bool) -> Op
 fn default_of(view: &View, default: PolicyKind, model: &str) -> Shown {
     match set(view, DEFAULT_MODEL) {
         Some(spec) => shown(model, spec),
-        None => Shown { model: model.into(), policy: policy::name(default).into(), config: Value::Object(Map::new()) },
+        None => Shown { model: model.into(), policy: default.as_str().into(), config: Value::Object(Map::new()) },
     }
 }
 

@@ -6,9 +6,8 @@ use std::{
 };
 
 use crate::{
-    config::PolicyKind,
+    config::{PolicyKind, UnknownPolicy},
     gateway::{
-        policy,
         registry::roster::Entry,
         view::{Route, RoutingView},
     },
@@ -32,9 +31,9 @@ impl Policies {
     pub fn new(default: PolicyKind, set: &[(String, PolicySpec)]) -> Self {
         let mut by_model = BTreeMap::new();
         for (model, spec) in set {
-            match policy::parse(&spec.policy) {
-                Some(kind) => drop(by_model.insert(model.clone(), kind)),
-                None => tracing::warn!(model, policy = spec.policy, "policy unknown here, the default is used"),
+            match spec.policy.parse() {
+                Ok(kind) => drop(by_model.insert(model.clone(), kind)),
+                Err(UnknownPolicy) => tracing::warn!(model, policy = spec.policy, "policy unknown here, the default is used"),
             }
         }
         let default = by_model.remove(DEFAULT_MODEL).unwrap_or(default);
