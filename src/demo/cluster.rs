@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, getppid},
+};
 use serde::Deserialize;
 use tokio::process::{Child, Command};
 
@@ -228,9 +232,9 @@ impl Process {
 
     fn terminate(&self) {
         let pid = self.child.as_ref().and_then(Child::id).and_then(|pid| i32::try_from(pid).ok());
-        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        if let Some(pid) = pid.map(Pid::from_raw) {
             // An error means that it ended already; it is waited for either way.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let _ = kill(pid, Signal::SIGTERM);
         }
     }
 }
@@ -238,15 +242,12 @@ impl Process {
 /// Turns this process into a child of the demo `parent` that runs `smg ARGS`; returns only when that fails.
 pub(super) fn become_child(parent: i32, args: &[OsString]) -> anyhow::Error {
     use std::os::unix::process::CommandExt as _;
-    #[cfg(any(target_os = "linux", target_os = "freebsd"))]
-    {
-        let signal = Some(rustix::process::Signal::KILL);
-        if let Err(error) = rustix::process::set_parent_process_death_signal(signal) {
-            return anyhow::Error::new(error).context("ask for a signal at the end of the demo");
-        }
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL) {
+        return anyhow::Error::new(error).context("ask for a signal at the end of the demo");
     }
     // The demo may have died before the line above took effect.
-    if rustix::process::getppid().map(rustix::process::Pid::as_raw_pid) != Some(parent) {
+    if getppid().as_raw() != parent {
         return anyhow::anyhow!("the demo with process id {parent} is gone (--child-of)");
     }
     let executable = match std::env::current_exe() {
