@@ -1,12 +1,14 @@
 //! `Config`, checked when it is built, trusted afterwards.
 
+pub mod address;
+
 mod syntax;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::mesh::node::NodeName;
 
-pub use syntax::{MESH_PORT, URL_BYTES_MAX, cors_origin, host, label, mesh_peer, worker_url};
+pub use syntax::{MESH_PORT, cors_origin, host, label, mesh_peer};
 
 /// Everything the program was told, checked and with defaults filled in.
 #[derive(Clone, Debug)]

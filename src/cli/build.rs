@@ -17,7 +17,7 @@ use super::{
     sources::{Origin, Origins},
 };
 use crate::{
-    config::{self, Auth, Bind, Config, Health, Mesh, Requests, Retry, Telemetry, Workers},
+    config::{self, Auth, Bind, Config, Health, Mesh, Requests, Retry, Telemetry, Workers, address},
     mesh::node::{NAME_BYTES_MAX, NodeName},
 };
 
@@ -103,7 +103,7 @@ impl Check<'_> {
     fn workers(&mut self, flags: &WorkerFlags) -> Workers {
         let mut urls: Vec<String> = Vec::new();
         for text in entries(&flags.worker_urls) {
-            if let Some(url) = self.accept("worker-urls", text, config::worker_url(text))
+            if let Some(url) = self.accept("worker-urls", text, address::canonical(text).map_err(|error| error.to_string()))
                 && !urls.contains(&url)
             {
                 urls.push(url);

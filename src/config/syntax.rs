@@ -1,48 +1,9 @@
-//! Text forms that more than one part of the program reads: worker URLs, mesh peers, labels.
+//! Text forms of flags: mesh peers, labels, origins.
 
 use url::{Host, Url};
 
-/// Longest worker URL in bytes.
-pub const URL_BYTES_MAX: usize = 2048;
-
 /// Port of a mesh peer that names none.
 pub const MESH_PORT: u16 = 39527;
-
-/// The canonical form of a worker's base URL: `http://`, host in lower case, port unless it is 80, path without
-/// trailing `/`. Two texts that mean the same worker have the same form, so its id is the same on every gateway.
-///
-/// # Errors
-///
-/// The reason, which names neither flag nor URL, when the text is no URL that this build can send requests to.
-pub fn worker_url(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    if text.len() > URL_BYTES_MAX {
-        return Err(format!("a worker URL has at most {URL_BYTES_MAX} bytes"));
-    }
-    // The URL standard reads these as something else, or drops them without a word.
-    if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
-        return Err("a worker URL has no blanks, control characters or backslashes".into());
-    }
-    let Some((scheme, _)) = text.split_once("://") else {
-        return Err("a worker URL begins with http://".into());
-    };
-    match scheme.to_ascii_lowercase().as_str() {
-        "http" => {}
-        "https" => return Err("TLS to workers is not supported by this build: use http://".into()),
-        _ => return Err(format!("`{scheme}` is not a scheme of workers: use http://")),
-    }
-    let url = Url::parse(text).map_err(|error| error.to_string())?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("credentials do not belong into a worker URL: use an API key".into());
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("a worker URL has neither query nor fragment".into());
-    }
-    if url.port() == Some(0) {
-        return Err("a worker does not listen on port 0".into());
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
-}
 
 /// A mesh peer as `host:port`: an optional scheme (`http`, `https`, `grpc`, `udp`, `quic`) is removed, the port is
 /// 39527 where none is given, IPv6 stands in brackets.
@@ -129,34 +90,6 @@ pub fn cors_origin(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn worker_urls_have_one_form() {
-        for (case, text, expected) in [
-            ("as it is", "http://worker1:8000", Ok("http://worker1:8000")),
-            ("blanks around", "  http://worker1:8000\n", Ok("http://worker1:8000")),
-            ("trailing slashes", "http://worker1:8000//", Ok("http://worker1:8000")),
-            ("path", "http://worker1:8000/engine/a/", Ok("http://worker1:8000/engine/a")),
-            ("capitals", "HTTP://Worker1:8000/A", Ok("http://worker1:8000/A")),
-            ("default port", "http://worker1:80", Ok("http://worker1")),
-            ("IPv6", "http://[::1]:8000", Ok("http://[::1]:8000")),
-            ("IPv6 in long form", "http://[0:0:0:0:0:0:0:1]:8000/", Ok("http://[::1]:8000")),
-            ("no scheme", "worker1:8000", Err("begins with http://")),
-            ("one slash", "http:/worker1:8000", Err("begins with http://")),
-            ("TLS", "https://worker1:8000", Err("TLS to workers is not supported by this build")),
-            ("other scheme", "grpc://worker1:8000", Err("`grpc`")),
-            ("no host", "http://", Err("host")),
-            ("bad port", "http://worker1:80000", Err("port")),
-            ("port 0", "http://worker1:0", Err("port 0")),
-            ("credentials", "http://a:b@worker1:8000", Err("credentials")),
-            ("query", "http://worker1:8000/?a=b", Err("query")),
-            ("blank inside", "http://worker1: 8000", Err("blanks")),
-            ("backslash", "http:\\\\worker1", Err("backslashes")),
-            ("empty", "", Err("begins with http://")),
-        ] {
-            check(case, worker_url(text), expected);
-        }
-    }
 
     #[test]
     fn mesh_peers_are_host_and_port() {

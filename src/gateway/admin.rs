@@ -17,11 +17,10 @@ use axum::{
 };
 
 use crate::{
-    config::Auth,
+    config::{Auth, address},
     gateway::{
         admin::{auth::require_admin, error::AdminError},
         registry::Registry,
-        worker::address,
     },
     mesh::{
         driver::handle::MeshHandle,

@@ -8,9 +8,10 @@ use std::sync::{
 use http::{HeaderValue, uri::Authority};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::mesh::stores::{WorkerId, WorkerSpec};
-
-pub mod address;
+use crate::{
+    config::address,
+    mesh::stores::{WorkerId, WorkerSpec},
+};
 
 /// A worker that requests can be sent to. The same value lives on across rebuilds of the routing view while its
 /// address and key stay the same, so that its counters go on.

@@ -5,10 +5,11 @@ use serde_json::Value;
 
 use super::shortened;
 use crate::{
+    config::address,
     gateway::{
         admin::error::AdminError,
         health::probe::{MODEL_BYTES_MAX, MODELS_MAX},
-        worker::{address, bearer},
+        worker::bearer,
     },
     mesh::stores::{WorkerOrigin, WorkerSpec},
 };
@@ -128,8 +129,8 @@ mod tests {
             ("array", "[]", "the body is a JSON object"),
             ("no url", "{}", "missing field `url`"),
             ("unknown", r#"{"url":"http://w","prio":1,"cost":2}"#, "unknown field `cost`, `prio`"),
-            ("https", r#"{"url":"https://w"}"#, "`url`: https worker urls are not supported yet"),
-            ("bad url", r#"{"url":"w:8000"}"#, "`url`: a worker url starts with http://"),
+            ("https", r#"{"url":"https://w"}"#, "`url`: TLS to workers is not supported by this build"),
+            ("bad url", r#"{"url":"w:8000"}"#, "`url`: a worker URL starts with http://"),
             ("both", r#"{"url":"http://w","model_id":"a","models":["b"]}"#, "not both"),
             ("empty model", r#"{"url":"http://w","model_id":""}"#, "a model name has"),
             ("control character", r#"{"url":"http://w","model_id":"a\nb"}"#, "a model name has"),

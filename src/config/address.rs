@@ -11,25 +11,25 @@ pub const URL_BYTES_MAX: usize = 2048;
 #[non_exhaustive]
 pub enum AddressError {
     /// It is longer than [`URL_BYTES_MAX`].
-    #[error("a worker url has at most {URL_BYTES_MAX} bytes")]
+    #[error("a worker URL has at most {URL_BYTES_MAX} bytes")]
     TooLong,
     /// It is no URL at all.
-    #[error("not a url; a worker url looks like http://host:port")]
+    #[error("not a URL; a worker URL looks like http://host:port")]
     Malformed,
     /// The scheme is missing, or another than `http`.
-    #[error("a worker url starts with http://")]
+    #[error("a worker URL starts with http://")]
     Scheme,
     /// The scheme is `https`.
-    #[error("https worker urls are not supported yet; use http://")]
+    #[error("TLS to workers is not supported by this build; use http://")]
     Tls,
     /// There is a user name or a password in it.
-    #[error("a worker url has no user name or password; give a key as api_key")]
+    #[error("a worker URL has no user name or password; give an API key instead")]
     Userinfo,
     /// There is a `?` or a `#` in it.
-    #[error("a worker url has no query and no fragment")]
+    #[error("a worker URL has no query and no fragment")]
     QueryOrFragment,
     /// Port 0 is nobody's.
-    #[error("a worker url has a port from 1 to 65535")]
+    #[error("a worker URL has a port from 1 to 65535")]
     Port,
 }
 
@@ -77,12 +77,16 @@ fn parse(text: &str) -> Result<Url, AddressError> {
     if text.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'\\') {
         return Err(AddressError::Malformed);
     }
-    let scheme = text.split_once("://").ok_or(AddressError::Scheme)?.0;
+    let (scheme, rest) = text.split_once("://").ok_or(AddressError::Scheme)?;
     if scheme.eq_ignore_ascii_case("https") {
         return Err(AddressError::Tls);
     }
     if !scheme.eq_ignore_ascii_case("http") {
         return Err(AddressError::Scheme);
+    }
+    // The URL standard skips further slashes and takes the path for the host.
+    if rest.starts_with('/') {
+        return Err(AddressError::Malformed);
     }
     let url = Url::parse(text).map_err(|_| AddressError::Malformed)?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -126,6 +130,13 @@ mod tests {
             ("password", "http://:p@w1", Err(AddressError::Userinfo)),
             ("query", "http://w1?a=b", Err(AddressError::QueryOrFragment)),
             ("fragment", "http://w1#a", Err(AddressError::QueryOrFragment)),
+            ("default port and slash", "http://w:80/", Ok("http://w")),
+            ("slashes at the end", "http://w:8000//", Ok("http://w:8000")),
+            ("ipv6 in long form", "http://[0:0:0:0:0:0:0:1]:8000", Ok("http://[::1]:8000")),
+            ("one slash", "http:/w1:8000", Err(AddressError::Scheme)),
+            ("three slashes", "http:///w1", Err(AddressError::Malformed)),
+            ("backslashes", "http:\\\\w1", Err(AddressError::Malformed)),
+            ("backslash", "http://w1\\a", Err(AddressError::Malformed)),
             ("no host", "http://", Err(AddressError::Malformed)),
             ("space", "http://w 1", Err(AddressError::Malformed)),
             ("line end", "http://w1\n", Err(AddressError::Malformed)),
