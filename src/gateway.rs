@@ -16,6 +16,8 @@ pub mod headers;
 
 pub mod routes;
 
+pub mod keys;
+
 pub mod cors;
 
 pub mod budget;

@@ -1,17 +1,17 @@
 //! The HA API: handlers for `/ha/*` that read a snapshot and answer.
 //!
-//! Reading is public; `POST /ha/shutdown` and `PUT /ha/policies/{model}` need the admin key. Without the mesh every route answers 503
-//! `{"error":"mesh not enabled"}`.
+//! Reading is public; `POST /ha/shutdown` and `PUT /ha/policies/{model}` need the admin key. Without the mesh every
+//! route answers 503 `{"error":"mesh not enabled"}`.
 
 use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{Path, Request, State},
+    extract::{DefaultBodyLimit, Path, Request, State, rejection::BytesRejection},
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{any, get, post, put},
+    routing::{get, post, put},
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Auth, PolicyKind},
     gateway::{
-        admin::{auth::require_admin, error::AdminError, worker_id},
+        admin::{BODY_BYTES_MAX, auth::require_admin, read_body, worker_id},
+        error::GatewayError,
         registry::Registry,
     },
     mesh::driver::handle::{MeshHandle, Stopped},
@@ -57,6 +58,7 @@ pub fn router(ha: Ha) -> Router {
     let admin = Router::new()
         .route("/ha/shutdown", post(shutdown))
         .route("/ha/policies/{*model}", put(put_policy))
+        .route_layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route_layer(guard);
     Router::new()
         .route("/ha/health", get(health))
@@ -68,9 +70,6 @@ pub fn router(ha: Ha) -> Router {
         // The rest of the path, because model names have slashes in them.
         .route("/ha/policies/{*model}", get(show_policy))
         .merge(admin)
-        .route("/ha", any(unknown))
-        .route("/ha/{*rest}", any(unknown))
-        .method_not_allowed_fallback(|| async { AdminError::MethodNotAllowed })
         .route_layer(middleware::from_fn_with_state(ha.clone(), require_mesh))
         .with_state(ha)
 }
@@ -95,16 +94,16 @@ async fn list_workers(State(ha): State<Ha>) -> Json<Value> {
     Json(json!({ "workers": workers::all(&ha.mesh.view(), &ha.registry.roster()) }))
 }
 
-async fn show_worker(State(ha): State<Ha>, Path(key): Path<String>) -> Result<Json<workers::Shown>, AdminError> {
+async fn show_worker(State(ha): State<Ha>, Path(key): Path<String>) -> Result<Json<workers::Shown>, GatewayError> {
     let view = ha.mesh.view();
-    let id = worker_id(&key, view.workers.iter().map(|worker| &worker.id)).ok_or(AdminError::WorkerNotFound)?;
-    workers::one(&view, &ha.registry.roster(), &id).map(Json).ok_or(AdminError::WorkerNotFound)
+    let id = worker_id(&key, view.workers.iter().map(|worker| &worker.id)).ok_or(GatewayError::WorkerNotFound)?;
+    workers::one(&view, &ha.registry.roster(), &id).map(Json).ok_or(GatewayError::WorkerNotFound)
 }
 
 async fn follow(State(ha): State<Ha>) -> Response {
     match events::subscribe(&ha.mesh, ha.shutdown.clone()) {
         Some(events) => events.into_response(),
-        None => AdminError::TooManyStreams.into_response(),
+        None => GatewayError::TooManyStreams.into_response(),
     }
 }
 
@@ -112,21 +111,21 @@ async fn list_policies(State(ha): State<Ha>) -> Json<Value> {
     Json(json!({ "policies": policies::all(&ha.mesh.view(), ha.policy) }))
 }
 
-async fn show_policy(State(ha): State<Ha>, Path(model): Path<String>) -> Result<Json<policies::Shown>, AdminError> {
+async fn show_policy(State(ha): State<Ha>, Path(model): Path<String>) -> Result<Json<policies::Shown>, GatewayError> {
     let is_served = ha.registry.routing().load().models.contains_key(model.as_str());
-    policies::one(&ha.mesh.view(), ha.policy, &model, is_served).map(Json).ok_or(AdminError::PolicyNotFound)
+    policies::one(&ha.mesh.view(), ha.policy, &model, is_served).map(Json).ok_or(GatewayError::PolicyNotFound)
 }
 
 async fn put_policy(
     State(ha): State<Ha>,
     Path(model): Path<String>,
-    body: Bytes,
-) -> Result<Json<policies::Shown>, AdminError> {
-    let spec = policies::read(&body).map_err(AdminError::BadRequest)?;
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<policies::Shown>, GatewayError> {
+    let spec = policies::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
     match ha.mesh.put_policy(model.clone(), spec.clone()).await {
         Ok(Ok(())) => Ok(Json(policies::shown(&model, &spec))),
-        Ok(Err(error)) => Err(AdminError::BadRequest(error.to_string())),
-        Err(Stopped) => Err(AdminError::Stopping),
+        Ok(Err(error)) => Err(GatewayError::InvalidRequest(error.to_string())),
+        Err(Stopped) => Err(GatewayError::Draining),
     }
 }
 
@@ -134,10 +133,6 @@ async fn shutdown(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {
     tracing::info!("shutdown asked for by the API");
     ha.shutdown.cancel();
     (StatusCode::ACCEPTED, Json(json!({ "status": "shutting_down", "node_name": ha.mesh.view().node.as_str() })))
-}
-
-async fn unknown() -> AdminError {
-    AdminError::RouteNotFound
 }
 
 #[cfg(test)]

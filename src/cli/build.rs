@@ -103,7 +103,8 @@ impl Check<'_> {
     fn workers(&mut self, flags: &WorkerFlags) -> Workers {
         let mut urls: Vec<String> = Vec::new();
         for text in entries(&flags.worker_urls) {
-            if let Some(url) = self.accept("worker-urls", text, address::canonical(text).map_err(|error| error.to_string()))
+            if let Some(url) =
+                self.accept("worker-urls", text, address::canonical(text).map_err(|error| error.to_string()))
                 && !urls.contains(&url)
             {
                 urls.push(url);

@@ -18,10 +18,7 @@ use axum::{
 
 use crate::{
     config::{Auth, address},
-    gateway::{
-        admin::{auth::require_admin, error::AdminError},
-        registry::Registry,
-    },
+    gateway::{admin::auth::require_admin, error::GatewayError, registry::Registry},
     mesh::{
         driver::handle::MeshHandle,
         stores::{WorkerId, WorkerSpec},
@@ -32,11 +29,9 @@ pub mod auth;
 
 pub mod body;
 
-pub mod error;
-
 pub mod listing;
 
-/// Longest body of `POST /workers` in bytes: 256 model names of 256 bytes and a key fit.
+/// Longest body of an admin request in bytes: 256 model names of 256 bytes and a key fit.
 pub const BODY_BYTES_MAX: usize = 128 * 1024;
 
 /// Longest `?wait=` in seconds.
@@ -62,7 +57,6 @@ pub fn router(admin: Admin) -> Router {
         .route("/workers", get(list).post(add))
         // The rest of the path, because a URL that was not encoded has slashes in it.
         .route("/workers/{*worker}", get(show).delete(remove))
-        .method_not_allowed_fallback(|| async { AdminError::MethodNotAllowed })
         .route_layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route_layer(guard)
         .with_state(admin)
@@ -72,30 +66,35 @@ async fn list(State(admin): State<Admin>) -> Response {
     Json(listing::all(&admin.mesh.view(), &admin.registry.roster())).into_response()
 }
 
-async fn show(State(admin): State<Admin>, Path(key): Path<String>) -> Result<Response, AdminError> {
+async fn show(State(admin): State<Admin>, Path(key): Path<String>) -> Result<Response, GatewayError> {
     let (view, roster) = (admin.mesh.view(), admin.registry.roster());
     let shown_here = roster.entries.iter().chain(&roster.leaving).map(|entry| &entry.view.id);
     let known = view.workers.iter().map(|worker| &worker.id).chain(shown_here);
     let found = worker_id(&key, known).and_then(|id| listing::one(&view, &roster, &id));
-    Ok(Json(found.ok_or(AdminError::WorkerNotFound)?).into_response())
+    Ok(Json(found.ok_or(GatewayError::WorkerNotFound)?).into_response())
 }
 
 async fn add(
     State(admin): State<Admin>,
     RawQuery(query): RawQuery,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Response, AdminError> {
-    let body = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => AdminError::TooLong,
-        _ => AdminError::BadRequest("the body broke off".into()),
-    })?;
+) -> Result<Response, GatewayError> {
+    let body = read_body(body)?;
     let wait = wait_of(query.as_deref().unwrap_or_default())?;
     let spec = body::read(&body)?;
-    let id = admin.mesh.put_worker(spec.clone()).await.map_err(|_| AdminError::Stopping)?;
+    let id = admin.mesh.put_worker(spec.clone()).await.map_err(|_| GatewayError::Draining)?;
     tracing::info!(worker = %id, "worker registered");
     let is_ready = wait > Duration::ZERO && admin.registry.wait_ready(&id, wait).await;
     let status = if is_ready { StatusCode::CREATED } else { StatusCode::ACCEPTED };
     Ok(added(&admin, status, &id, &spec))
+}
+
+/// The body of a write, or why there is none.
+pub(crate) fn read_body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, GatewayError> {
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => GatewayError::PayloadTooLarge { bytes_max: BODY_BYTES_MAX },
+        _ => GatewayError::BodyBroken,
+    })
 }
 
 fn added(admin: &Admin, status: StatusCode, id: &WorkerId, spec: &WorkerSpec) -> Response {
@@ -109,11 +108,11 @@ fn added(admin: &Admin, status: StatusCode, id: &WorkerId, spec: &WorkerSpec) ->
     response
 }
 
-async fn remove(State(admin): State<Admin>, Path(key): Path<String>) -> Result<Response, AdminError> {
+async fn remove(State(admin): State<Admin>, Path(key): Path<String>) -> Result<Response, GatewayError> {
     let view = admin.mesh.view();
-    let id = worker_id(&key, view.workers.iter().map(|worker| &worker.id)).ok_or(AdminError::WorkerNotFound)?;
-    if !admin.mesh.remove_worker(id.clone()).await.map_err(|_| AdminError::Stopping)? {
-        return Err(AdminError::WorkerNotFound);
+    let id = worker_id(&key, view.workers.iter().map(|worker| &worker.id)).ok_or(GatewayError::WorkerNotFound)?;
+    if !admin.mesh.remove_worker(id.clone()).await.map_err(|_| GatewayError::Draining)? {
+        return Err(GatewayError::WorkerNotFound);
     }
     tracing::info!(worker = %id, "worker removed by the API");
     Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "id": id.as_str(), "state": "draining" }))).into_response())
@@ -128,15 +127,16 @@ pub(crate) fn worker_id<'a>(key: &str, mut known: impl Iterator<Item = &'a Worke
     }
 }
 
-fn wait_of(query: &str) -> Result<Duration, AdminError> {
+fn wait_of(query: &str) -> Result<Duration, GatewayError> {
     let mut wait = Duration::ZERO;
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         if name != "wait" {
-            return Err(AdminError::BadRequest(format!("unknown query parameter `{}`", shortened(&name))));
+            return Err(GatewayError::InvalidRequest(format!("unknown query parameter `{}`", shortened(&name))));
         }
         let secs = value.parse().ok().filter(|secs| *secs <= WAIT_SECS_MAX);
-        let secs =
-            secs.ok_or_else(|| AdminError::BadRequest(format!("`wait` is a number of seconds, 0 to {WAIT_SECS_MAX}")))?;
+        let secs = secs.ok_or_else(|| {
+            GatewayError::InvalidRequest(format!("`wait` is a number of seconds, 0 to {WAIT_SECS_MAX}"))
+        })?;
         wait = Duration::from_secs(secs);
     }
     Ok(wait)

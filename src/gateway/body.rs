@@ -45,14 +45,6 @@ impl Body {
         Self { kind: Kind::Full((!bytes.is_empty()).then_some(bytes)), finish: None }
     }
 
-    /// The bytes of a body that is all there and not yet sent.
-    pub(crate) fn into_bytes(self) -> Option<Bytes> {
-        match self.kind {
-            Kind::Full(bytes) => bytes,
-            Kind::Relay(_) | Kind::Control(_) => None,
-        }
-    }
-
     pub(crate) fn relay(relay: Relay) -> Self {
         Self { kind: Kind::Relay(Box::new(relay)), finish: None }
     }

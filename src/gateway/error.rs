@@ -1,10 +1,11 @@
-//! Every error that the gateway itself answers with, and how it looks to a client.
+//! Every error that the gateway itself answers with, on serving, admin and HA routes, and how it looks to a client.
 //!
 //! The body is OpenAI's: `{"error":{"type","code","message","param":null}}`. The code is also in `X-SMG-Error-Code`.
 //! No message names a worker's address.
 
 use std::time::Duration;
 
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
@@ -41,9 +42,18 @@ pub enum GatewayError {
         /// The limit.
         bytes_max: usize,
     },
+    /// An admin request makes no sense; the text says why. Nothing was changed.
+    #[error("{0}")]
+    InvalidRequest(String),
     /// The key is missing or wrong.
     #[error("missing or invalid API key")]
     ApiKey,
+    /// The admin key is missing or wrong.
+    #[error("a valid admin key is needed: Authorization: Bearer <key>")]
+    AdminKey,
+    /// No admin key is configured and the client is not on this machine.
+    #[error("without --admin-api-key this route answers clients on this machine alone")]
+    AdminLocalOnly,
     /// No such route.
     #[error("there is no such route")]
     RouteNotFound,
@@ -53,6 +63,12 @@ pub enum GatewayError {
         /// The methods that are, for `Allow`; none when the answer has that header already.
         allow: Option<&'static str>,
     },
+    /// No such worker.
+    #[error("there is no such worker")]
+    WorkerNotFound,
+    /// The model is not served here and has no policy of its own.
+    #[error("there is no policy for this model")]
+    PolicyNotFound,
     /// No registered worker serves the model.
     #[error("the model `{0}` does not exist")]
     ModelNotFound(String),
@@ -62,6 +78,9 @@ pub enum GatewayError {
     /// This gateway is shutting down; another one serves.
     #[error("this gateway is shutting down")]
     Draining,
+    /// As many event streams are open as there may be. The client may come again.
+    #[error("too many event streams are open")]
+    TooManyStreams,
     /// No connection to a worker, after all retries.
     #[error("the worker could not be reached")]
     WorkerUnreachable,
@@ -113,7 +132,11 @@ impl GatewayError {
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
             Self::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_media_type"),
             Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, "payload_too_large"),
-            Self::ApiKey => (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key"),
+            Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, INVALID, "invalid_request"),
+            Self::ApiKey | Self::AdminKey => (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key"),
+            Self::AdminLocalOnly => (StatusCode::FORBIDDEN, "permission_error", "admin_local_only"),
+            Self::WorkerNotFound => (StatusCode::NOT_FOUND, INVALID, "worker_not_found"),
+            Self::PolicyNotFound => (StatusCode::NOT_FOUND, INVALID, "policy_not_found"),
             Self::RouteNotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
@@ -121,6 +144,7 @@ impl GatewayError {
                 (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "no_available_workers")
             }
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "draining"),
+            Self::TooManyStreams => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "too_many_streams"),
             Self::WorkerUnreachable => (StatusCode::BAD_GATEWAY, "server_error", "worker_unreachable"),
             Self::WorkerReset => (StatusCode::BAD_GATEWAY, "server_error", "worker_reset"),
             Self::WorkerTruncated => (StatusCode::BAD_GATEWAY, "server_error", "worker_truncated"),
@@ -130,7 +154,8 @@ impl GatewayError {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        matches!(self, Self::NoAvailableWorkers | Self::Draining).then_some(Duration::from_secs(1))
+        matches!(self, Self::NoAvailableWorkers | Self::Draining | Self::TooManyStreams)
+            .then_some(Duration::from_secs(1))
     }
 
     /// A 5xx that comes again when the request does: it has used up a whole deadline.
@@ -160,7 +185,7 @@ impl GatewayError {
             Self::MethodNotAllowed { allow: Some(allow) } => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allow));
             }
-            Self::ApiKey => {
+            Self::ApiKey | Self::AdminKey => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // The rest of the body is not read, and a request after it would not be understood.
@@ -175,10 +200,27 @@ impl GatewayError {
     /// The response for the client.
     #[must_use]
     pub fn response(&self) -> Response<Body> {
-        let mut response = Response::new(Body::full(Bytes::from(self.json())));
+        self.response_with(Body::full(Bytes::from(self.json())))
+    }
+
+    fn response_with<B>(&self, body: B) -> Response<B> {
+        let mut response = Response::new(body);
         *response.status_mut() = self.status();
         *response.headers_mut() = self.headers();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+/// The code of an error that a control route answered with, in the response's extensions: for the record of the
+/// request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ErrorCode(pub(crate) &'static str);
+
+impl IntoResponse for GatewayError {
+    fn into_response(self) -> axum::response::Response {
+        let mut response = self.response_with(axum::body::Body::from(self.json()));
+        response.extensions_mut().insert(ErrorCode(self.code()));
         response
     }
 }
@@ -198,6 +240,11 @@ mod tests {
             (GatewayError::ContentType, 415, "invalid_request_error", "unsupported_media_type", None),
             (too_large, 413, "invalid_request_error", "payload_too_large", Some("connection: close")),
             (GatewayError::ApiKey, 401, "authentication_error", "invalid_api_key", Some("www-authenticate: Bearer")),
+            (GatewayError::AdminKey, 401, "authentication_error", "invalid_api_key", Some("www-authenticate: Bearer")),
+            (GatewayError::AdminLocalOnly, 403, "permission_error", "admin_local_only", None),
+            (GatewayError::InvalidRequest("why".into()), 400, "invalid_request_error", "invalid_request", None),
+            (GatewayError::WorkerNotFound, 404, "invalid_request_error", "worker_not_found", None),
+            (GatewayError::PolicyNotFound, 404, "invalid_request_error", "policy_not_found", None),
             (GatewayError::RouteNotFound, 404, "invalid_request_error", "not_found", None),
             (not_allowed, 405, "invalid_request_error", "method_not_allowed", Some("allow: POST")),
             (GatewayError::model_not_found("m"), 404, "invalid_request_error", "model_not_found", None),
@@ -209,6 +256,13 @@ mod tests {
                 Some("retry-after: 1"),
             ),
             (GatewayError::Draining, 503, "service_unavailable_error", "draining", Some("retry-after: 1")),
+            (
+                GatewayError::TooManyStreams,
+                503,
+                "service_unavailable_error",
+                "too_many_streams",
+                Some("retry-after: 1"),
+            ),
             (GatewayError::WorkerUnreachable, 502, "server_error", "worker_unreachable", None),
             (GatewayError::WorkerReset, 502, "server_error", "worker_reset", None),
             (GatewayError::WorkerTruncated, 502, "server_error", "worker_truncated", None),

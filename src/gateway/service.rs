@@ -12,9 +12,9 @@ use crate::gateway::{
     connection::Connection,
     core::{Core, Phase},
     cors,
-    error::GatewayError,
+    error::{ErrorCode, GatewayError},
     finish::Finish,
-    headers, proxy, public,
+    headers, keys, proxy, public,
     routes::{self, Target},
 };
 
@@ -44,7 +44,9 @@ pub(crate) async fn serve(core: Rc<Core>, connection: Rc<Connection>, request: R
     let answer = dispatch(inbound, body, &mut finish).await;
     let mut response = match answer {
         Ok(response) => {
-            finish.on_response(response.status(), "");
+            // A control route's error is a response by the time that it comes here.
+            let code = response.extensions().get::<ErrorCode>().map_or("", |code| code.0);
+            finish.on_response(response.status(), code);
             response
         }
         Err(error) => {
@@ -88,8 +90,8 @@ async fn dispatch(mut inbound: Inbound, body: Incoming, finish: &mut Finish) -> 
             Err(GatewayError::Draining)
         }
         Target::Serving => {
-            let keys = &core.config().auth.api_keys;
-            if !keys.is_empty() && !headers::has_key(headers, keys) {
+            let api_keys = &core.config().auth.api_keys;
+            if !api_keys.is_empty() && !keys::has_one_of(headers, api_keys) {
                 return Err(GatewayError::ApiKey);
             }
             proxy::serve(&inbound, Some(body), finish).await
@@ -110,17 +112,10 @@ async fn control(inbound: Inbound, body: Incoming, finish: &mut Finish) -> Resul
     let response = answered.unwrap_or_else(|never| match never {});
     let template = response.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     finish.on_path(&method, template.map_or("unmatched", |template| inbound.core.shared().intern(template)));
-    if response.extensions().get::<Unmatched>().is_some() {
-        return Err(GatewayError::RouteNotFound);
-    }
     Ok(response.map(Body::control))
 }
 
-/// Marks the response to a path that the control router does not know.
-#[derive(Clone, Copy, Debug)]
-struct Unmatched;
-
-/// Makes the router tell the template of the route that answered, and what it does not know.
+/// Makes the router tell the template of the route that answered, and refuse what it does not know.
 pub(crate) fn prepare(control: axum::Router) -> axum::Router {
     control
         .layer(axum::middleware::from_fn(async |request: ControlRequest, next: axum::middleware::Next| {
@@ -131,15 +126,6 @@ pub(crate) fn prepare(control: axum::Router) -> axum::Router {
             }
             response
         }))
-        .fallback(async || {
-            let mut response = axum::response::Response::new(axum::body::Body::empty());
-            response.extensions_mut().insert(Unmatched);
-            response
-        })
-        .method_not_allowed_fallback(async || GatewayError::MethodNotAllowed { allow: None }.response().map(axum_body))
-}
-
-/// A body of ours that is all there, for a response that passes the control router.
-fn axum_body(body: Body) -> axum::body::Body {
-    axum::body::Body::from(body.into_bytes().unwrap_or_default())
+        .fallback(async || GatewayError::RouteNotFound)
+        .method_not_allowed_fallback(async || GatewayError::MethodNotAllowed { allow: None })
 }

@@ -16,6 +16,7 @@ use crate::{
         admin,
         health::tests::Script,
         registry::tests::{FakeMesh, eventually, start},
+        service::prepare,
         worker::tests::spec,
     },
     mesh::{
@@ -47,7 +48,7 @@ impl Fixture {
     async fn send(&self, method: Method, path: &str, client: [u8; 4]) -> (u16, Value) {
         let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
         request.extensions_mut().insert(ConnectInfo(SocketAddr::from((client, 5))));
-        let response = router(self.ha.clone()).oneshot(request).await.unwrap();
+        let response = prepare(router(self.ha.clone())).oneshot(request).await.unwrap();
         let status = response.status().as_u16();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         (status, serde_json::from_slice(&bytes).unwrap())
@@ -169,11 +170,10 @@ async fn shutdown_is_for_operators() {
 async fn without_the_mesh_every_route_says_so() {
     let f = fixture();
     f.mesh.edit(|view| view.mesh_enabled = false);
-    for path in
-        ["/ha/health", "/ha/status", "/ha/workers", "/ha/workers/w-1", "/ha/policies", "/ha/policies/m", "/ha/x"]
-    {
+    for path in ["/ha/health", "/ha/status", "/ha/workers", "/ha/workers/w-1", "/ha/policies", "/ha/policies/m"] {
         assert_eq!(f.get(path).await, (503, json!({ "error": "mesh not enabled" })), "{path}");
     }
+    assert_eq!(f.get("/ha/x").await.0, 404, "never a route");
     let shutdown = f.send(Method::POST, "/ha/shutdown", [127, 0, 0, 1]).await;
     assert_eq!(shutdown, (503, json!({ "error": "mesh not enabled" })));
     assert!(!f.ha.shutdown.is_cancelled());
@@ -185,7 +185,12 @@ async fn unknown_routes_and_methods_are_refused_in_shape() {
     for (method, path, status, code) in [
         (Method::GET, "/ha/nothing", 404, "not_found"),
         (Method::GET, "/ha", 404, "not_found"),
+        (Method::GET, "/ha/", 404, "not_found"),
         (Method::GET, "/ha/status/x", 404, "not_found"),
+        (Method::GET, "/ha/status/", 404, "not_found"),
+        (Method::GET, "/ha/%73tatus", 404, "not_found"),
+        (Method::GET, "/ha/workers/", 404, "not_found"),
+        (Method::DELETE, "/ha/nothing", 404, "not_found"),
         (Method::POST, "/ha/status", 405, "method_not_allowed"),
         (Method::DELETE, "/ha/policies/m", 405, "method_not_allowed"),
     ] {

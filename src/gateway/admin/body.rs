@@ -7,7 +7,7 @@ use super::shortened;
 use crate::{
     config::address,
     gateway::{
-        admin::error::AdminError,
+        error::GatewayError,
         health::probe::{MODEL_BYTES_MAX, MODELS_MAX},
         worker::bearer,
     },
@@ -38,7 +38,7 @@ struct Body {
 ///
 /// # Errors
 /// 400, saying which field is wrong and why; every unknown field is named.
-pub fn read(bytes: &[u8]) -> Result<WorkerSpec, AdminError> {
+pub fn read(bytes: &[u8]) -> Result<WorkerSpec, GatewayError> {
     let value: Value = serde_json::from_slice(bytes).map_err(|error| bad(format!("the body is not JSON: {error}")))?;
     let Value::Object(fields) = &value else { return Err(bad("the body is a JSON object".into())) };
     let unknown = fields.keys().filter(|field| !FIELDS.contains(&field.as_str()));
@@ -54,7 +54,7 @@ pub fn read(bytes: &[u8]) -> Result<WorkerSpec, AdminError> {
     check(body)
 }
 
-fn check(body: Body) -> Result<WorkerSpec, AdminError> {
+fn check(body: Body) -> Result<WorkerSpec, GatewayError> {
     let url = address::canonical(&body.url).map_err(|error| bad(format!("`url`: {error}")))?;
     let models = match (body.model_id, body.models) {
         (Some(_), Some(_)) => return Err(bad("give `model_id` or `models`, not both".into())),
@@ -91,8 +91,8 @@ fn unique(models: Vec<String>) -> Vec<String> {
     kept
 }
 
-fn bad(message: String) -> AdminError {
-    AdminError::BadRequest(message)
+fn bad(message: String) -> GatewayError {
+    GatewayError::InvalidRequest(message)
 }
 
 #[cfg(test)]

@@ -15,8 +15,10 @@ use tower::ServiceExt;
 use super::*;
 use crate::{
     gateway::{
+        error::ERROR_CODE_HEADER,
         health::tests::Script,
         registry::tests::{FakeMesh, eventually, start},
+        service::prepare,
         worker::tests::spec,
     },
     mesh::stores::WorkerState,
@@ -34,7 +36,7 @@ fn fixture(keys: &[&str]) -> Fixture {
     let registry = start(&script, &mesh);
     let auth = Auth { api_keys: Vec::new(), admin_api_keys: keys.iter().map(|&k| k.to_owned()).collect() };
     let admin = Admin { mesh: mesh.handle.clone(), registry: registry.clone(), auth: Arc::new(auth) };
-    Fixture { script, mesh, registry, router: router(admin) }
+    Fixture { script, mesh, registry, router: prepare(router(admin)) }
 }
 
 struct Answer {
@@ -144,7 +146,7 @@ async fn bad_requests_are_told_what_is_wrong() {
         let error = &answer.body["error"];
         assert_eq!((&error["code"], &error["param"]), (&json!(code), &Value::Null), "{case}");
         assert!(error["message"].as_str().unwrap().contains(message), "{case}: {error}");
-        assert_eq!(answer.headers[error::CODE_HEADER], code, "{case}");
+        assert_eq!(answer.headers[ERROR_CODE_HEADER], code, "{case}");
     }
     assert_eq!(f.send(Method::GET, "/workers", "").await.body["total"], 0, "nothing was changed");
 }

@@ -33,7 +33,9 @@ impl Policies {
         for (model, spec) in set {
             match spec.policy.parse() {
                 Ok(kind) => drop(by_model.insert(model.clone(), kind)),
-                Err(UnknownPolicy) => tracing::warn!(model, policy = spec.policy, "policy unknown here, the default is used"),
+                Err(UnknownPolicy) => {
+                    tracing::warn!(model, policy = spec.policy, "policy unknown here, the default is used")
+                }
             }
         }
         let default = by_model.remove(DEFAULT_MODEL).unwrap_or(default);
