@@ -59,6 +59,15 @@ impl Body {
     }
 }
 
+impl Drop for Body {
+    fn drop(&mut self) {
+        let is_sent = self.is_end_stream();
+        if let Some(finish) = self.finish.as_mut().filter(|_| !is_sent) {
+            finish.on_abandoned();
+        }
+    }
+}
+
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;

@@ -9,6 +9,9 @@ use crate::gateway::{connection::Connection, core::Core};
 /// Status recorded for a client that left before its answer began, as nginx has it.
 const CLIENT_CLOSED: u16 = 499;
 
+/// Error code recorded for a client that left before its answer ended.
+const CLIENT_CLOSED_CODE: &str = "client_closed";
+
 /// Ends the record when dropped.
 pub(crate) struct Finish {
     core: Rc<Core>,
@@ -17,6 +20,8 @@ pub(crate) struct Finish {
     path: &'static str,
     status: StatusCode,
     error_code: &'static str,
+    /// The answer to a HEAD has no body, whatever its headers say: nothing of it can be missed.
+    is_bodyless: bool,
     /// The model's label, of a request that was routed to workers.
     model: Option<Arc<str>>,
 }
@@ -32,7 +37,8 @@ impl Finish {
             started,
             path: "unmatched",
             status: StatusCode::from_u16(CLIENT_CLOSED).unwrap_or(StatusCode::BAD_REQUEST),
-            error_code: "client_closed",
+            error_code: CLIENT_CLOSED_CODE,
+            is_bodyless: false,
             model: None,
         }
     }
@@ -40,6 +46,7 @@ impl Finish {
     /// Tells the route template, once it is known.
     pub(crate) fn on_path(&mut self, method: &Method, path: &'static str) {
         self.path = path;
+        self.is_bodyless = *method == Method::HEAD;
         self.core.metrics.http_request(method, path);
     }
 
@@ -58,6 +65,13 @@ impl Finish {
     pub(crate) fn on_broken(&mut self, error_code: &'static str) {
         self.error_code = error_code;
         self.core.metrics.router_error(error_code);
+    }
+
+    /// The response was given up before its end: nobody reads it any more.
+    pub(crate) fn on_abandoned(&mut self) {
+        if self.error_code.is_empty() && !self.is_bodyless {
+            self.error_code = CLIENT_CLOSED_CODE;
+        }
     }
 
     /// The first byte of a stream's body.

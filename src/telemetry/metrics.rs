@@ -316,9 +316,11 @@ fn method_label(index: u8) -> &'static str {
     LABELS.get(usize::from(index)).copied().unwrap_or("OTHER")
 }
 
-/// The status, or `other` for one that no standard names: a worker may answer any three digits.
+/// The status, or `other` for one that no standard names: a worker may answer any three digits. 499, a client that left
+/// before its answer began, is ours.
 fn status_label(status: u16) -> StringValue {
-    let known = http::StatusCode::from_u16(status).ok().filter(|status| status.canonical_reason().is_some());
+    let is_known = |status: &http::StatusCode| status.canonical_reason().is_some() || status.as_u16() == 499;
+    let known = http::StatusCode::from_u16(status).ok().filter(is_known);
     known.map_or_else(|| "other".into(), |status| status.as_str().to_owned().into())
 }
 

@@ -191,6 +191,50 @@ async fn a_stream_ends_with_its_deadline() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_is_recorded_as_such() {
+    let upstream = Upstream::new().await;
+    let metrics = Metrics::new();
+    let view = Arc::new(ArcSwap::from_pointee(view(&[upstream.worker()])));
+    let plane = Plane::start(Arc::new(config()), view, metrics.clone(), Suspicions::default(), axum::Router::new());
+    let plane = plane.unwrap();
+    let count = |status: &str, code: &str| {
+        let path = "path=\"/v1/chat/completions\"";
+        let line = format!("smg_http_responses_total{{error_code=\"{code}\",{path},status_code=\"{status}\"}} ");
+        metrics.encode().lines().find_map(|found| found.strip_prefix(&line)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    // Before the answer.
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(CHAT)).await;
+    let mut worker = upstream.accept().await;
+    worker.message().await;
+    drop(client);
+    worker.ends().await;
+    eventually(|| count("499", "client_closed") == 1).await;
+    // Within it.
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(STREAM)).await;
+    let mut worker = upstream.accept().await;
+    worker.message().await;
+    worker.send(STREAM_HEAD.to_owned() + &chunk("data: 1\n\n")).await;
+    client.until("data: 1").await;
+    drop(client);
+    worker.ends().await;
+    eventually(|| count("200", "client_closed") == 1).await;
+    // Not at all; and the answer to a HEAD ends with its head.
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(STREAM)).await;
+    let mut worker = upstream.accept().await;
+    worker.message().await;
+    worker.send(STREAM_HEAD.to_owned() + &chunk("data: 1\n\n") + "0\r\n\r\n").await;
+    client.until("0\r\n\r\n").await;
+    client.send("HEAD /liveness HTTP/1.1\r\nHost: g\r\n\r\n").await;
+    client.until("\r\n\r\n").await;
+    eventually(|| count("200", "") == 1).await;
+    eventually(|| metrics.encode().contains("error_code=\"\",path=\"/liveness\",status_code=\"200\"} 1")).await;
+    assert_eq!((count("200", "client_closed"), plane.in_flight()), (1, 0));
+}
+
+#[tokio::test]
 async fn a_broken_http2_stream_says_so_and_is_reset() {
     let upstream = Upstream::new().await;
     let plane = start(&[upstream.worker()]);
