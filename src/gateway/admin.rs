@@ -1,8 +1,8 @@
 //! The admin API of workers: `GET` and `POST /workers`, `GET` and `DELETE /workers/{id or URL-encoded URL}`.
 //!
-//! Writes go to the mesh and are answered as soon as it has them; every gateway then takes up or lets go of the worker
-//! by itself (see [`registry`](crate::gateway::registry)). Reads join the mesh's newest view with what this gateway
-//! sees, so a write is visible to the next read at the same gateway.
+//! Writes go to the mesh; every gateway then takes up or lets go of the worker by itself (see [`registry`](crate::gateway::registry)). Reads join the mesh's newest view with what this gateway
+//! sees, so a write is visible to the next read at the same gateway. A write is answered when this gateway's routing
+//! table shows it: no request that begins afterwards is sent to a removed worker, and after 201 the next one succeeds.
 
 use std::{sync::Arc, time::Duration};
 
@@ -84,6 +84,7 @@ async fn add(
     let spec = body::read(&body)?;
     let id = admin.mesh.put_worker(spec.clone()).await.map_err(|_| GatewayError::Draining)?;
     tracing::info!(worker = %id, "worker registered");
+    admin.registry.settled().await;
     let is_ready = wait > Duration::ZERO && admin.registry.wait_ready(&id, wait).await;
     let status = if is_ready { StatusCode::CREATED } else { StatusCode::ACCEPTED };
     Ok(added(&admin, status, &id, &spec))
@@ -115,6 +116,8 @@ async fn remove(State(admin): State<Admin>, Path(key): Path<String>) -> Result<R
         return Err(GatewayError::WorkerNotFound);
     }
     tracing::info!(worker = %id, "worker removed by the API");
+    // Nothing that begins after the answer goes there.
+    admin.registry.settled().await;
     Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "id": id.as_str(), "state": "draining" }))).into_response())
 }
 

@@ -107,7 +107,7 @@ async fn route(
     let found = if body.is_empty() { scan::Scan::default() } else { scan::scan(&body)? };
     stage.set(Stage::Worker);
     let view = inbound.core.shared().view.load();
-    let route = match view.lookup(found.model.as_deref()) {
+    let route = match view.lookup(found.model.as_deref(), inbound.started) {
         Lookup::Route(route) => route,
         Lookup::UnknownModel => return Err(GatewayError::model_not_found(found.model.as_deref().unwrap_or(""))),
     };

@@ -15,7 +15,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     config::{Config, Health, PolicyKind},
@@ -25,7 +25,7 @@ use crate::{
             probe::{HttpProbe, Probe},
         },
         registry::{
-            keeper::Keeper,
+            keeper::{Keeper, Outputs},
             roster::{Entry, Roster},
         },
         view::RoutingView,
@@ -78,7 +78,11 @@ pub struct Registry {
     routing: Arc<ArcSwap<RoutingView>>,
     roster: watch::Receiver<Arc<Roster>>,
     suspicions: Suspicions,
+    waiters: mpsc::Sender<oneshot::Sender<()>>,
 }
+
+/// Calls of [`Registry::settled`] that wait for the task to take note of them; more wait for room.
+const WAITERS_MAX: usize = 64;
 
 impl Registry {
     /// The registry, and the task behind it for the caller to spawn on the control runtime. The task ends when the mesh
@@ -101,10 +105,12 @@ impl Registry {
     ) -> (Self, impl Future<Output = ()> + Send) {
         let prober = Prober::new(probe, settings.health.clone());
         let (roster_sender, roster) = watch::channel(Arc::default());
-        let registry = Self { routing: Arc::default(), roster, suspicions: prober.suspicions() };
+        let (waiters, waiting) = mpsc::channel(WAITERS_MAX);
+        let registry = Self { routing: Arc::default(), roster, suspicions: prober.suspicions(), waiters };
         let source = registry.clone();
         metrics.watch_workers(move || source.samples());
-        let keeper = Keeper::new(prober, mesh, settings, metrics, registry.routing.clone(), roster_sender);
+        let outputs = Outputs { routing: registry.routing.clone(), roster: roster_sender, waiting };
+        let keeper = Keeper::new(prober, mesh, settings, metrics, outputs);
         (registry, keeper.run())
     }
 
@@ -124,6 +130,16 @@ impl Registry {
     #[must_use]
     pub fn suspicions(&self) -> Suspicions {
         self.suspicions.clone()
+    }
+
+    /// Waits until the routing table shows what the mesh's view says now, or more: a write that the mesh has confirmed
+    /// decides where the requests go that begin after this. Takes at most [`keeper::REBUILD_SPACING`] and one rebuild.
+    pub async fn settled(&self) {
+        let (waiter, shown) = oneshot::channel();
+        // The task ends with the mesh, and the process with it: then nobody will be told.
+        if self.waiters.send(waiter).await.is_ok() {
+            let _ = shown.await;
+        }
     }
 
     /// Waits until the worker is ready here, at most `wait`; says whether it is.

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
 };
 
 use crate::{config::PolicyKind, gateway::worker::Worker};
@@ -16,6 +17,9 @@ pub struct RoutingView {
     pub any: Arc<Route>,
     /// Ready workers whose models are unknown: they are offered every model that no other worker names.
     pub wildcard: Arc<Route>,
+    /// Until then some worker, just registered, may serve models that nobody names yet; see
+    /// [`UNASKED_MAX`](crate::gateway::registry::keeper::UNASKED_MAX).
+    pub unasked_until: Option<Instant>,
     /// Registered workers, whatever their state.
     pub workers_total: usize,
     /// Ready ones.
@@ -59,15 +63,20 @@ pub enum Lookup {
 }
 
 impl RoutingView {
-    /// The route of a request. A model that nobody names goes to workers whose models are unknown; with no worker
-    /// ready the answer is an empty route (503), not an unknown model (404), because nobody can tell yet.
+    /// The route of a request. A model that nobody names goes to workers whose models are unknown. While nobody can
+    /// tell yet, because no worker is ready or one was not asked yet, the answer is an empty route (503), not an unknown
+    /// model (404).
     #[must_use]
-    pub fn lookup(&self, model: Option<&str>) -> Lookup {
+    pub fn lookup(&self, model: Option<&str>, now: Instant) -> Lookup {
         let Some(model) = model else { return Lookup::Route(self.any.clone()) };
-        match self.models.get(model) {
-            Some(route) => Lookup::Route(route.clone()),
-            None if !self.wildcard.ready.is_empty() || self.workers_ready == 0 => Lookup::Route(self.wildcard.clone()),
-            None => Lookup::UnknownModel,
+        if let Some(route) = self.models.get(model) {
+            return Lookup::Route(route.clone());
+        }
+        let is_unasked = self.unasked_until.is_some_and(|until| now < until);
+        if !self.wildcard.ready.is_empty() || self.workers_ready == 0 || is_unasked {
+            Lookup::Route(self.wildcard.clone())
+        } else {
+            Lookup::UnknownModel
         }
     }
 }

@@ -82,6 +82,8 @@ struct Driver {
     view_due: Option<Instant>,
     view_published: Instant,
     leaving: Vec<oneshot::Sender<()>>,
+    /// Answers to writes that the view does not show yet: at most as many as there are askers.
+    unconfirmed: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 /// Binds the mesh, when it is enabled, and starts its driver on the current runtime.
@@ -111,6 +113,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         view_due: Some(now),
         view_published: now - VIEW_INTERVAL,
         leaving: Vec::new(),
+        unconfirmed: Vec::new(),
     };
     let handle = MeshHandle::new(commands, watched);
     let sampled = handle.clone();
@@ -201,10 +204,14 @@ impl Driver {
         // An asker that has gone away does not undo what it asked for.
         match command {
             Command::PutWorker(spec, reply) => {
-                let _ = reply.send(self.stores.put_worker(unix_ms(), spec));
+                let id = self.stores.put_worker(unix_ms(), spec);
+                self.unconfirmed.push(Box::new(move || drop(reply.send(id))));
             }
             Command::RemoveWorker(id, reply) => {
-                let _ = reply.send(self.stores.remove_worker(unix_ms(), &id));
+                let existed = self.stores.remove_worker(unix_ms(), &id);
+                self.unconfirmed.push(Box::new(move || {
+                    let _ = reply.send(existed);
+                }));
             }
             Command::PutPolicy(model, spec, reply) => {
                 let _ = reply.send(self.stores.put_policy(unix_ms(), &model, &spec));
@@ -248,6 +255,9 @@ impl Driver {
         }
         if self.view_due.is_some_and(|at| at <= now) {
             self.publish(now);
+        }
+        if self.view_due.is_none() {
+            self.unconfirmed.drain(..).for_each(|confirm| confirm());
         }
         Ok(())
     }

@@ -115,6 +115,7 @@ fn view(workers: &[Arc<Worker>]) -> RoutingView {
         models: HashMap::from([("m".into(), route.clone())]),
         any: route,
         wildcard: Arc::default(),
+        unasked_until: None,
         workers_total: workers.len(),
         workers_ready: workers.len(),
     }

@@ -9,7 +9,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::{
-    sync::watch,
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
 
@@ -37,6 +37,11 @@ pub const REBUILD_SPACING: Duration = Duration::from_millis(10);
 /// How often removed workers are looked at for requests in flight, while there are such workers.
 pub const LEAVING_CHECK: Duration = Duration::from_millis(250);
 
+/// For so long after a worker was registered, while nobody knows its models, it may serve any: a model that no worker
+/// names is then "not yet" (503) instead of "no such model" (404). Long enough for a process that answers at all, short
+/// enough that a worker that never does hides no misspelled name. Registering the worker again does not prolong it.
+pub const UNASKED_MAX: Duration = Duration::from_secs(10);
+
 /// The state of the task; see [`registry`](super).
 pub(super) struct Keeper<P> {
     mesh: MeshHandle,
@@ -56,8 +61,16 @@ pub(super) struct Keeper<P> {
     rebuild_due: Option<Instant>,
     rebuilt: Instant,
     startup_deadline: Option<Instant>,
-    routing: Arc<ArcSwap<RoutingView>>,
-    roster: watch::Sender<Arc<Roster>>,
+    outputs: Outputs,
+    /// Told at the next rebuild: as many as admin requests are under way.
+    waiters: Vec<oneshot::Sender<()>>,
+}
+
+/// Where the task shows what it knows, and who waits for it.
+pub(super) struct Outputs {
+    pub(super) routing: Arc<ArcSwap<RoutingView>>,
+    pub(super) roster: watch::Sender<Arc<Roster>>,
+    pub(super) waiting: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
 /// A registered worker.
@@ -68,6 +81,8 @@ struct Slot {
     state: WorkerState,
     own_models: Vec<String>,
     models: Arc<[String]>,
+    /// When this gateway first saw it registered.
+    since: Instant,
 }
 
 /// A removed worker that still has requests in flight.
@@ -82,8 +97,7 @@ impl<P: Probe> Keeper<P> {
         mesh: MeshHandle,
         settings: Settings,
         metrics: Arc<Metrics>,
-        routing: Arc<ArcSwap<RoutingView>>,
-        roster: watch::Sender<Arc<Roster>>,
+        outputs: Outputs,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -102,8 +116,8 @@ impl<P: Probe> Keeper<P> {
             outbox: BTreeMap::new(),
             rebuild_due: None,
             rebuilt: now,
-            routing,
-            roster,
+            outputs,
+            waiters: Vec::new(),
         }
     }
 
@@ -119,6 +133,7 @@ impl<P: Probe> Keeper<P> {
                     Err(_) => return,
                 },
                 report = self.prober.next() => self.on_report(report),
+                Some(waiter) = self.outputs.waiting.recv() => self.on_waiter(waiter),
                 sent = announce(&self.mesh, next_out) => drop(self.outbox.remove(&sent)),
                 now = at(self.rebuild_due) => self.rebuild(now),
                 now = at(self.sweep_due) => self.sweep(now),
@@ -149,6 +164,22 @@ impl<P: Probe> Keeper<P> {
         }
     }
 
+    /// Takes in the view as it is now, and tells the waiter when the table shows it.
+    fn on_waiter(&mut self, waiter: oneshot::Sender<()>) {
+        self.on_view();
+        self.waiters.push(waiter);
+        if self.rebuild_due.is_none() {
+            self.tell_waiters();
+        }
+    }
+
+    fn tell_waiters(&mut self) {
+        for waiter in self.waiters.drain(..) {
+            // One that has given up, as when its client left, need not be told.
+            let _ = waiter.send(());
+        }
+    }
+
     fn upsert(&mut self, view: &Arc<WorkerView>, cluster: &View) {
         self.mark_stale();
         if let Some(slot) = self.slots.get_mut(&view.id)
@@ -169,7 +200,9 @@ impl<P: Probe> Keeper<P> {
                 return;
             }
         };
-        let own_models = self.slots.remove(&view.id).map(|slot| slot.own_models).unwrap_or_default();
+        let previous = self.slots.remove(&view.id);
+        let since = previous.as_ref().map_or_else(Instant::now, |slot| slot.since);
+        let own_models = previous.map(|slot| slot.own_models).unwrap_or_default();
         let state = self.prober.track(worker.clone(), view.spec.models.is_empty());
         let models = models_of(view, &own_models);
         // What this node said in an earlier life is not what it sees now.
@@ -177,7 +210,7 @@ impl<P: Probe> Keeper<P> {
         if view.observed.get(&cluster.node).map_or(state == WorkerState::Ready, |said| *said != own) {
             self.outbox.insert(view.id.clone(), own);
         }
-        self.slots.insert(view.id.clone(), Slot { view: view.clone(), worker, state, own_models, models });
+        self.slots.insert(view.id.clone(), Slot { view: view.clone(), worker, state, own_models, models, since });
     }
 
     /// The value that is already in use for this address and key, also by the last requests of a removed entry.
@@ -243,14 +276,16 @@ impl<P: Probe> Keeper<P> {
 
     fn rebuild(&mut self, now: Instant) {
         let entries: Vec<_> = self.slots.values().map(Slot::entry).collect();
-        let table = build(&entries, &self.policies, &self.routing.load());
+        let unasked_until = self.slots.values().filter_map(Slot::unasked_until).max();
+        let table = build(&entries, &self.policies, unasked_until, &self.outputs.routing.load());
         if table.workers_ready > 0 {
             self.startup_deadline = None;
         }
-        self.routing.store(Arc::new(table));
+        self.outputs.routing.store(Arc::new(table));
         let leaving = self.leaving.iter().map(|leaving| leaving.entry.clone()).collect();
-        self.roster.send_replace(Arc::new(Roster { entries, leaving }));
+        self.outputs.roster.send_replace(Arc::new(Roster { entries, leaving }));
         (self.rebuilt, self.rebuild_due) = (now, None);
+        self.tell_waiters();
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -270,6 +305,12 @@ impl<P: Probe> Keeper<P> {
 }
 
 impl Slot {
+    /// Until when the worker may serve models that nobody knows of.
+    fn unasked_until(&self) -> Option<std::time::Instant> {
+        let is_unasked = self.state == WorkerState::Pending && self.models.is_empty() && !self.view.spec.draining;
+        is_unasked.then(|| (self.since + UNASKED_MAX).into_std())
+    }
+
     fn entry(&self) -> Entry {
         let state = if self.view.spec.draining { WorkerState::Draining } else { self.state };
         Entry { view: self.view.clone(), worker: self.worker.clone(), state, models: self.models.clone() }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
+    time::Instant,
 };
 
 use crate::{
@@ -34,7 +35,7 @@ impl Policies {
             match spec.policy.parse() {
                 Ok(kind) => drop(by_model.insert(model.clone(), kind)),
                 Err(UnknownPolicy) => {
-                    tracing::warn!(model, policy = spec.policy, "policy unknown here, the default is used")
+                    tracing::warn!(model, policy = spec.policy, "policy unknown here, the default is used");
                 }
             }
         }
@@ -56,9 +57,14 @@ impl Policies {
 }
 
 /// Builds the table from entries sorted by id. A route that is the same as in `previous` is taken over, so that its
-/// round robin goes on; a changed one inherits the cursor.
+/// round robin goes on; a changed one inherits the cursor. `unasked_until` is passed on.
 #[must_use]
-pub fn build(entries: &[Entry], policies: &Policies, previous: &RoutingView) -> RoutingView {
+pub fn build(
+    entries: &[Entry],
+    policies: &Policies,
+    unasked_until: Option<Instant>,
+    previous: &RoutingView,
+) -> RoutingView {
     let mut by_model: HashMap<&str, Vec<_>> = HashMap::new();
     let (mut any, mut wildcard) = (Vec::new(), Vec::new());
     for entry in entries {
@@ -84,6 +90,7 @@ pub fn build(entries: &[Entry], policies: &Policies, previous: &RoutingView) -> 
         models: by_model.into_iter().map(|(model, ready)| (model.into(), route(model, ready))).collect(),
         any: renewed(Route::new("other".into(), default, any), Some(&previous.any)),
         wildcard: renewed(Route::new("other".into(), default, wildcard), Some(&previous.wildcard)),
+        unasked_until,
         workers_total: entries.len(),
         workers_ready,
     }
@@ -134,8 +141,8 @@ mod tests {
             ("a name precedes the wildcard", vec![("a", Ready, &[][..]), ("b", Ready, &["m"])], Some(vec!["b"])),
         ] {
             let entries: Vec<_> = workers.iter().map(|(host, state, models)| entry(host, *state, models)).collect();
-            let view = build(&entries, &policies(), &RoutingView::default());
-            let found = match view.lookup(Some("m")) {
+            let view = build(&entries, &policies(), None, &RoutingView::default());
+            let found = match view.lookup(Some("m"), Instant::now()) {
                 Lookup::Route(route) => Some(ids(&route).into_iter().map(str::to_owned).collect::<Vec<_>>()),
                 Lookup::UnknownModel => None,
             };
@@ -147,15 +154,32 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_was_not_asked_yet_may_serve_any_model() {
+        let (now, second) = (Instant::now(), std::time::Duration::from_secs(1));
+        let entries = [entry("a", WorkerState::Pending, &[]), entry("b", WorkerState::Ready, &["n"])];
+        for (case, unasked_until, is_known) in [
+            ("not yet asked", Some(now + second), true),
+            ("the time is over", Some(now), false),
+            ("all were asked", None, false),
+        ] {
+            let view = build(&entries, &policies(), unasked_until, &RoutingView::default());
+            match view.lookup(Some("m"), now) {
+                Lookup::Route(route) => assert!(is_known && route.ready.is_empty(), "{case}"),
+                Lookup::UnknownModel => assert!(!is_known, "{case}"),
+            }
+        }
+    }
+
+    #[test]
     fn routes_go_on_across_rebuilds() {
         let one = [entry("a", WorkerState::Ready, &["m"])];
-        let first = build(&one, &policies(), &RoutingView::default());
+        let first = build(&one, &policies(), None, &RoutingView::default());
         first.models["m"].cursor.store(7, Ordering::Relaxed);
-        let same = build(&one, &policies(), &first);
+        let same = build(&one, &policies(), None, &first);
         assert!(Arc::ptr_eq(&same.models["m"], &first.models["m"]));
         assert!(Arc::ptr_eq(&same.any, &first.any));
         let two = [one[0].clone(), entry("b", WorkerState::Ready, &["m"])];
-        let grown = build(&two, &policies(), &same);
+        let grown = build(&two, &policies(), None, &same);
         assert_eq!(grown.models["m"].ready.len(), 2);
         assert_eq!(grown.models["m"].cursor.load(Ordering::Relaxed), 7);
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    keeper::{LEAVING_CHECK, REBUILD_SPACING},
+    keeper::{LEAVING_CHECK, REBUILD_SPACING, UNASKED_MAX},
     *,
 };
 use crate::{
@@ -143,7 +143,7 @@ pub(crate) async fn eventually(registry: &Registry, is_so: impl FnMut(&Arc<Roste
 }
 
 fn ready_for(registry: &Registry, model: &str) -> Option<Vec<WorkerId>> {
-    match registry.routing.load().lookup(Some(model)) {
+    match registry.routing.load().lookup(Some(model), Instant::now().into_std()) {
         Lookup::Route(route) => Some(route.ready.iter().map(|worker| worker.id.clone()).collect()),
         Lookup::UnknownModel => None,
     }
@@ -163,6 +163,51 @@ async fn a_registered_worker_is_routable_within_a_second() {
     tokio::task::yield_now().await;
     let seen = WorkerObservation { state: WorkerState::Ready, models: vec!["m".into()] };
     assert_eq!(mesh.observed(&id), Some(seen));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_table_shows_every_write_that_was_waited_for() {
+    let (script, mesh) = (Script::default(), FakeMesh::start());
+    let registry = start(&script, &mesh);
+    for _ in 0..20 {
+        let id = mesh.put(WorkerSpec { models: vec!["m".into()], ..spec("http://w") });
+        registry.settled().await;
+        assert_eq!(registry.routing.load().workers_total, 1);
+        assert!(registry.wait_ready(&id, Duration::from_secs(1)).await);
+        assert_eq!(ready_for(&registry, "m"), Some(vec![id.clone()]));
+        mesh.remove(&id);
+        registry.settled().await;
+        assert_eq!(registry.routing.load().workers_total, 0);
+        assert!(!registry.roster().is_ready(&id), "an older worker of this id is not taken for the next one");
+    }
+    let begun = Instant::now();
+    registry.settled().await;
+    assert_eq!(begun.elapsed(), Duration::ZERO, "nothing to wait for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_never_answers_hides_misspelled_models_for_ten_seconds() {
+    let (script, mesh) = (Script::default(), FakeMesh::start());
+    let registry = start(&script, &mesh);
+    let good = mesh.put(WorkerSpec { models: vec!["m".into()], ..spec("http://w") });
+    eventually(&registry, |roster| roster.is_ready(&good)).await;
+    assert_eq!(ready_for(&registry, "typo"), None);
+    let dead = WorkerId::of_url("http://dead");
+    script.set_down(&dead, true);
+    mesh.put(spec("http://dead"));
+    registry.settled().await;
+    assert_eq!(ready_for(&registry, "typo"), Some(vec![]), "503, not 404");
+    tokio::time::advance(UNASKED_MAX / 2).await;
+    mesh.put(WorkerSpec { zone: "z".into(), ..spec("http://dead") });
+    mesh.put(WorkerSpec { api_key: Some("k".into()), ..spec("http://dead") });
+    registry.settled().await;
+    assert_eq!(ready_for(&registry, "typo"), Some(vec![]));
+    tokio::time::advance(UNASKED_MAX / 2).await;
+    assert_eq!(ready_for(&registry, "typo"), None, "registering it again does not prolong it");
+    script.set_down(&dead, false);
+    script.set_models(&dead, &["late"]);
+    eventually(&registry, |roster| roster.is_ready(&dead)).await;
+    assert_eq!(ready_for(&registry, "late"), Some(vec![dead]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -95,7 +95,7 @@ impl MeshHandle {
         self.view.clone()
     }
 
-    /// Registers or replaces a worker, here and everywhere.
+    /// Registers or replaces a worker, here and everywhere. When it answers, [`view`](Self::view) shows it.
     ///
     /// # Errors
     /// When the driver has stopped.
@@ -103,7 +103,7 @@ impl MeshHandle {
         self.ask(|reply| Command::PutWorker(spec, reply)).await
     }
 
-    /// Removes a worker everywhere; `false` when there was none.
+    /// Removes a worker everywhere; `false` when there was none. When it answers, [`view`](Self::view) is without it.
     ///
     /// # Errors
     /// When the driver has stopped.
