@@ -32,9 +32,11 @@ mod listener;
 
 mod connection;
 
+mod head_guard;
+
 mod client_io;
 
-mod service;
+pub(crate) mod service;
 
 mod public;
 

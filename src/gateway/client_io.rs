@@ -16,10 +16,16 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use crate::gateway::connection::Connection;
+use crate::gateway::{
+    connection::Connection,
+    head_guard::{HeadGuard, SPOILER},
+};
 
 /// How long a connection that the gateway closes is read on for the sake of its last answer.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Longest read while heads are looked at.
+const HEAD_READ_BYTES_MAX: usize = 8 << 10;
 
 /// What a client that speaks HTTP/2 sends first (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -31,6 +37,8 @@ pub(crate) struct Io {
     len: usize,
     stream: TokioIo<TcpStream>,
     connection: Rc<Connection>,
+    /// None for HTTP/2, whose frames leave no doubt.
+    guard: Option<HeadGuard>,
     /// We hung up; how long to go on reading.
     lingering: Option<Pin<Box<Sleep>>>,
 }
@@ -40,7 +48,18 @@ impl Io {
     pub(crate) async fn open(stream: TcpStream, connection: Rc<Connection>) -> io::Result<(Self, bool)> {
         let (prefix, len) = sniff(&stream).await?;
         let is_h2 = prefix == *PREFACE && len == PREFACE.len();
-        Ok((Self { prefix, at: 0, len, stream: TokioIo::new(stream), connection, lingering: None }, is_h2))
+        let guard = (!is_h2).then(HeadGuard::new);
+        let io = Self { prefix, at: 0, len, stream: TokioIo::new(stream), connection, guard, lingering: None };
+        Ok((io, is_h2))
+    }
+
+    /// Reads what may belong to a head, and looks at it.
+    fn poll_read_head(&mut self, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [0; HEAD_READ_BYTES_MAX];
+        let room = scratch.len().min(buf.remaining());
+        let mut read = ReadBuf::new(&mut scratch[..room]);
+        ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut read))?;
+        Poll::Ready(hand_over(self.guard.as_mut(), read.filled(), buf))
     }
 
     /// Reads on, after we hung up, so that the client can read the last answer: closing a socket that holds unread
@@ -62,14 +81,16 @@ impl Io {
 }
 
 impl Read for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         if self.at < self.len {
             let end = self.len.min(self.at + buf.remaining());
-            buf.put_slice(&self.prefix[self.at..end]);
-            self.at = end;
-            return Poll::Ready(Ok(()));
+            let at = std::mem::replace(&mut self.at, end);
+            let Self { prefix, guard, .. } = &mut *self;
+            return Poll::Ready(hand_over(guard.as_mut(), &prefix[at..end], buf));
         }
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let ended = self.connection.requests_ended();
+        let is_head = self.guard.as_mut().is_some_and(|guard| guard.is_due(ended));
+        let polled = if is_head { self.poll_read_head(cx, buf) } else { Pin::new(&mut self.stream).poll_read(cx, buf) };
         if polled.is_ready() {
             self.connection.on_read();
         }
@@ -109,6 +130,19 @@ impl Write for Io {
         }
         self.poll_linger(cx).map(Ok)
     }
+}
+
+/// Gives the parser what was read, as far as the guard lets it pass.
+fn hand_over(guard: Option<&mut HeadGuard>, read: &[u8], mut buf: ReadBufCursor<'_>) -> io::Result<()> {
+    let passing = guard.map_or(read.len(), |guard| guard.check(read));
+    buf.put_slice(&read[..passing]);
+    if passing < read.len() {
+        if buf.remaining() < SPOILER.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        buf.put_slice(SPOILER);
+    }
+    Ok(())
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2; what was read is returned.

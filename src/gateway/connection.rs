@@ -50,6 +50,7 @@ pub(crate) struct Connection {
     pub(crate) peer: SocketAddr,
     /// Requests being served.
     busy: Cell<u32>,
+    ended: Cell<u64>,
     /// Part of a head was read, or none ever came: the head timeout runs from `since`, else the idle timeout.
     awaits_head: Cell<bool>,
     since: Cell<Instant>,
@@ -69,6 +70,7 @@ impl Connection {
         Self {
             peer,
             busy: Cell::new(0),
+            ended: Cell::new(0),
             awaits_head: Cell::new(true),
             since: Cell::new(now),
             is_h2: Cell::new(false),
@@ -87,7 +89,13 @@ impl Connection {
 
     pub(crate) fn request_ended(&self, now: Instant) {
         self.busy.set(self.busy.get() - 1);
+        self.ended.set(self.ended.get() + 1);
         self.since.set(now);
+    }
+
+    /// Requests whose response was sent or given up.
+    pub(crate) fn requests_ended(&self) -> u64 {
+        self.ended.get()
     }
 
     /// Lets the connection's task look at the core's phase, and at whether it was given up.

@@ -24,6 +24,9 @@ const NAME_BYTES_MAX: usize = 128;
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GatewayError {
+    /// The request names no host, or more than one (RFC 9112 §3.2); no worker saw it.
+    #[error("a request has exactly one Host header")]
+    Host,
     /// The body is no JSON object as the routes need it; no worker saw it.
     #[error("{0}")]
     InvalidJson(#[from] ScanError),
@@ -127,6 +130,7 @@ impl GatewayError {
     fn shape(&self) -> Shape {
         const INVALID: &str = "invalid_request_error";
         let (status, kind, code) = match self {
+            Self::Host => (StatusCode::BAD_REQUEST, INVALID, "invalid_host"),
             Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, INVALID, "invalid_json"),
             Self::BodyBroken => (StatusCode::BAD_REQUEST, INVALID, "incomplete_body"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
@@ -234,6 +238,7 @@ mod tests {
         let too_large = GatewayError::PayloadTooLarge { bytes_max: 9 };
         let not_allowed = GatewayError::MethodNotAllowed { allow: Some("POST") };
         for (error, status, kind, code, header) in [
+            (GatewayError::Host, 400, "invalid_request_error", "invalid_host", None),
             (GatewayError::InvalidJson(ScanError::Eof), 400, "invalid_request_error", "invalid_json", None),
             (GatewayError::BodyBroken, 400, "invalid_request_error", "incomplete_body", Some("connection: close")),
             (GatewayError::BodyTimeout, 408, "invalid_request_error", "request_timeout", Some("connection: close")),

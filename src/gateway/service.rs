@@ -78,6 +78,10 @@ async fn dispatch(mut inbound: Inbound, body: Incoming, finish: &mut Finish) -> 
     if let Some(response) = cors::preflight(method, headers, &core.config().requests.cors_allowed_origins) {
         return Ok(response);
     }
+    let hosts = headers.get_all(header::HOST).iter().take(2).count();
+    if hosts > 1 || hosts == 0 && inbound.parts.version == Version::HTTP_11 {
+        return Err(GatewayError::Host);
+    }
     let (target, _) = found.map_err(|(error, _)| error)?;
     match target {
         Target::Liveness => Ok(public::liveness()),
@@ -118,6 +122,8 @@ async fn control(inbound: Inbound, body: Incoming, finish: &mut Finish) -> Resul
 /// Makes the router tell the template of the route that answered, and refuse what it does not know.
 pub(crate) fn prepare(control: axum::Router) -> axum::Router {
     control
+        .fallback(async || GatewayError::RouteNotFound)
+        .method_not_allowed_fallback(async || GatewayError::MethodNotAllowed { allow: None })
         .layer(axum::middleware::from_fn(async |request: ControlRequest, next: axum::middleware::Next| {
             let template = request.extensions().get::<MatchedPath>().cloned();
             let mut response = next.run(request).await;
@@ -126,6 +132,4 @@ pub(crate) fn prepare(control: axum::Router) -> axum::Router {
             }
             response
         }))
-        .fallback(async || GatewayError::RouteNotFound)
-        .method_not_allowed_fallback(async || GatewayError::MethodNotAllowed { allow: None })
 }

@@ -69,6 +69,48 @@ async fn heads_beyond_the_limit() {
 }
 
 #[tokio::test]
+async fn heads_that_can_be_read_in_two_ways() {
+    let upstream = Upstream::new().await;
+    let plane = start(&[upstream.worker()]);
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n";
+    let body = format!("{}0\r\n\r\n", chunk(CHAT));
+    for (case, headers, body) in [
+        ("length and chunked", "Content-Length: 13\r\nTransfer-Encoding: chunked\r\n", &*body),
+        ("chunked and length", "Transfer-Encoding: chunked\r\nContent-Length: 13\r\n", &body),
+        ("two lengths", "Content-Length: 13\r\nContent-Length: 13\r\n", CHAT),
+        ("two different lengths", "Content-Length: 13\r\nContent-Length: 1\r\n", CHAT),
+        ("another coding", "Transfer-Encoding: gzip, chunked\r\n", &body),
+        ("folded line", "X-A: b\r\n c\r\nContent-Length: 13\r\n", CHAT),
+        ("NUL", "X-A: b\0c\r\nContent-Length: 13\r\n", CHAT),
+    ] {
+        for before in ["", "GET /liveness HTTP/1.1\r\nHost: g\r\n\r\n"] {
+            let mut client = Wire::connect(&plane).await;
+            if !before.is_empty() {
+                assert_eq!(client.ask(before).await.status(), 200);
+            }
+            client.send(format!("{head}{headers}\r\n{body}")).await;
+            assert_eq!(client.message().await.status(), 400, "{case}");
+            client.ends().await;
+        }
+    }
+    let mut client = Wire::connect(&plane).await;
+    for host in ["", "Host: a\r\nHost: b\r\n"] {
+        let response = client.ask(format!("GET /liveness HTTP/1.1\r\n{host}\r\n")).await;
+        assert_eq!((response.status(), response.error_code().as_str()), (400, "invalid_host"));
+    }
+    assert_eq!(client.ask("GET /liveness HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await.status(), 200);
+    // A request in pieces, and one behind a body that came in pieces, still pass.
+    for _ in 0..2 {
+        client.send(&post(CHAT)[..60]).await;
+        client.send(&post(CHAT)[60..]).await;
+        let mut worker = upstream.accept().await;
+        assert_eq!(worker.message().await.text(), CHAT);
+        worker.send(ok("{}").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!(client.message().await.text(), "{}");
+    }
+}
+
+#[tokio::test]
 async fn no_worker() {
     let plane = start(&[]);
     let mut client = Wire::connect(&plane).await;
