@@ -49,7 +49,7 @@ pub struct Workers {
     pub api_key: Option<String>,
     /// How long `/readiness` may stay 503 for want of a worker before that is logged as an error, default 1800 s.
     pub startup_timeout: Duration,
-    /// A removed worker's requests may run on this long, default 5 s.
+    /// A removed worker whose last requests still run is listed as draining this long, default 5 s.
     pub drain_settle: Duration,
 }
 

@@ -63,7 +63,7 @@ pub struct WorkerFlags {
     /// How long no worker may be ready after the start before that is logged as an error
     #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(0..=SECS_MAX))]
     pub worker_startup_timeout_secs: u64,
-    /// How long the requests of a removed worker may run on
+    /// How long a removed worker is still listed as draining while its last requests run; they are never cut off
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=SECS_MAX))]
     pub drain_settle_secs: u64,
     /// How a worker is chosen where no policy is set for the model
