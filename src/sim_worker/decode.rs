@@ -74,6 +74,8 @@ impl Decoding {
     /// The next token after its time; none at the end.
     pub(super) async fn next(&mut self) -> Result<Option<&'static str>, Cut> {
         if self.ticket.truncates && self.index >= self.about.completion_tokens / 2 {
+            // The server gives up what it has not written yet: its turn comes first.
+            tokio::task::yield_now().await;
             return Err(Cut);
         }
         if self.index >= self.about.completion_tokens {

@@ -196,7 +196,11 @@ fn cut(response: Response<Body>) -> Response<Body> {
                 let bytes = whole.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
                 Ok(Frame::data(bytes.slice(..bytes.len() / 2)))
             };
-            let broken = async { Err(io::Error::other("cut by a simulated fault")) };
+            let broken = async {
+                // The server gives up what it has not written yet: its turn comes first.
+                tokio::task::yield_now().await;
+                Err(io::Error::other("cut by a simulated fault"))
+            };
             let stream =
                 futures_util::StreamExt::chain(futures_util::stream::once(frames), futures_util::stream::once(broken));
             Either::Right(StreamBody::new(stream).boxed_unsync())

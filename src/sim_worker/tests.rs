@@ -196,11 +196,16 @@ async fn broken_answers_never_look_complete() {
         ("reset", streamed(chat("a"))),
     ] {
         worker.ask("/sim/faults", json!({"faults": [fault]})).await;
-        let outcome = match worker.post("/v1/chat/completions", body).await {
-            Ok(response) => response.bytes().await.map(|_| ()),
-            Err(error) => Err(error),
-        };
-        assert!(outcome.is_err(), "{fault}");
+        match worker.post("/v1/chat/completions", body).await {
+            Ok(mut response) => {
+                assert_eq!((fault, response.status().as_u16()), ("truncate", 200));
+                assert!(response.chunk().await.unwrap().is_some_and(|part| !part.is_empty()), "it begins");
+                while let Ok(part) = response.chunk().await {
+                    assert!(part.is_some(), "it never ends");
+                }
+            }
+            Err(_) => assert_eq!(fault, "reset"),
+        }
     }
     worker.eventually("all settled", |stats| stats.active == 0).await;
     assert_eq!((worker.stats)().aborted_requests, 0);
