@@ -1,5 +1,10 @@
 //! Leaving: SIGTERM, `POST /ha/shutdown`, and requests that run on.
 
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+
 use futures_util::StreamExt;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -69,4 +74,62 @@ async fn a_second_signal_exits_at_once() {
     node1.process.signal(Signal::SIGTERM);
     assert_ne!(node1.process.exit(s(1)).await.code(), Some(0));
     assert!(stuck.await.unwrap().is_err());
+}
+
+/// Sends requests from several clients, each to another gateway when one does not serve, until `stop`: how many were
+/// served, and how many by no gateway at all.
+async fn load(urls: Vec<String>, stop: &AtomicBool) -> (usize, usize) {
+    let (served, lost) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let client = async |first: usize| {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap();
+        let mut turn = first;
+        let mut pace = tokio::time::interval(Duration::from_millis(60));
+        while !stop.load(Ordering::Relaxed) {
+            let body = json!({"model": "m1", "stream": turn.is_multiple_of(2), "messages": [{"role": "user", "content": "hi"}]});
+            let mut is_served = false;
+            for url in urls.iter().cycle().skip(turn % urls.len()).take(urls.len()) {
+                let Ok(answer) = http.post(url).json(&body).send().await else { continue };
+                is_served = answer.status() == 200 && answer.bytes().await.is_ok();
+                if is_served {
+                    break;
+                }
+            }
+            let counter = if is_served { &served } else { &lost };
+            counter.fetch_add(1, Ordering::Relaxed);
+            turn += 1;
+            pace.tick().await;
+        }
+    };
+    futures_util::future::join_all((0..6).map(client)).await;
+    (served.into_inner(), lost.into_inner())
+}
+
+#[tokio::test]
+async fn a_rolling_restart_fails_no_request() {
+    let network = Network::new();
+    let (_one, one) = worker(network, 100, "m1", &["--ttft-ms", "10", "--tokens", "20", "--inter-token-delay-ms", "1"]);
+    let (_two, two) = worker(network, 101, "m1", &["--ttft-ms", "10", "--tokens", "20", "--inter-token-delay-ms", "1"]);
+    let urls = format!("{one},{two}");
+    let flags = ["--worker-urls", urls.as_str(), "--shutdown-grace-period-secs", "3"];
+    let mut gateways = [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], &flags));
+    let [node1, node2, node3] = &gateways;
+    joined(&[node1, node2, node3], 3, s(5)).await;
+    for gateway in &gateways {
+        eventually(s(5), "ready", async || gateway.is_ready().await).await;
+    }
+    let targets = gateways.iter().map(|gateway| gateway.url("/v1/chat/completions")).collect();
+    let stop = AtomicBool::new(false);
+    let restart = async {
+        for n in 1..=3_u8 {
+            let gateway = &mut gateways[usize::from(n) - 1];
+            gateway.process.signal(Signal::SIGTERM);
+            assert_eq!(gateway.process.exit(s(8)).await.code(), Some(0));
+            *gateway = Gateway::start(network, n, &[1, 2, 3], &flags);
+            eventually(s(5), "ready again", async || gateway.is_ready().await).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+    };
+    let ((served, lost), ()) = tokio::join!(load(targets, &stop), restart);
+    assert_eq!(lost, 0, "of {served}");
+    assert!(served > 100, "{served}");
 }

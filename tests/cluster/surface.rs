@@ -82,6 +82,35 @@ async fn a_policy_set_at_one_gateway_holds_at_all_and_is_told_to_followers() {
 }
 
 #[tokio::test]
+async fn paths_are_taken_literally_and_head_answers_like_get() {
+    let network = Network::new();
+    let gateway = Gateway::start(network, 1, &[], &[]);
+    eventually(s(5), "it answers", async || !gateway.statuses().await.is_empty()).await;
+    for path in ["/ha/", "/ha/nothing", "/ha/status/", "/ha/%73tatus", "/workers/", "/v1/models/", "//liveness"] {
+        let (status, body) = gateway.get(path).await.unwrap();
+        assert_eq!((status, &body["error"]["code"]), (404, &serde_json::json!("not_found")), "{path}");
+    }
+    for path in ["/liveness", "/health", "/v1/models", "/workers", "/ha/status", "/ha/workers", "/ha/nothing"] {
+        let [get, head] = [reqwest::Method::GET, reqwest::Method::HEAD]
+            .map(|method| gateway.http.request(method, gateway.url(path)).send());
+        let (get, head) = (get.await.unwrap(), head.await.unwrap());
+        assert_eq!(get.status(), head.status(), "{path}");
+        assert_eq!(get.headers()["content-length"], head.headers()["content-length"], "{path}");
+        assert_eq!(head.bytes().await.unwrap().len(), 0, "{path}");
+    }
+    assert_eq!(gateway.get("/workers/nothing").await.unwrap().0, 404);
+    assert_eq!(gateway.post("/ha/status", serde_json::json!({})).await.0, 405);
+    let text = gateway.metrics().await;
+    for line in [
+        r#"smg_http_responses_total{error_code="worker_not_found",path="/workers/{*worker}",status_code="404"} 1"#,
+        r#"smg_http_responses_total{error_code="method_not_allowed",path="/ha/status",status_code="405"} 1"#,
+    ] {
+        assert!(text.contains(line), "{line} is missing in:\n{text}");
+    }
+    assert!(!text.contains("client_closed"), "{text}");
+}
+
+#[tokio::test]
 async fn the_scrape_shows_the_documented_metrics() {
     let network = Network::new();
     let (_worker, url) = worker(network, 100, "m1", &[]);

@@ -118,3 +118,62 @@ async fn a_dead_worker_costs_no_request_while_another_lives() {
         assert_eq!(status, 200, "request {request}: {body}");
     }
 }
+
+#[tokio::test]
+async fn what_a_write_answered_holds_for_the_next_request() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let gateway = Gateway::start(network, 1, &[], &["--worker-urls", &url]);
+    eventually(s(5), "ready", async || gateway.is_ready().await).await;
+    let path = format!("/workers/{}", url.replace(':', "%3A").replace('/', "%2F"));
+    for round in 0..20 {
+        let deleted = gateway.http.delete(gateway.url(&path)).send().await.unwrap();
+        assert_eq!(deleted.status(), 202);
+        let (status, body) = gateway.chat("m1").await.unwrap();
+        assert_eq!((status, &body["error"]["code"]), (503, &json!("no_available_workers")), "round {round}");
+        // The same worker, spelled in another way.
+        let (status, body) = gateway.post("/workers?wait=5", json!({"url": format!("{}/", url.to_uppercase())})).await;
+        assert_eq!((status, &body["url"]), (201, &json!(url)), "round {round}");
+        let (status, body) = gateway.chat("m1").await.unwrap();
+        assert_eq!(status, 200, "round {round}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_was_not_asked_yet_may_have_any_model() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let gateway = Gateway::start(network, 1, &[], &["--worker-urls", &url]);
+    eventually(s(5), "ready", async || gateway.is_ready().await).await;
+    assert_eq!(gateway.chat("typo").await.unwrap().0, 404);
+    // Nobody listens there.
+    let silent = format!("http://{}:9000", network.ip(101));
+    assert_eq!(gateway.post("/workers", json!({"url": silent})).await.0, 202);
+    assert_eq!(gateway.chat("m1").await.unwrap().0, 200);
+    let body = json!({"model": "typo", "messages": []});
+    let answer = gateway.http.post(gateway.url("/v1/chat/completions")).json(&body).send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    eventually(s(11), "a typo is a typo again", async || matches!(gateway.chat("typo").await, Ok((404, _)))).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_never_complete() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &["--fault", "truncate", "--tokens", "30"]);
+    let gateway = Gateway::start(network, 1, &[], &["--worker-urls", &url]);
+    eventually(s(5), "ready", async || gateway.is_ready().await).await;
+    let (status, body) = gateway.chat("m1").await.unwrap();
+    assert_eq!((status, &body["error"]["code"]), (502, &json!("worker_truncated")));
+    let body = json!({"model": "m1", "stream": true, "messages": [{"role": "user", "content": "hello"}]});
+    let mut answer = gateway.http.post(gateway.url("/v1/chat/completions")).json(&body).send().await.unwrap();
+    let mut text = Vec::new();
+    let ended = loop {
+        match answer.chunk().await {
+            Ok(Some(chunk)) => text.extend_from_slice(&chunk),
+            Ok(None) => break true,
+            Err(_) => break false,
+        }
+    };
+    let text = String::from_utf8(text).unwrap();
+    assert!(!ended && text.contains("data: {\"error\"") && !text.contains("[DONE]"), "{text}");
+}
