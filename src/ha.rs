@@ -123,7 +123,10 @@ async fn put_policy(
 ) -> Result<Json<policies::Shown>, GatewayError> {
     let spec = policies::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
     match ha.mesh.put_policy(model.clone(), spec.clone()).await {
-        Ok(Ok(())) => Ok(Json(policies::shown(&model, &spec))),
+        Ok(Ok(())) => {
+            ha.registry.settled().await;
+            Ok(Json(policies::shown(&model, &spec)))
+        }
         Ok(Err(error)) => Err(GatewayError::InvalidRequest(error.to_string())),
         Err(Stopped) => Err(GatewayError::Draining),
     }

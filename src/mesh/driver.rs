@@ -214,7 +214,8 @@ impl Driver {
                 }));
             }
             Command::PutPolicy(model, spec, reply) => {
-                let _ = reply.send(self.stores.put_policy(unix_ms(), &model, &spec));
+                let outcome = self.stores.put_policy(unix_ms(), &model, &spec);
+                self.unconfirmed.push(Box::new(move || drop(reply.send(outcome))));
             }
             Command::Observe(id, seen) => self.stores.observe_worker(unix_ms(), &id, &seen),
             Command::Leave(reply) => match &mut self.net {

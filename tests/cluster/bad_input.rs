@@ -69,6 +69,8 @@ async fn bad_requests_get_openai_errors_and_the_process_lives() {
     let more = ["--worker-urls", &urls, "--mesh-peer-urls", "no-such-host.invalid:39527"];
     let mut gateway = Gateway::start(network, 1, &[], &more);
     eventually(s(5), "ready", async || gateway.is_ready().await).await;
+    // For 10 s the worker that is down might yet serve any model.
+    eventually(s(11), "unknown models are told", async || matches!(gateway.chat("m2").await, Ok((404, _)))).await;
     let chat = gateway.url("/v1/chat/completions");
     let post =
         |body: &str, kind: &str| gateway.http.post(&chat).header("content-type", kind).body(body.to_owned()).send();

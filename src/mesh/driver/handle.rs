@@ -111,7 +111,8 @@ impl MeshHandle {
         self.ask(|reply| Command::RemoveWorker(id, reply)).await
     }
 
-    /// Sets the policy of a model, here and everywhere; `*` is the default of all that have none of their own.
+    /// Sets the policy of a model, here and everywhere; `*` is the default of all that have none of their
+    /// own. When it answers, [`view`](Self::view) shows it.
     ///
     /// # Errors
     /// When the driver has stopped; inside, when a name is longer than it may be and nothing was written.

@@ -199,8 +199,8 @@ async fn a_client_that_leaves_is_recorded_as_such() {
     let plane = plane.unwrap();
     let count = |status: &str, code: &str| {
         let path = "path=\"/v1/chat/completions\"";
-        let line = format!("smg_http_responses_total{{error_code=\"{code}\",{path},status_code=\"{status}\"}} ");
-        metrics.encode().lines().find_map(|found| found.strip_prefix(&line)?.parse::<u64>().ok()).unwrap_or(0)
+        let labels = format!("{{error_code=\"{code}\",{path},status_code=\"{status}\"}} ");
+        metrics.encode().lines().find_map(|line| line.split_once(&labels)?.1.parse::<u64>().ok()).unwrap_or(0)
     };
     // Before the answer.
     let mut client = Wire::connect(&plane).await;
