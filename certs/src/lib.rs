@@ -1,1 +1,33 @@
-//! The certificates crate.
+//! Who a mesh node is, as X.509 says it: a small certificate authority, and identities read from files.
+//!
+//! A node's certificate carries its name as a SAN; [`NodeNames`] is the one rule that says which names a certificate
+//! may speak for. [`Authority`] mints certificates by that rule; [`Identity`] reads them, and those that cert-manager
+//! or an existing PKI made, as three files: `tls.crt` (the certificate, then its intermediates), `tls.key` (PKCS#8,
+//! SEC1 or PKCS#1) and `ca.crt` (every authority that is trusted). [`check_chain`] asks the same verifiers that a TLS
+//! handshake asks, so what passes here passes there.
+//!
+//! Nothing here reads a clock: the instant is an argument. All cryptography is aws-lc-rs, through rustls and rcgen.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod authority;
+mod certificate;
+mod chain;
+mod files;
+mod identity;
+mod key;
+mod names;
+mod write;
+
+pub use self::{
+    authority::{AUTHORITY_DAYS_MAX, Authority, IssueError, Issued, NODE_DAYS_DEFAULT, NODE_DAYS_MAX, NodeRequest},
+    certificate::{Certificate, MalformedCertificate, rfc3339},
+    chain::{ChainError, ValidityError, check_chain},
+    files::{FILE_BYTES_MAX, LoadError, read_certificates},
+    identity::{Identity, IdentityError, IdentityFiles},
+    key::PrivateKey,
+    names::{MeshName, NodeNames},
+    write::{NewFile, WriteError, write_files},
+};
+
+#[cfg(test)]
+mod tests;

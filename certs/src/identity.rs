@@ -1,0 +1,115 @@
+//! The identity of a node: its certificate chain, its key, and the authorities it trusts.
+
+use std::path::{Path, PathBuf};
+
+use time::OffsetDateTime;
+
+use crate::{
+    certificate::Certificate,
+    chain::{ChainError, ValidityError, check_chain},
+    files::{LoadError, read_certificates},
+    key::PrivateKey,
+};
+
+/// Where the three files of an identity are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IdentityFiles {
+    /// The node's certificate, then its intermediates.
+    pub certificate: PathBuf,
+    /// The node's private key.
+    pub key: PathBuf,
+    /// The certificates of all trusted authorities.
+    pub authorities: PathBuf,
+}
+
+impl IdentityFiles {
+    /// The names that `smg certs issue` and cert-manager give them: `tls.crt`, `tls.key` and `ca.crt` in one directory.
+    #[must_use]
+    pub fn in_dir(dir: &Path) -> Self {
+        Self { certificate: dir.join("tls.crt"), key: dir.join("tls.key"), authorities: dir.join("ca.crt") }
+    }
+}
+
+/// What a node shows to its peers, and whom it believes. Certificate and key belong together.
+#[derive(Debug)]
+pub struct Identity {
+    chain: Vec<Certificate>,
+    key: PrivateKey,
+    authorities: Vec<Certificate>,
+}
+
+/// Why files are no usable identity.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// One of the files cannot be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Certificate and key are not a pair. Reading again helps when one of them was just being replaced.
+    #[error(
+        "the private key in {} does not belong to the first certificate in {}: put the node's own certificate first, \
+         and take both from one issue", .key.display(), .certificate.display()
+    )]
+    Mismatch {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// The file of the key.
+        key: PathBuf,
+    },
+    /// The dates of the certificate forbid its use.
+    #[error(transparent)]
+    Validity(#[from] ValidityError),
+    /// No trusted authority vouches for the certificate.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+}
+
+impl Identity {
+    /// Reads the files and checks that certificate and key are a pair. Dates and trust are not looked at, since they
+    /// change with time: see [`Identity::check`].
+    ///
+    /// # Errors
+    /// When a file cannot be used, or certificate and key are of different pairs. The message names the file.
+    pub fn load(files: &IdentityFiles) -> Result<Self, IdentityError> {
+        let chain = read_certificates(&files.certificate)?;
+        let key = PrivateKey::read(&files.key)?;
+        let authorities = read_certificates(&files.authorities)?;
+        if !chain.first().is_some_and(|leaf| key.belongs_to(leaf)) {
+            return Err(IdentityError::Mismatch { certificate: files.certificate.clone(), key: files.key.clone() });
+        }
+        Ok(Self { chain, key, authorities })
+    }
+
+    /// Whether a peer that trusts the same authorities would accept it at this instant.
+    ///
+    /// # Errors
+    /// When the certificate has expired or is not valid yet, or no authority vouches for it.
+    pub fn check(&self, now: OffsetDateTime) -> Result<(), IdentityError> {
+        self.certificate().check_validity(now)?;
+        Ok(check_chain(&self.chain, &self.authorities, now)?)
+    }
+
+    /// The node's own certificate.
+    #[must_use]
+    pub fn certificate(&self) -> &Certificate {
+        &self.chain[0]
+    }
+
+    /// The node's certificate, then its intermediates.
+    #[must_use]
+    pub fn chain(&self) -> &[Certificate] {
+        &self.chain
+    }
+
+    /// The private key of the certificate.
+    #[must_use]
+    pub fn key(&self) -> &PrivateKey {
+        &self.key
+    }
+
+    /// The trusted authorities.
+    #[must_use]
+    pub fn authorities(&self) -> &[Certificate] {
+        &self.authorities
+    }
+}
