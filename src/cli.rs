@@ -31,6 +31,8 @@ pub enum Command {
     SimWorker(crate::sim_worker::Args),
     /// Run three gateways and four simulated workers on this machine and show requests flowing
     Demo(crate::demo::Args),
+    /// Make a certificate authority and certificates of nodes, and inspect them
+    Certs(crate::certs::Args),
 }
 
 /// What the command line asks for.
@@ -42,6 +44,8 @@ pub enum Invocation {
     SimWorker(crate::sim_worker::Args),
     /// Run the demonstration cluster.
     Demo(crate::demo::Args),
+    /// Make or inspect certificates.
+    Certs(crate::certs::Args),
 }
 
 /// Why nothing is run: `--help` and `--version` asked for a text, or a value cannot be used.
@@ -97,6 +101,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &Environment) -> Res
             return Ok(Invocation::SimWorker(crate::sim_worker::Args::from_arg_matches(given)?));
         }
         Some(("demo", given)) => return Ok(Invocation::Demo(crate::demo::Args::from_arg_matches(given)?)),
+        Some(("certs", given)) => return Ok(Invocation::Certs(crate::certs::Args::from_arg_matches(given)?)),
         Some((_, launch)) => launch,
     };
     let layered = sources::layer(&launch_command(), given, flag_args(&args), env)?;

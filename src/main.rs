@@ -6,6 +6,7 @@ use std::{
 };
 
 use smg::{
+    certs,
     cli::{self, Invocation, Refusal},
     demo, run, sim_worker, telemetry,
 };
@@ -56,6 +57,7 @@ fn start(invocation: Invocation) -> anyhow::Result<()> {
             runtime.block_on(run::run(*config))
         }
         Invocation::SimWorker(args) => runtime.block_on(async { sim_worker::run(args, run::ended_by_signal()?).await }),
+        Invocation::Certs(args) => certs::run(&args),
         Invocation::Demo(args) => runtime.block_on(async { demo::run(args, run::ended_by_signal()?).await }),
     }
 }

@@ -8,6 +8,7 @@
 mod harness;
 
 mod bad_input;
+mod certs;
 mod failover;
 mod manual;
 mod shutdown;
