@@ -69,7 +69,7 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: StdListener) {
         .max_concurrent_streams(1)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(shared.config.keepalive_interval))
+        .http2_keepalive_interval(Some(shared.config.keepalive_interval * 3 / 2))
         .http2_keepalive_timeout(Some(shared.config.keepalive_timeout))
         .serve_with_incoming_shutdown(peer, incoming(Arc::clone(&shared), listener), stopped(&shared));
     if let Err(error) = served.await {
