@@ -302,21 +302,25 @@ impl Replicator {
     }
 
     /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
+    ///
+    /// What is due within a quarter of the sync interval is done as well, so that the timers of all pipes fall together
+    /// after a few rounds: an idle node wakes twice per interval, however many pipes it has.
     pub fn handle_timeout(&mut self, now: Instant, stores: &mut Stores) {
         self.now = now;
+        let soon = now + self.config.sync_interval / 4;
         for pipe in self.pipes.values_mut() {
             match &mut pipe.role {
-                Role::Dialed(outbound) if outbound.tick_due <= now => {
+                Role::Dialed(outbound) if outbound.tick_due <= soon => {
                     outbound.tick_due = now + self.config.sync_interval;
                     outbound.on_tick(now, stores);
                 }
-                Role::Accepted(inbound) if inbound.check_due <= now => {
+                Role::Accepted(inbound) if inbound.check_due <= soon => {
                     inbound.on_check(now, self.config.sync_interval / 2, stores);
                 }
                 Role::Dialed(_) | Role::Accepted(_) => {}
             }
         }
-        if self.prune_due <= now {
+        if self.prune_due <= soon {
             self.prune_due = now + self.config.sync_interval;
             stores.prune();
         }
@@ -336,17 +340,24 @@ impl Replicator {
         let turns: Vec<PipeId> =
             self.pipes.range(first..).chain(self.pipes.range(..first)).map(|(id, _)| *id).collect();
         let is_receiving = self.grant.is_some();
-        for id in turns.into_iter().filter(|id| writable(*id)) {
+        for id in turns {
             let Some(Pipe { peer, role }) = self.pipes.get_mut(&id) else { continue };
+            // Most pipes have nothing to say most of the time: only the others are asked for room.
+            let wants = match role {
+                Role::Dialed(outbound) => outbound.wants_to_send(stores),
+                Role::Accepted(inbound) => inbound.ack_due.is_some_and(|due| due <= now),
+            };
+            if !wants || !writable(id) {
+                continue;
+            }
             let frame = match role {
                 Role::Dialed(outbound) => outbound
                     .poll_body(now, stores, is_receiving)
                     .map(|(seq, namespace, body)| Frame { seq, kind: Kind::Body(namespace, body) }),
-                Role::Accepted(inbound) if inbound.ack_due.is_some_and(|due| due <= now) => {
+                Role::Accepted(inbound) => {
                     let (seq, ack) = inbound.build_ack(stores);
                     Some(Frame { seq, kind: Kind::Ack(ack) })
                 }
-                Role::Accepted(_) => None,
             };
             if let Some(frame) = frame {
                 let (peer, bytes) = (peer.clone(), wire::encode(&frame));

@@ -139,6 +139,12 @@ impl Outbound {
         }
     }
 
+    /// Whether [`poll_body`](Self::poll_body) may have something; cheap.
+    pub(super) fn wants_to_send(&self, stores: &Stores) -> bool {
+        self.granted
+            && Namespace::ALL.iter().any(|namespace| self.namespaces[namespace.index()].wants(stores.map(*namespace)))
+    }
+
     /// The next body for the peer; none when it has, or waits for, nothing.
     pub(super) fn poll_body(
         &mut self,
@@ -198,16 +204,19 @@ impl OutNamespace {
         equal_vectors && equal_roots
     }
 
+    fn wants(&self, map: &Map) -> bool {
+        let lacks_own = || map.seen().get(map.own()) > self.sent.get(map.own());
+        self.peer.is_some() && (self.snapshot.is_some() || self.full || lacks_own())
+    }
+
     fn poll_body(&mut self, map: &Map, waits: bool) -> Option<Body> {
-        self.peer.as_ref()?;
+        if !self.wants(map) {
+            return None;
+        }
         if self.snapshot.is_some() {
             return self.build_chunk(map);
         }
-        let lacks = |actor: ActorId| map.seen().get(actor) > self.sent.get(actor);
         if waits && self.full {
-            return None;
-        }
-        if !self.full && !lacks(map.own()) {
             return None;
         }
         if self.needs_snapshot(map) {
