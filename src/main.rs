@@ -18,6 +18,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const CONTROL_THREADS: usize = 2;
 
 fn main() -> ExitCode {
+    use_small_pages();
     match cli::parse(std::env::args_os(), &cli::environment()) {
         Ok(invocation) => match start(invocation) {
             Ok(()) => ExitCode::SUCCESS,
@@ -29,6 +30,13 @@ fn main() -> ExitCode {
         },
         Err(refusal) => refuse(&refusal),
     }
+}
+
+/// The allocator asks for huge pages, of which an idle gateway would fill ten with 2 MB of data: 31 MB resident instead
+/// of 13. The working set is small enough to do without.
+fn use_small_pages() {
+    // Where the kernel refuses, the process is larger and works.
+    let _ = nix::sys::prctl::set_thp_disable(true);
 }
 
 fn refuse(refusal: &Refusal) -> ExitCode {
