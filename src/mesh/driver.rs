@@ -12,6 +12,7 @@ pub mod net;
 mod pipes;
 mod report;
 mod resolve;
+mod story;
 
 pub mod handle;
 
@@ -24,7 +25,7 @@ use std::{
 use futures_util::FutureExt;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
+    task::{JoinHandle, coop::unconstrained},
 };
 use tracing::info;
 
@@ -46,6 +47,9 @@ const BATCH_MAX: usize = 1024;
 
 /// A new picture is published at most this often, so that a burst of changes costs few of them.
 const VIEW_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The time of the last exchange alone is shown no later than this: an idle cluster costs its readers nothing more often.
+const SYNC_TIME_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why the mesh ended.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +143,11 @@ fn sample(view: &View) -> MeshSample {
         return MeshSample::default();
     }
     let others = view.nodes.iter().filter(|other| other.name != view.node);
-    MeshSample { peers: others.map(|other| (other.name.clone(), other.status == NodeStatus::Alive)).collect() }
+    let count = |status| (status, view.nodes.iter().filter(|node| node.status == status).count());
+    MeshSample {
+        peers: others.map(|other| (other.name.clone(), other.status == NodeStatus::Alive)).collect(),
+        members: NodeStatus::ALL.map(count).into(),
+    }
 }
 
 fn unix_ms() -> u64 {
@@ -160,7 +168,8 @@ impl Driver {
             let now = Instant::now();
             self.handle(now, input);
             for _ in 1..BATCH_MAX {
-                let Some(input) = self.next_input(None).now_or_never() else { break };
+                // Outside the runtime's budget, which would end the batch while packets still wait.
+                let Some(input) = unconstrained(self.next_input(None)).now_or_never() else { break };
                 let Some(input) = input else { return Ok(()) };
                 self.handle(now, input);
             }
@@ -222,6 +231,7 @@ impl Driver {
                 Some(net) => {
                     self.leaving.push(reply);
                     net.leave(now);
+                    self.touch(now, VIEW_INTERVAL);
                 }
                 None => {
                     let _ = reply.send(());
@@ -243,7 +253,9 @@ impl Driver {
                 }
             }
             if outcome.changed {
-                self.touch(now);
+                self.touch(now, VIEW_INTERVAL);
+            } else if outcome.synced {
+                self.touch(now, SYNC_TIME_INTERVAL);
             }
         }
         let mut changed = false;
@@ -252,7 +264,7 @@ impl Driver {
             changed = true;
         }
         if changed {
-            self.touch(now);
+            self.touch(now, VIEW_INTERVAL);
         }
         if self.view_due.is_some_and(|at| at <= now) {
             self.publish(now);
@@ -263,8 +275,10 @@ impl Driver {
         Ok(())
     }
 
-    fn touch(&mut self, now: Instant) {
-        self.view_due.get_or_insert((self.view_published + VIEW_INTERVAL).max(now));
+    /// Has a new picture published once the last one is `interval` old.
+    fn touch(&mut self, now: Instant, interval: Duration) {
+        let due = (self.view_published + interval).max(now);
+        self.view_due = Some(self.view_due.map_or(due, |at| at.min(due)));
     }
 
     fn publish(&mut self, now: Instant) {

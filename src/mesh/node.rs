@@ -62,6 +62,9 @@ pub enum NodeStatus {
 }
 
 impl NodeStatus {
+    /// Every status.
+    pub const ALL: [Self; 5] = [Self::Init, Self::Alive, Self::Suspected, Self::Down, Self::Leaving];
+
     /// The spelling of the HA API.
     #[must_use]
     pub fn as_str(self) -> &'static str {

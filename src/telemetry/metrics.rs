@@ -32,12 +32,15 @@ use prometheus::{Registry, TextEncoder};
 
 use crate::{
     config::PolicyKind,
-    mesh::{node::NodeName, stores::WorkerId},
+    mesh::{
+        node::{NodeName, NodeStatus},
+        stores::WorkerId,
+    },
 };
 use definitions as def;
 use family::Family;
 
-pub use definitions::{ALL, DURATION_BUCKETS, Definition, Kind, SYNC_BUCKETS, TTFT_BUCKETS};
+pub use definitions::{ALL, DURATION_BUCKETS, Definition, Kind, RTT_BUCKETS, SYNC_BUCKETS, TTFT_BUCKETS};
 
 /// Distinct model names with series of their own; later ones are counted as `other`. With ten serving endpoints and
 /// both values of `streaming` this many stay below the SDK's 2 000 sets of labels.
@@ -65,6 +68,8 @@ pub struct WorkerSample {
 pub struct MeshSample {
     /// Other known nodes, and whether each is ALIVE.
     pub peers: Vec<(NodeName, bool)>,
+    /// Known nodes by status, this one included; every status is there.
+    pub members: Vec<(NodeStatus, usize)>,
 }
 
 /// By path, status and error code.
@@ -89,6 +94,12 @@ pub struct Metrics {
     mesh: Source<MeshSample>,
     mesh_sync_operations: Family<&'static str, BoundCounter<u64>>,
     mesh_sync_latency: BoundHistogram<f64>,
+    /// Heard from a peer, from an own probe.
+    mesh_suspicions: [BoundCounter<u64>; 2],
+    mesh_false_suspicions: BoundCounter<u64>,
+    mesh_refutations: BoundCounter<u64>,
+    mesh_probe_rtt: BoundHistogram<f64>,
+    mesh_local_health: Arc<AtomicI64>,
     mesh_gossip: Family<(&'static str, &'static str), BoundCounter<u64>>,
     mesh_rejected: Family<(&'static str, &'static str), BoundCounter<u64>>,
     registry: Registry,
@@ -129,13 +140,15 @@ impl Metrics {
         observe_mesh(&meter, &mesh);
         let (http_connections, shutdown) = (Arc::default(), Arc::default());
         observe_process(&meter, &http_connections, &shutdown);
+        let local_health: Arc<AtomicI64> = Arc::default();
+        let health = local_health.clone();
+        gauge(&meter, &def::MESH_LOCAL_HEALTH, move |gauge| gauge.observe(health.load(Ordering::Relaxed), &[]));
         let selections = counter(&meter, &def::WORKER_SELECTION);
         let checks = counter(&meter, &def::WORKER_CHECKS);
         // Bound for its zero alone: elections come with a later part, the series is documented to be there.
         let elections = counter(&meter, &def::MESH_ELECTIONS);
         elections.add(0, &[]);
-        let retries = counter(&meter, &def::WORKER_RETRIES);
-        retries.add(0, &[]);
+        let suspicions = counter(&meter, &def::MESH_SUSPICIONS);
         Arc::new(Self {
             http_requests: http_requests(&meter),
             http_responses: http_responses(&meter),
@@ -145,12 +158,17 @@ impl Metrics {
             router_errors: counters_by_one(&meter, &def::ROUTER_ERRORS),
             worker_selections: PolicyKind::ALL.map(|p| selections.bind(&[KeyValue::new("policy", p.as_str())])),
             worker_errors: counters_by_one(&meter, &def::WORKER_ERRORS),
-            worker_retries: retries.bind(&[]),
+            worker_retries: plain_counter(&meter, &def::WORKER_RETRIES),
             worker_checks: ["failure", "success"].map(|result| checks.bind(&[KeyValue::new("result", result)])),
             workers,
             mesh,
             mesh_sync_operations: counters_by_one(&meter, &def::MESH_SYNC_OPERATIONS),
             mesh_sync_latency: histogram(&meter, &def::MESH_SYNC_LATENCY, SYNC_BUCKETS).bind(&[]),
+            mesh_suspicions: ["peer", "own_probe"].map(|from| suspicions.bind(&[KeyValue::new("source", from)])),
+            mesh_false_suspicions: plain_counter(&meter, &def::MESH_FALSE_SUSPICIONS),
+            mesh_refutations: plain_counter(&meter, &def::MESH_REFUTATIONS),
+            mesh_probe_rtt: histogram(&meter, &def::MESH_PROBE_RTT, RTT_BUCKETS).bind(&[]),
+            mesh_local_health: local_health,
             mesh_gossip: counters_by_two(&meter, &def::MESH_GOSSIP),
             mesh_rejected: counters_by_two(&meter, &def::MESH_REJECTED),
             registry,
@@ -251,7 +269,7 @@ impl Metrics {
         self.workers.store(Some(Arc::new(Box::new(source))));
     }
 
-    /// Source of `smg_mesh_peers_total`, `smg_mesh_peer_status{peer}`; called at each scrape.
+    /// Source of `smg_mesh_peers_total`, `smg_mesh_peer_status{peer}`, `smg_mesh_members{status}`; called at each scrape.
     ///
     /// A later source replaces an earlier one.
     pub fn watch_mesh(&self, source: impl Fn() -> MeshSample + Send + Sync + 'static) {
@@ -266,6 +284,31 @@ impl Metrics {
     /// `smg_mesh_sync_latency_seconds`: from sending a frame to its ack.
     pub fn mesh_sync_latency(&self, elapsed: Duration) {
         self.mesh_sync_latency.record(elapsed.as_secs_f64());
+    }
+
+    /// `smg_mesh_suspicions_total{source}`: own_probe when it was this node's probe that failed, peer when it was heard.
+    pub fn mesh_suspicion(&self, is_own: bool) {
+        self.mesh_suspicions[usize::from(is_own)].add(1);
+    }
+
+    /// `smg_mesh_false_suspicions_total`.
+    pub fn mesh_false_suspicion(&self) {
+        self.mesh_false_suspicions.add(1);
+    }
+
+    /// `smg_mesh_refutations_total`.
+    pub fn mesh_refutation(&self) {
+        self.mesh_refutations.add(1);
+    }
+
+    /// `smg_mesh_probe_rtt_seconds`.
+    pub fn mesh_probe_rtt(&self, rtt: Duration) {
+        self.mesh_probe_rtt.record(rtt.as_secs_f64());
+    }
+
+    /// `smg_mesh_local_health_score`, 0 to 8.
+    pub fn mesh_local_health(&self, score: u32) {
+        self.mesh_local_health.store(score.into(), Ordering::Relaxed);
     }
 
     /// `smg_mesh_gossip_messages_total{direction,kind}`; direction sent or received, kind ping, ack, ping_req, ….
@@ -326,6 +369,13 @@ fn status_label(status: u16) -> StringValue {
 
 fn counter(meter: &Meter, definition: &Definition) -> Counter<u64> {
     meter.u64_counter(definition.name).with_description(definition.help).build()
+}
+
+/// A counter without labels, exposed from the start.
+fn plain_counter(meter: &Meter, definition: &Definition) -> BoundCounter<u64> {
+    let counter = counter(meter, definition);
+    counter.add(0, &[]);
+    counter.bind(&[])
 }
 
 fn histogram(meter: &Meter, definition: &Definition, buckets: &[f64]) -> Histogram<f64> {
@@ -423,7 +473,13 @@ fn observe_workers(meter: &Meter, source: &Source<Vec<WorkerSample>>) {
 }
 
 fn observe_mesh(meter: &Meter, source: &Source<MeshSample>) {
-    let (all, each) = (source.clone(), source.clone());
+    let (all, each, members) = (source.clone(), source.clone(), source.clone());
+    gauge(meter, &def::MESH_MEMBERS, move |gauge| {
+        for (status, count) in members.load().iter().flat_map(|source| source().members) {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            gauge.observe(count, &[KeyValue::new("status", status.as_str())]);
+        }
+    });
     gauge(meter, &def::MESH_PEERS, move |gauge| {
         if let Some(source) = &*all.load() {
             let alive = source().peers.iter().filter(|(_, is_alive)| *is_alive).count();

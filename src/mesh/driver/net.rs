@@ -28,6 +28,7 @@ use crate::{
             handle::{Command, NodeView},
             pipes::{Action, Pipes},
             report, resolve,
+            story::Story,
         },
         node::{NodeName, NodeStatus},
         replication::{self, Replicator, SyncEvent},
@@ -80,6 +81,8 @@ pub enum NetError {
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) changed: bool,
+    /// Only the time of the last exchange is new.
+    pub(super) synced: bool,
     pub(super) left: bool,
     pub(super) name_taken: bool,
 }
@@ -101,6 +104,7 @@ pub(super) struct Net {
     /// When each DOWN node is masked; none once it is.
     down: BTreeMap<NodeName, Option<Instant>>,
     last_sync: Option<SystemTime>,
+    story: Story,
 }
 
 impl Net {
@@ -153,6 +157,7 @@ impl Net {
             joined,
             down: BTreeMap::new(),
             last_sync: None,
+            story: Story::default(),
         })
     }
 
@@ -235,8 +240,12 @@ impl Net {
             StreamEvent::Opened { pipe, dialed, addr, hello, .. } => {
                 debug!(peer = %hello.node, addr = %addr, dialed, "pipe opened");
                 self.open.insert(pipe, addr);
-                for message in self.pipes.opened(now, pipe, addr, dialed) {
-                    self.send_on_pipe(pipe, message);
+                if dialed {
+                    for message in self.pipes.opened(now, pipe, hello.boot_epoch_ms) {
+                        self.send_on_pipe(pipe, message);
+                    }
+                } else {
+                    self.pipes.accepted(pipe, addr);
                 }
                 // The stream plane has checked the name already; what it lets through parses.
                 if let Ok(peer) = hello.node.parse() {
@@ -251,6 +260,8 @@ impl Net {
             StreamEvent::Frame { pipe, lane: Lane::Sync, payload } => {
                 if let Err(error) = self.replicator.handle_frame(now, wall_ms, stores, pipe_id(pipe), &payload) {
                     report::frame_refused(&self.metrics, self.open.get(&pipe), &error);
+                    // At once, not with the pipe's end: nothing more is to be sent on it meanwhile.
+                    self.replicator.handle_disconnected(now, pipe_id(pipe));
                     self.streams.close(pipe, "malformed replication frame");
                 }
             }
@@ -274,19 +285,20 @@ impl Net {
                 self.transmit(now, transmit);
             }
             let Some(event) = self.swim.poll_event() else { break };
-            report::member_event(&self.node, &event);
+            self.story.tell(now, &self.node, &self.metrics, &event);
             self.on_event(now, stores, &event, outcome);
         }
     }
 
     fn on_event(&mut self, now: Instant, stores: &mut Stores, event: &Event, outcome: &mut Outcome) {
-        outcome.changed = true;
         match event {
             Event::Joined => {
+                outcome.changed = true;
                 self.joined.send_replace(true);
                 self.retarget(now);
             }
-            Event::MemberChanged(MemberChange { name, to, .. }) => {
+            Event::MemberChanged(MemberChange { name, to, addr, epoch_ms, .. }) => {
+                outcome.changed = true;
                 match to {
                     NodeStatus::Down => drop(self.down.insert(name.clone(), Some(now + MASK_AFTER))),
                     _ => {
@@ -296,14 +308,21 @@ impl Net {
                     }
                 }
                 self.retarget(now);
+                match to {
+                    NodeStatus::Alive => self.pipes.revive(now, *addr, *epoch_ms),
+                    NodeStatus::Down => self.pipes.abandon(*addr),
+                    NodeStatus::Init | NodeStatus::Suspected | NodeStatus::Leaving => {}
+                }
             }
             Event::Forgotten { name } => {
+                outcome.changed = true;
                 self.down.remove(name);
                 stores.forget_node(name);
                 self.retarget(now);
             }
             Event::NameTaken { .. } => outcome.name_taken = true,
-            Event::Left => outcome.left = true,
+            Event::Left => (outcome.changed, outcome.left) = (true, true),
+            // What happens on the way to a change of status is for logs and metrics alone.
             _ => {}
         }
     }
@@ -347,14 +366,17 @@ impl Net {
             if let Err(error) = streams.try_send(PipeId(pipe.0), Lane::Sync, payload) {
                 // The pipe ended between the look and the send; its end is reported as an event of its own.
                 debug!(%error, "replication frame lost on its pipe");
+                self.replicator.handle_disconnected(now, pipe);
                 streams.close(PipeId(pipe.0), "lost a replication frame");
             }
         }
         while let Some(event) = self.replicator.poll_event() {
             report::sync_event(&self.metrics, &event);
             if matches!(event, SyncEvent::InSync { .. } | SyncEvent::Acked { .. }) {
+                // That there was an exchange at all is news; when the last one was can wait.
+                outcome.changed |= self.last_sync.is_none();
+                outcome.synced = true;
                 self.last_sync = Some(SystemTime::now());
-                outcome.changed = true;
             }
         }
     }
@@ -419,3 +441,6 @@ async fn bind_planes(addr: SocketAddr, hello: &Hello) -> Result<(UdpTransport, S
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,45 +3,16 @@
 use std::{io, net::SocketAddr};
 
 use smg_transport::{SendError, grpc::PipeError};
-use tracing::{debug, error, info, trace, warn};
+use tracing::{debug, error, trace, warn};
 
 use crate::{
     mesh::{
-        node::{NodeName, NodeStatus},
         replication::{FrameError, SyncEvent},
         stores::StoreEvent,
-        swim::{DatagramError, Event, MemberChange, Via},
+        swim::{DatagramError, Via},
     },
     telemetry::metrics::Metrics,
 };
-
-/// A membership event, as a line of the story of a failover.
-pub(super) fn member_event(node: &NodeName, event: &Event) {
-    match event {
-        Event::Joined => info!(node = %node, "joined the cluster"),
-        Event::MemberChanged(change) => member_changed(change),
-        Event::Forgotten { name } => info!(peer = %name, "peer forgotten"),
-        Event::Suspected { name, local } => debug!(peer = %name, local, "peer suspected"),
-        Event::FalseSuspicion { name } => info!(peer = %name, "suspicion was false, the peer lives"),
-        Event::Refuted { incarnation } => info!(incarnation, "suspected by others, refuted"),
-        Event::Rtt { peer, rtt } => trace!(peer = %peer, rtt_ms = rtt.as_secs_f64() * 1e3, "probe answered"),
-        Event::LocalHealth { score } => debug!(score, "trust in own probes changed"),
-        Event::NameTaken { addr, .. } => error!(node = %node, addr = %addr, "an older live node has this name"),
-        Event::EpochRaised { epoch_ms } => {
-            warn!(epoch_ms, "peers remember a later start of this node, the clock went back; epoch raised");
-        }
-        Event::Left => info!(node = %node, "left the cluster"),
-    }
-}
-
-fn member_changed(change: &MemberChange) {
-    let MemberChange { name, from, to, addr, reason, .. } = change;
-    let (reason, from_status) = (reason.as_str(), from.map_or("none", NodeStatus::as_str));
-    match to {
-        NodeStatus::Down => warn!(peer = %name, addr = %addr, status = %to, from_status, reason, "peer changed status"),
-        _ => info!(peer = %name, addr = %addr, status = %to, from_status, reason, "peer changed status"),
-    }
-}
 
 /// A change of the stores.
 pub(super) fn store_event(event: &StoreEvent) {

@@ -35,6 +35,10 @@ pub const TTFT_BUCKETS: &[f64] =
 /// Buckets of mesh round trips in seconds: from one rack to a link about to be given up.
 pub const SYNC_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// Buckets of probe round trips in seconds: from one host to the longest wait for an ack.
+pub const RTT_BUCKETS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+
 macro_rules! definitions {
     ($($constant:ident = $kind:ident $name:literal $labels:tt $help:literal;)*) => {
         $(pub(super) const $constant: Definition =
@@ -73,6 +77,16 @@ definitions! {
     MESH_SYNC_OPERATIONS = Counter "smg_mesh_sync_operations_total" ["type"] "Replication messages and checks, by type.";
     MESH_SYNC_LATENCY = Histogram "smg_mesh_sync_latency_seconds" [] "Time from sending state to a peer to its ack.";
     MESH_ELECTIONS = Counter "smg_mesh_leader_elections_total" [] "Leader elections that this node took part in.";
+    MESH_MEMBERS = Gauge "smg_mesh_members" ["status"] "Known nodes by status, this one included.";
+    MESH_SUSPICIONS = Counter "smg_mesh_suspicions_total" ["source"]
+        "Suspicions of other nodes: from own_probe, or heard from a peer.";
+    MESH_FALSE_SUSPICIONS = Counter "smg_mesh_false_suspicions_total" []
+        "Suspicions of other nodes that those refuted.";
+    MESH_REFUTATIONS = Counter "smg_mesh_refutations_total" []
+        "Times that this node heard itself suspected or called down, and refuted it.";
+    MESH_PROBE_RTT = Histogram "smg_mesh_probe_rtt_seconds" [] "Time from a direct probe to its ack.";
+    MESH_LOCAL_HEALTH = Gauge "smg_mesh_local_health_score" []
+        "How little this node trusts its own probes: 0 full trust, 8 the least.";
     MESH_GOSSIP = Counter "smg_mesh_gossip_messages_total" ["direction", "kind"] "Membership messages, by direction and kind.";
     MESH_REJECTED = Counter "smg_mesh_rejected_total" ["plane", "reason"]
         "Packets, handshakes and frames of the mesh that were refused, by plane and reason.";

@@ -28,8 +28,15 @@ fn busy() -> Arc<Metrics> {
     metrics.worker_health_check(true);
     let id = WorkerId::of_url("http://worker1:8000");
     metrics.watch_workers(move || vec![WorkerSample { id: id.clone(), requests_active: 3, ready: true }]);
-    metrics
-        .watch_mesh(|| MeshSample { peers: vec![("node2".parse().unwrap(), true), ("node3".parse().unwrap(), false)] });
+    metrics.watch_mesh(|| MeshSample {
+        peers: vec![("node2".parse().unwrap(), true), ("node3".parse().unwrap(), false)],
+        members: vec![(NodeStatus::Alive, 2), (NodeStatus::Down, 1)],
+    });
+    metrics.mesh_suspicion(true);
+    metrics.mesh_false_suspicion();
+    metrics.mesh_refutation();
+    metrics.mesh_probe_rtt(elapsed);
+    metrics.mesh_local_health(3);
     metrics.mesh_sync_operation("delta_sent");
     metrics.mesh_sync_latency(elapsed);
     metrics.mesh_gossip_message("sent", "ping");
@@ -98,6 +105,15 @@ fn samples_have_their_values() {
         "smg_mesh_peers_total 1",
         r#"smg_mesh_peer_status{peer="node2"} 1"#,
         r#"smg_mesh_peer_status{peer="node3"} 0"#,
+        r#"smg_mesh_members{status="ALIVE"} 2"#,
+        r#"smg_mesh_members{status="DOWN"} 1"#,
+        r#"smg_mesh_suspicions_total{source="own_probe"} 1"#,
+        r#"smg_mesh_suspicions_total{source="peer"} 0"#,
+        "smg_mesh_false_suspicions_total 1",
+        "smg_mesh_refutations_total 1",
+        r#"smg_mesh_probe_rtt_seconds_bucket{le="0.025"} 0"#,
+        r#"smg_mesh_probe_rtt_seconds_bucket{le="0.05"} 1"#,
+        "smg_mesh_local_health_score 3",
         r#"smg_mesh_gossip_messages_total{direction="sent",kind="ping"} 1"#,
         r#"smg_mesh_rejected_total{plane="datagram",reason="malformed"} 1"#,
     ] {
@@ -113,6 +129,7 @@ fn without_a_source_series_are_absent_and_plain_counters_are_zero() {
         ("elections", "smg_mesh_leader_elections_total", vec!["smg_mesh_leader_elections_total 0"]),
         ("retries", "smg_worker_retries_total", vec!["smg_worker_retries_total 0"]),
         ("connections", "smg_http_connections_active", vec!["smg_http_connections_active 0"]),
+        ("refutations", "smg_mesh_refutations_total", vec!["smg_mesh_refutations_total 0"]),
         ("pool", "smg_worker_pool_size", vec![]),
         ("peers", "smg_mesh_peer", vec![]),
     ] {
@@ -129,7 +146,7 @@ fn series_go_with_their_source() {
     metrics.watch_mesh(MeshSample::default);
     assert_eq!(lines(&metrics, "smg_worker_pool_size"), ["smg_worker_pool_size 0"]);
     assert_eq!(lines(&metrics, "smg_mesh_peers_total"), ["smg_mesh_peers_total 0"]);
-    for gone in ["smg_worker_health{", "smg_worker_requests_active{", "smg_mesh_peer_status{"] {
+    for gone in ["smg_worker_health{", "smg_worker_requests_active{", "smg_mesh_peer_status{", "smg_mesh_members{"] {
         assert_eq!(lines(&metrics, gone), Vec::<String>::new(), "{gone}");
     }
 }
