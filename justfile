@@ -32,3 +32,7 @@ reference:
 # Cost of one request's metrics.
 metrics-cost:
     cargo test --release --lib cost_of_one_request -- --nocapture
+
+# Real processes under faults in network namespaces, with a table; needs root. `just namespaces loss` for a part.
+namespaces *scenario:
+    tests/namespaces/run {{scenario}}

@@ -6,6 +6,8 @@
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
 
 mod harness;
+#[path = "../namespaces/hosts.rs"]
+mod hosts;
 
 mod bad_input;
 mod certs;

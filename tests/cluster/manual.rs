@@ -1,10 +1,13 @@
 //! The manual's commands, as they stand there.
 
-use std::{collections::BTreeSet, process::Command};
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::harness::{Gateway, Network, Process, all_alive, eventually, joined, s};
+use crate::{
+    harness::{Gateway, Network, Process, SMG, all_alive, eventually, joined, s},
+    hosts::Hosts,
+};
 
 /// Starts the manual's *Basic Configuration*: node 1 without peers, node 2 with one, node 3 with two.
 fn basic(network: Network) -> [Gateway; 3] {
@@ -115,7 +118,7 @@ async fn ha_api_without_the_mesh_says_so() {
 /// The manual's three commands word for word, on three hosts with the manual's names. Needs root for the namespaces.
 #[tokio::test]
 async fn verbatim_commands_on_three_hosts() {
-    let Some(hosts) = namespaces::Hosts::new(3) else {
+    let Some(hosts) = Hosts::new(3) else {
         eprintln!("SKIPPED verbatim_commands_on_three_hosts: network namespaces need root");
         return;
     };
@@ -131,86 +134,11 @@ async fn verbatim_commands_on_three_hosts() {
             "--enable-mesh --mesh-server-name node3 --mesh-port 39527 --mesh-peer-urls node1:39527,node2:39527 --host 0.0.0.0 --port 8000",
         ),
     ];
-    let _processes: Vec<Process> =
-        nodes.iter().enumerate().map(|(i, args)| hosts.start(i + 1, args.split_whitespace())).collect();
+    let start = |(i, args): (usize, &String)| {
+        Process::start_command(&format!("node{}", i + 1), hosts.command(i + 1, SMG).args(args.split_whitespace()), &[])
+    };
+    let _processes: Vec<Process> = nodes.iter().enumerate().map(start).collect();
     for n in 1..=3 {
         eventually(s(5), "three ALIVE nodes", async || hosts.statuses(n) == all_alive(3)).await;
-    }
-}
-
-mod namespaces {
-    use super::{Command, Process, Value};
-    use crate::harness::SMG;
-
-    /// Hosts `node1`, `node2`, … on one bridge, each with names for all; gone when dropped.
-    pub(super) struct Hosts {
-        id: u32,
-        count: usize,
-    }
-
-    impl Hosts {
-        pub(super) fn new(count: usize) -> Option<Self> {
-            let hosts = Self { id: std::process::id() % 10_000, count };
-            let script = hosts.script();
-            let made = Command::new("sh").args(["-ec", &script]).output().ok()?;
-            if !made.status.success() {
-                eprintln!("{}", String::from_utf8_lossy(&made.stderr));
-            }
-            made.status.success().then_some(hosts)
-        }
-
-        fn name(&self, n: usize) -> String {
-            format!("smg{}n{n}", self.id)
-        }
-
-        /// A namespace that is the switch, and one per host, each with `/etc/hosts` of its own.
-        fn script(&self) -> String {
-            let switch = self.name(0);
-            let mut lines = vec![
-                format!("ip netns add {switch}"),
-                format!("ip -n {switch} link add br0 type bridge"),
-                format!("ip -n {switch} link set br0 up"),
-            ];
-            for n in 1..=self.count {
-                let name = self.name(n);
-                lines.extend([
-                    format!("ip netns add {name}"),
-                    format!("ip -n {name} link set lo up"),
-                    format!("ip -n {switch} link add v{n} type veth peer name eth0 netns {name}"),
-                    format!("ip -n {switch} link set v{n} master br0 up"),
-                    format!("ip -n {name} addr add 10.77.0.{n}/24 dev eth0"),
-                    format!("ip -n {name} link set eth0 up"),
-                    format!("mkdir -p /etc/netns/{name}"),
-                    format!("echo 127.0.0.1 localhost > /etc/netns/{name}/hosts"),
-                ]);
-                lines.extend((1..=self.count).map(|m| format!("echo 10.77.0.{m} node{m} >> /etc/netns/{name}/hosts")));
-            }
-            lines.join("\n")
-        }
-
-        pub(super) fn start<'a>(&self, n: usize, args: impl Iterator<Item = &'a str>) -> Process {
-            let mut command = Command::new("ip");
-            command.args(["netns", "exec", &self.name(n), SMG]).args(args);
-            Process::start_command(&format!("node{n}"), &mut command, &[])
-        }
-
-        pub(super) fn statuses(&self, n: usize) -> Vec<String> {
-            let url = "http://127.0.0.1:8000/ha/status";
-            let answer = Command::new("ip").args(["netns", "exec", &self.name(n), "curl", "-s", "-m2", url]).output();
-            let body: Value = serde_json::from_slice(&answer.unwrap().stdout).unwrap_or_default();
-            let nodes = body["nodes"].as_array().cloned().unwrap_or_default();
-            let text = |node: &Value, key: &str| node[key].as_str().unwrap_or_default().to_owned();
-            nodes.iter().map(|node| format!("{}={}", text(node, "name"), text(node, "status"))).collect()
-        }
-    }
-
-    impl Drop for Hosts {
-        fn drop(&mut self) {
-            for n in 0..=self.count {
-                let name = self.name(n);
-                let _ = Command::new("ip").args(["netns", "del", &name]).status();
-                let _ = std::fs::remove_dir_all(format!("/etc/netns/{name}"));
-            }
-        }
     }
 }

@@ -1,0 +1,143 @@
+//! Clusters of real processes in network namespaces: what a simulator cannot show, the kernel, TCP, signals, quotas.
+//!
+//! `cargo test` runs a short slice with five processes. `tests/namespaces/run` runs everything with 5 and 20 processes of
+//! the release build and prints a table; `tests/namespaces/run loss` only the scenarios with that word. Both need root,
+//! `ip`, `nft` and `curl`, and say so where these are missing. Loss and cuts are `nft` rules on receiving hosts, so they
+//! hit both planes; delay and reordering are left to the simulator.
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
+
+mod cluster;
+#[path = "../cluster/harness.rs"]
+#[allow(dead_code, reason = "shared with the suite that speaks HTTP")]
+mod harness;
+mod hosts;
+mod report;
+mod scenarios;
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use futures_util::FutureExt as _;
+
+use cluster::Cluster;
+use report::{HEADER, Row};
+
+/// Slack of the slice: it runs beside other tests and with an unoptimised program.
+const SLICE_SLACK: Duration = Duration::from_secs(2);
+
+/// Slack of the full set: the machine has less cores than the cluster has nodes.
+const FULL_SLACK: Duration = Duration::from_millis(500);
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn nobody_dies(row: &Row) {
+    assert_eq!(row.false_deaths, 0, "{row}");
+}
+
+#[tokio::test]
+async fn a_killed_process_is_down_everywhere_and_comes_back() {
+    let Some(mut cluster) = Cluster::start(5, "kill -9").await else { return };
+    let row = scenarios::killed(&mut cluster, 1).await;
+    nobody_dies(&row);
+    scenarios::KILLED.check(&row, SLICE_SLACK);
+    let mut statuses = cluster.hosts.statuses(1);
+    statuses.sort();
+    assert_eq!(statuses, harness::all_alive(5), "the HA API agrees with the log");
+}
+
+#[tokio::test]
+async fn a_silent_crash_is_down_everywhere() {
+    let Some(mut cluster) = Cluster::start(5, "link down").await else { return };
+    let row = scenarios::unplugged(&mut cluster, 1).await;
+    nobody_dies(&row);
+    scenarios::SILENT.check(&row, SLICE_SLACK);
+}
+
+#[tokio::test]
+async fn a_one_way_cut_kills_nobody() {
+    let Some(mut cluster) = Cluster::start(5, "one-way cut").await else { return };
+    nobody_dies(&scenarios::cut(&mut cluster, "one-way cut", &[(1, 2)], seconds(8)).await);
+}
+
+#[tokio::test]
+async fn loss_of_a_fifth_kills_nobody() {
+    let Some(mut cluster) = Cluster::start(5, "loss 20 %").await else { return };
+    nobody_dies(&scenarios::loss(&mut cluster, 20, seconds(8)).await);
+}
+
+/// Everything, when `SMG_NAMESPACES` is set, to `all` or to a word in the names of the scenarios wanted.
+#[tokio::test]
+async fn full_set() {
+    let Ok(wanted) = std::env::var("SMG_NAMESPACES") else {
+        eprintln!("SKIPPED full_set: tests/namespaces/run starts it");
+        return;
+    };
+    println!("{HEADER}");
+    let mut failed = Vec::new();
+    for size in [5, 20] {
+        for scenario in SCENARIOS.iter().filter(|scenario| wanted == "all" || scenario.contains(&wanted)) {
+            let Some(mut cluster) = Cluster::start(size, scenario).await else { return };
+            // A failure ends its scenario, not the table.
+            if AssertUnwindSafe(run(scenario, &mut cluster)).catch_unwind().await.is_err() {
+                failed.push(format!("{scenario} n={size}"));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+const SCENARIOS: [&str; 16] = [
+    "idle",
+    "kill",
+    "silent",
+    "deaf",
+    "one-way",
+    "triangle",
+    "loss10",
+    "loss20",
+    "loss30",
+    "stall2",
+    "stall8",
+    "mtu",
+    "moved",
+    "rolling",
+    "quota",
+    "partition",
+];
+
+async fn run(scenario: &str, cluster: &mut Cluster) {
+    let rounds = if cluster.size > 5 { 3 } else { 10 };
+    let row = match scenario {
+        "idle" => scenarios::idle(cluster, seconds(60)).await,
+        "kill" => scenarios::killed(cluster, rounds).await,
+        "silent" => scenarios::unplugged(cluster, rounds).await,
+        "deaf" => scenarios::deaf(cluster).await,
+        "one-way" => scenarios::cut(cluster, "one-way cut 1→2", &[(1, 2)], seconds(30)).await,
+        "triangle" => scenarios::cut(cluster, "triangle cut 1–2", &[(1, 2), (2, 1)], seconds(30)).await,
+        "loss10" => scenarios::loss(cluster, 10, seconds(60)).await,
+        "loss20" => scenarios::loss(cluster, 20, seconds(60)).await,
+        "loss30" => scenarios::loss(cluster, 30, seconds(60)).await,
+        "stall2" => scenarios::stalled(cluster, seconds(2), rounds.min(5)).await,
+        "stall8" => scenarios::stalled(cluster, seconds(8), 2).await,
+        "mtu" => scenarios::mtu_hole(cluster).await,
+        "moved" => scenarios::moved(cluster).await,
+        "rolling" => scenarios::rolling(cluster, 5).await,
+        "quota" => scenarios::throttled(cluster, seconds(30)).await,
+        "partition" => scenarios::partitioned(cluster, seconds(10)).await,
+        other => panic!("no scenario {other}"),
+    };
+    row.print();
+    match scenario {
+        "kill" => scenarios::KILLED.check(&row, FULL_SLACK),
+        "silent" => scenarios::SILENT.check(&row, FULL_SLACK),
+        _ => {}
+    }
+    // At 30 % DESIGN §3 promises nothing; the figure is printed.
+    if scenario != "loss30" {
+        nobody_dies(&row);
+    }
+    if scenario == "stall2" {
+        assert!(row.down.is_empty(), "nobody is called DOWN within a stall of 2 s: {row}");
+    }
+}
