@@ -108,7 +108,7 @@ async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>, ended: Canc
 /// Connections cost descriptors: the soft limit is raised to the hard one.
 fn raise_descriptor_limit() {
     match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) => info!(limit, "file descriptors"),
+        Ok(limit) => info!(limit, "file descriptor limit"),
         Err(error) => warn!(%error, "cannot raise the limit on file descriptors"),
     }
 }

@@ -17,6 +17,7 @@ mod story;
 pub mod handle;
 
 use std::{
+    io,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -64,6 +65,9 @@ pub enum DriverError {
         /// The contested name.
         name: NodeName,
     },
+    /// The datagram socket is broken for good. The peers find this node silent; only a new process helps.
+    #[error("the mesh socket failed")]
+    Socket(#[source] io::Error),
 }
 
 /// A started mesh.
@@ -159,9 +163,13 @@ impl Driver {
     async fn run(mut self, pod_ip: Option<IpAddr>) -> Result<(), DriverError> {
         loop {
             let now = Instant::now();
-            if self.settle(now).is_err() {
-                self.rename(pod_ip).await?;
-                continue;
+            match self.settle(now) {
+                Ok(()) => {}
+                Err(DriverError::NameTaken { .. }) => {
+                    self.rename(pod_ip).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             let deadline = self.deadline();
             let Some(input) = self.next_input(deadline).await else { return Ok(()) };
@@ -240,10 +248,13 @@ impl Driver {
         }
     }
 
-    /// Fires due timers and drains every machine until all are quiet; an error when the name is taken.
+    /// Fires due timers and drains every machine until all are quiet; an error when the name is taken or the socket broken.
     fn settle(&mut self, now: Instant) -> Result<(), DriverError> {
         if let Some(net) = &mut self.net {
             let outcome = net.settle(now, &mut self.stores);
+            if let Some(error) = outcome.broken {
+                return Err(DriverError::Socket(error));
+            }
             if outcome.name_taken {
                 return Err(DriverError::NameTaken { name: self.node.clone() });
             }

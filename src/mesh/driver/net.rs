@@ -85,6 +85,8 @@ pub(super) struct Outcome {
     pub(super) synced: bool,
     pub(super) left: bool,
     pub(super) name_taken: bool,
+    /// The datagram socket is of no use any more.
+    pub(super) broken: Option<io::Error>,
 }
 
 pub(super) struct Net {
@@ -105,6 +107,7 @@ pub(super) struct Net {
     down: BTreeMap<NodeName, Option<Instant>>,
     last_sync: Option<SystemTime>,
     story: Story,
+    broken: Option<io::Error>,
 }
 
 impl Net {
@@ -157,6 +160,7 @@ impl Net {
             joined,
             down: BTreeMap::new(),
             last_sync: None,
+            broken: None,
             story: Story::default(),
         })
     }
@@ -176,7 +180,7 @@ impl Net {
                 self.on_membership(now, received.from, Via::Datagram, &received.payload);
             }
             Input::Datagram(Ok(Incoming::Unreachable(addr))) => self.swim.handle_hint(now, addr),
-            Input::Datagram(Err(error)) => report::socket_failed(&error),
+            Input::Datagram(Err(error)) => self.broken = Some(error),
             Input::Stream(Some(event)) => self.on_stream(now, wall_ms, stores, event),
             Input::Seeds(Some(seeds)) => self.swim.handle_seeds(now, &seeds),
             Input::Stream(None) | Input::Seeds(None) | Input::Command(_) | Input::Timer => {}
@@ -195,7 +199,7 @@ impl Net {
 
     /// Fires due timers, then drains every machine until all are quiet.
     pub(super) fn settle(&mut self, now: Instant, stores: &mut Stores) -> Outcome {
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { broken: self.broken.take(), ..Outcome::default() };
         if self.swim.poll_timeout().is_some_and(|at| at <= now) {
             self.swim.handle_timeout(now);
         }

@@ -1,9 +1,9 @@
 //! Events of the machines as logs and metrics. The machines say what happened; only this file decides how loud.
 
-use std::{io, net::SocketAddr};
+use std::net::SocketAddr;
 
 use smg_transport::{SendError, grpc::PipeError};
-use tracing::{debug, error, trace, warn};
+use tracing::{debug, trace, warn};
 
 use crate::{
     mesh::{
@@ -72,9 +72,4 @@ pub(super) fn datagram_lost(metrics: &Metrics, to: SocketAddr, error: &SendError
     let reason = if matches!(error, SendError::Full) { "send_buffer_full" } else { "send_failed" };
     metrics.mesh_rejected("datagram", reason);
     debug!(addr = %to, reason, %error, "datagram not sent");
-}
-
-/// The datagram socket is broken.
-pub(super) fn socket_failed(error: &io::Error) {
-    error!(%error, "mesh socket failed");
 }

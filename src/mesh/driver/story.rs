@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{debug, error, info, trace, warn};
+use tracing::{debug, info, trace, warn};
 
 use crate::{
     mesh::{
@@ -77,7 +77,7 @@ impl Story {
                 metrics.mesh_local_health(*score);
                 debug!(score, "trust in own probes changed");
             }
-            Event::NameTaken { addr, .. } => error!(node = %node, addr = %addr, "an older live node has this name"),
+            Event::NameTaken { addr, .. } => warn!(node = %node, addr = %addr, "an older live node has this name"),
             Event::EpochRaised { epoch_ms } => {
                 warn!(epoch_ms, "peers remember a later start of this node, the clock went back; epoch raised");
             }
