@@ -17,7 +17,9 @@ use clap::{Args as _, ColorChoice, FromArgMatches as _, Subcommand};
 
 use crate::config::Config;
 
-pub use flags::{AuthFlags, Flags, HealthFlags, MeshFlags, RequestFlags, RetryFlags, TelemetryFlags, WorkerFlags};
+pub use flags::{
+    AuthFlags, BreakerFlags, Flags, HealthFlags, MeshFlags, RequestFlags, RetryFlags, TelemetryFlags, WorkerFlags,
+};
 
 /// Variables of the environment by name.
 pub type Environment = BTreeMap<String, String>;

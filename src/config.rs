@@ -23,6 +23,8 @@ pub struct Config {
     pub requests: Requests,
     /// Retries on another worker.
     pub retry: Retry,
+    /// Circuit breakers of workers.
+    pub breaker: Breaker,
     /// Active health checks of workers.
     pub health: Health,
     /// Keys of clients and operators.
@@ -148,6 +150,21 @@ pub struct Retry {
     pub jitter_factor: f64,
     /// Retries allowed as percentage of requests over a sliding window, 0 to 100, default 20.
     pub budget_percent: u32,
+}
+
+/// Circuit breakers, one per worker and gateway.
+#[derive(Clone, Debug)]
+pub struct Breaker {
+    /// Off with `--disable-circuit-breaker`: no breaker ever opens.
+    pub enabled: bool,
+    /// Failures within the window that open a breaker, default 10.
+    pub failure_threshold: u32,
+    /// Successes on trial that close it again, and so the most trials at a time; default 3, at most 1000.
+    pub success_threshold: u32,
+    /// How long it stays open before the first trial, default 60 s.
+    pub timeout: Duration,
+    /// How long a failure counts, default 120 s.
+    pub window: Duration,
 }
 
 /// Active health checks.

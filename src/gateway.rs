@@ -2,9 +2,13 @@
 
 pub mod worker;
 
+pub mod breaker;
+
 pub mod view;
 
 pub mod policy;
+
+pub mod choice;
 
 pub mod plane;
 

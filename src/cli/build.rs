@@ -13,11 +13,11 @@ use http::HeaderName;
 
 use super::{
     Environment,
-    flags::{Flags, HealthFlags, MeshFlags, RequestFlags, RetryFlags, TelemetryFlags, WorkerFlags},
+    flags::{BreakerFlags, Flags, HealthFlags, MeshFlags, RequestFlags, RetryFlags, TelemetryFlags, WorkerFlags},
     sources::{Origin, Origins},
 };
 use crate::{
-    config::{self, Auth, Bind, Config, Health, Mesh, Requests, Retry, Telemetry, Workers, address},
+    config::{self, Auth, Bind, Breaker, Config, Health, Mesh, Requests, Retry, Telemetry, Workers, address},
     mesh::node::{NAME_BYTES_MAX, NodeName},
 };
 
@@ -35,6 +35,7 @@ pub(super) fn config(flags: &Flags, origins: &Origins, env: &Environment) -> Res
         policy: flags.workers.policy,
         requests: check.requests(&flags.requests),
         retry: check.retry(&flags.retry),
+        breaker: breaker(&flags.breaker),
         health: check.health(&flags.health),
         auth: Auth {
             api_keys: check.keys("api-key", &flags.auth.api_key),
@@ -75,6 +76,7 @@ impl Check<'_> {
         }
         for (is_off, switch, group) in [
             (flags.retry.disable_retries, "disable-retries", RETRY),
+            (flags.breaker.disable_circuit_breaker, "disable-circuit-breaker", BREAKER),
             (flags.health.disable_health_check, "disable-health-check", HEALTH),
         ] {
             let both = is_off && given(&switch);
@@ -296,6 +298,16 @@ impl Check<'_> {
     }
 }
 
+fn breaker(flags: &BreakerFlags) -> Breaker {
+    Breaker {
+        enabled: !flags.disable_circuit_breaker,
+        failure_threshold: flags.cb_failure_threshold,
+        success_threshold: flags.cb_success_threshold,
+        timeout: Duration::from_secs(flags.cb_timeout_duration_secs),
+        window: Duration::from_secs(flags.cb_window_duration_secs),
+    }
+}
+
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let same_host = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() != 0 && one.port() == other.port() && same_host
@@ -340,6 +352,10 @@ pub(super) const RETRY: &[&str] = &[
     "retry-jitter-factor",
     "retry-budget-percent",
 ];
+
+/// Flags that mean nothing with `--disable-circuit-breaker`.
+pub(super) const BREAKER: &[&str] =
+    &["cb-failure-threshold", "cb-success-threshold", "cb-timeout-duration-secs", "cb-window-duration-secs"];
 
 /// Flags that mean nothing with `--disable-health-check`.
 pub(super) const HEALTH: &[&str] = &[

@@ -38,6 +38,9 @@ pub struct Flags {
     pub retry: RetryFlags,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub breaker: BreakerFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub health: HealthFlags,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -121,6 +124,27 @@ pub struct RetryFlags {
     /// Never retry
     #[arg(long)]
     pub disable_retries: bool,
+}
+
+/// Circuit breakers of workers.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Circuit breaker")]
+pub struct BreakerFlags {
+    /// Failures within the window after which a worker gets no requests from this gateway
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub cb_failure_threshold: u32,
+    /// Successes on trial after which it gets all requests again; as many may be on trial at a time
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub cb_success_threshold: u32,
+    /// How long it gets none before the first trial
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
+    pub cb_timeout_duration_secs: u64,
+    /// How long a failure counts
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
+    pub cb_window_duration_secs: u64,
+    /// Never stop sending requests to a worker because they fail there
+    #[arg(long)]
+    pub disable_circuit_breaker: bool,
 }
 
 /// Active health checks of workers.

@@ -109,7 +109,16 @@ fn help_names_default_and_variable_of_every_flag_under_a_heading() {
         assert!(own.contains("[default: "), "--{long}: {own}");
         assert!(arg.get_help_heading().is_some(), "--{long}");
     }
-    for heading in ["Bind", "Workers and policy", "Requests", "Retry", "Worker health", "Authentication", "Mesh"] {
+    for heading in [
+        "Bind",
+        "Workers and policy",
+        "Requests",
+        "Retry",
+        "Circuit breaker",
+        "Worker health",
+        "Authentication",
+        "Mesh",
+    ] {
         assert!(help.contains(&format!("\n{heading}:\n")), "{heading}");
     }
 }
@@ -146,6 +155,9 @@ fn defaults_are_those_of_the_specification() {
     assert_eq!((config.retry.retries_max, config.retry.budget_percent), (5, 20));
     assert_eq!((config.retry.backoff_initial.as_millis(), config.retry.backoff_max.as_millis()), (50, 30_000));
     assert_eq!((config.retry.backoff_multiplier, config.retry.jitter_factor), (1.5, 0.2));
+    assert!(config.breaker.enabled);
+    assert_eq!((config.breaker.failure_threshold, config.breaker.success_threshold), (10, 3));
+    assert_eq!((config.breaker.timeout.as_secs(), config.breaker.window.as_secs()), (60, 120));
     assert_eq!((config.health.interval.as_secs(), config.health.timeout.as_secs()), (10, 5));
     assert_eq!((config.health.failure_threshold, config.health.success_threshold), (3, 2));
     assert_eq!((config.health.enabled, &*config.health.endpoint), (true, "/health"));
@@ -212,6 +224,7 @@ fn switches_can_be_taken_back() {
     }
     assert_eq!(accepted(&["--disable-retries"]).retry.retries_max, 0);
     assert!(!accepted(&["--disable-health-check"]).health.enabled);
+    assert!(!accepted(&["--disable-circuit-breaker"]).breaker.enabled);
 }
 
 #[test]
@@ -334,12 +347,26 @@ fn what_cannot_be_used_is_refused_by_name() {
         ("health path", vec!["--health-check-endpoint", "health"], vec!["--health-check-endpoint", "`/`"]),
         ("key file", vec!["--api-key", "@/no/such/file"], vec!["--api-key", "/no/such/file"]),
         ("file", vec!["--config", "/no/such/file"], vec!["--config /no/such/file"]),
+    ] {
+        assert_refused(case, &args, &parts);
+    }
+}
+
+#[test]
+fn what_contradicts_is_refused_by_name() {
+    for (case, args, parts) in [
         ("mesh flag without the mesh", vec!["--mesh-port", "1"], vec!["--mesh-port", "--enable-mesh"]),
         (
             "retries",
             vec!["--disable-retries", "--retry-max-retries", "2"],
             vec!["--retry-max-retries", "--disable-retries"],
         ),
+        (
+            "breaker",
+            vec!["--disable-circuit-breaker", "--cb-failure-threshold=1"],
+            vec!["--cb-failure-threshold", "--disable-circuit-breaker"],
+        ),
+        ("breaker that never closes", vec!["--cb-success-threshold", "0"], vec!["--cb-success-threshold"]),
         ("health", vec!["--disable-health-check", "--health-success-threshold=1"], vec!["--health-success-threshold"]),
         ("mesh port", vec!["--enable-mesh", "--port=7", "--mesh-port=7"], vec!["--port", "--mesh-port"]),
         (
@@ -353,10 +380,15 @@ fn what_cannot_be_used_is_refused_by_name() {
             vec!["--mesh-port", "--prometheus-port"],
         ),
     ] {
-        let message = launch(&args, &[]).expect_err(case);
-        for part in parts {
-            assert!(message.contains(part), "{case}: {part} in {message}");
-        }
+        assert_refused(case, &args, &parts);
+    }
+}
+
+/// The command line is refused with a text that has all of the parts.
+fn assert_refused(case: &str, args: &[&str], parts: &[&str]) {
+    let message = launch(args, &[]).expect_err(case);
+    for part in parts {
+        assert!(message.contains(part), "{case}: {part} in {message}");
     }
 }
 
@@ -394,5 +426,6 @@ fn groups_of_contradictions_are_complete() {
     };
     assert_eq!(starting("mesh-"), build::MESH);
     assert_eq!(starting("retry-"), build::RETRY);
+    assert_eq!(starting("cb-"), build::BREAKER);
     assert_eq!(starting("health-"), build::HEALTH);
 }

@@ -78,6 +78,12 @@ pub enum GatewayError {
     /// Workers may serve it, none of them is ready. The client may come again.
     #[error("no worker is available for this request")]
     NoAvailableWorkers,
+    /// The breakers of all ready workers are open. The client may come again when the first of them lets requests pass.
+    #[error("no worker is available for this request: too many requests have failed there")]
+    BreakersOpen {
+        /// When that is.
+        after: Duration,
+    },
     /// This gateway is shutting down; another one serves.
     #[error("this gateway is shutting down")]
     Draining,
@@ -144,7 +150,7 @@ impl GatewayError {
             Self::RouteNotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
-            Self::NoAvailableWorkers => {
+            Self::NoAvailableWorkers | Self::BreakersOpen { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "no_available_workers")
             }
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "draining"),
@@ -158,8 +164,11 @@ impl GatewayError {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        matches!(self, Self::NoAvailableWorkers | Self::Draining | Self::TooManyStreams)
-            .then_some(Duration::from_secs(1))
+        match self {
+            Self::NoAvailableWorkers | Self::Draining | Self::TooManyStreams => Some(Duration::from_secs(1)),
+            Self::BreakersOpen { after } => Some(*after),
+            _ => None,
+        }
     }
 
     /// A 5xx that comes again when the request does: it has used up a whole deadline.
@@ -180,7 +189,7 @@ impl GatewayError {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(ERROR_CODE_HEADER, HeaderValue::from_static(self.code()));
         if let Some(after) = self.retry_after() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil() as u64));
         }
         if self.is_deterministic() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -237,6 +246,7 @@ mod tests {
     fn errors_look_like_this() {
         let too_large = GatewayError::PayloadTooLarge { bytes_max: 9 };
         let not_allowed = GatewayError::MethodNotAllowed { allow: Some("POST") };
+        let open = GatewayError::BreakersOpen { after: Duration::from_millis(40_001) };
         for (error, status, kind, code, header) in [
             (GatewayError::Host, 400, "invalid_request_error", "invalid_host", None),
             (GatewayError::InvalidJson(ScanError::Eof), 400, "invalid_request_error", "invalid_json", None),
@@ -260,6 +270,7 @@ mod tests {
                 "no_available_workers",
                 Some("retry-after: 1"),
             ),
+            (open, 503, "service_unavailable_error", "no_available_workers", Some("retry-after: 41")),
             (GatewayError::Draining, 503, "service_unavailable_error", "draining", Some("retry-after: 1")),
             (
                 GatewayError::TooManyStreams,

@@ -17,10 +17,12 @@ use tokio::time::{sleep, timeout_at};
 use crate::gateway::{
     backoff,
     body::Body,
+    breaker::{Outcome, Permit},
+    choice,
     error::GatewayError,
     finish::Finish,
     headers,
-    policy::{self, Facts},
+    policy::Facts,
     pool::{self, Sender},
     relay::{Lease, Relay},
     scan,
@@ -165,20 +167,19 @@ async fn attempts(
     core.earn_retries(inbound.started);
     let mut tried: Vec<Arc<Worker>> = Vec::new();
     let mut retries = 0;
+    let mut last = None;
     loop {
         let random = core.rng.borrow_mut().next_u64();
         let is_fresh = tried.is_empty();
-        let worker = match policy::choose(route, facts, &tried, random) {
-            Some(worker) => worker,
-            None if is_fresh => return Err(GatewayError::NoAvailableWorkers),
-            None => {
-                // Every worker had its turn: the one that failed longest ago is as good as any.
-                tried.clear();
-                policy::choose(route, facts, &tried, random).ok_or(GatewayError::NoAvailableWorkers)?
-            }
-        };
+        let now = if is_fresh { inbound.started } else { Instant::now() };
+        let chosen = choice::choose(route, facts, &tried, random, now).or_else(|| {
+            // Every worker had its turn: the one that failed longest ago is as good as any.
+            tried.clear();
+            choice::choose(route, facts, &tried, random, now)
+        });
+        let Some((worker, permit)) = chosen else { return Err(refusal(route, last, now)) };
         core.metrics.worker_selected(route.policy);
-        let failure = match attempt(inbound, &worker, outbound).await {
+        let failure = match attempt(inbound, &worker, permit, outbound).await {
             Ok((response, lease)) => return answer(inbound, outbound, response, lease).await,
             Err(failure) => failure,
         };
@@ -192,10 +193,11 @@ async fn attempts(
             return Err(failure.error());
         }
         retries += 1;
+        last = Some(failure);
         tried.push(worker);
         core.metrics.worker_retry();
-        let has_another = policy::choose(route, facts, &tried, random).is_some();
-        if !(retries == 1 && failure == Failure::Connect && has_another) {
+        let is_at_once = retries == 1 && failure == Failure::Connect;
+        if !(is_at_once && choice::has_another(route, &tried, Instant::now())) {
             let random = core.rng.borrow_mut().next_u64();
             let wait = backoff::wait(retry, retries, random);
             if Instant::now() + wait >= outbound.deadline {
@@ -206,28 +208,43 @@ async fn attempts(
     }
 }
 
+/// The answer when no worker can be chosen: what the last attempt ran into, if there was one.
+fn refusal(route: &Route, last: Option<Failure>, now: Instant) -> GatewayError {
+    match (last, choice::retry_after(route, now)) {
+        (Some(failure), _) => failure.error(),
+        (None, Some(after)) => GatewayError::BreakersOpen { after },
+        (None, None) => GatewayError::NoAvailableWorkers,
+    }
+}
+
 /// Sends the request to one worker, up to the head of its response.
 async fn attempt(
     inbound: &Inbound,
     worker: &Arc<Worker>,
+    permit: Permit,
     outbound: &Outbound,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let core = &inbound.core;
-    let in_flight = worker.begin();
+    let mut in_flight = worker.begin_permitted(permit, outbound.deadline);
     if let Some(mut sender) = core.pool.checkout(worker, inbound.started) {
         match send(&mut sender, request(inbound, worker, outbound)).await {
             Ok(response) => return Ok((response, Lease { core: core.clone(), in_flight, sender })),
             Err(error) => tracing::trace!(worker = %worker.id, %error, "pooled connection was stale"),
         }
     }
-    let mut sender = pool::connect(worker).await.map_err(|error| {
-        tracing::debug!(worker = %worker.id, %error, "no connection");
-        Failure::Connect
-    })?;
+    let mut sender = match pool::connect(worker).await {
+        Ok(sender) => sender,
+        Err(error) => {
+            tracing::debug!(worker = %worker.id, %error, "no connection");
+            in_flight.settle(Outcome::Failure, Instant::now());
+            return Err(Failure::Connect);
+        }
+    };
     match send(&mut sender, request(inbound, worker, outbound)).await {
         Ok(response) => Ok((response, Lease { core: core.clone(), in_flight, sender })),
         Err(error) => {
             tracing::debug!(worker = %worker.id, %error, "no response");
+            in_flight.settle(Outcome::Failure, Instant::now());
             Err(Failure::Reset)
         }
     }
@@ -265,9 +282,10 @@ async fn answer(
     inbound: &Inbound,
     outbound: &Outbound,
     response: Response<Incoming>,
-    lease: Lease,
+    mut lease: Lease,
 ) -> Result<Response<Body>, GatewayError> {
     let (mut parts, mut incoming) = response.into_parts();
+    lease.on_status(parts.status);
     headers::from_worker(&mut parts.headers);
     parts.extensions.clear();
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
@@ -276,7 +294,7 @@ async fn answer(
     let mut prelude = Bytes::new();
     if !(outbound.is_stream && parts.status.is_success() || is_sse || is_long) {
         let is_whole;
-        (prelude, is_whole) = read_ahead(inbound, &mut incoming).await?;
+        (prelude, is_whole) = read_ahead(&mut lease, &mut incoming).await?;
         if is_whole {
             lease.give_back();
             return Ok(Response::from_parts(parts, Body::full(prelude)));
@@ -289,7 +307,7 @@ async fn answer(
 }
 
 /// Reads until the body ends, true, or is too long to be held back, false.
-async fn read_ahead(inbound: &Inbound, incoming: &mut Incoming) -> Result<(Bytes, bool), GatewayError> {
+async fn read_ahead(lease: &mut Lease, incoming: &mut Incoming) -> Result<(Bytes, bool), GatewayError> {
     let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
     let mut is_whole = incoming.is_end_stream();
     while !is_whole {
@@ -298,7 +316,7 @@ async fn read_ahead(inbound: &Inbound, incoming: &mut Incoming) -> Result<(Bytes
             break;
         };
         let frame = frame.map_err(|_| {
-            inbound.core.metrics.worker_error("truncated");
+            lease.on_break("truncated");
             GatewayError::WorkerTruncated
         })?;
         // Trailers of an answer that is not streamed are dropped: its length is known to the client beforehand.

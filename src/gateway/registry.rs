@@ -12,13 +12,17 @@
 //! flight hold the worker and end by themselves. So nothing is left half removed when a gateway dies in between.
 //! While such requests run, for at most `drain_settle`, the worker is still listed here, as draining.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{Config, Health, PolicyKind},
+    config::{self, Config, Health, PolicyKind},
     gateway::{
         health::{
             Prober, Suspicions,
@@ -50,6 +54,8 @@ pub struct Settings {
     pub policy: PolicyKind,
     /// Key for workers that have none of their own. Never logged.
     pub api_key: Option<String>,
+    /// Circuit breakers.
+    pub breaker: config::Breaker,
     /// Health checks.
     pub health: Health,
     /// How long a removed worker with requests in flight stays listed.
@@ -65,6 +71,7 @@ impl Settings {
         Self {
             policy: config.policy,
             api_key: config.workers.api_key.clone(),
+            breaker: config.breaker.clone(),
             health: config.health.clone(),
             drain_settle: config.workers.drain_settle,
             startup_timeout: config.workers.startup_timeout,
@@ -150,10 +157,13 @@ impl Registry {
     }
 
     fn samples(&self) -> Vec<WorkerSample> {
+        let now = Instant::now();
         let sample = |entry: &Entry| WorkerSample {
             id: entry.view.id.clone(),
             requests_active: entry.worker.in_flight() as u64,
             ready: entry.state == WorkerState::Ready,
+            breaker: entry.worker.breaker.state(now) as u8,
+            breaker_transitions: entry.worker.breaker.transitions(),
         };
         self.roster().entries.iter().map(sample).collect()
     }

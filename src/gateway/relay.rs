@@ -11,13 +11,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::gateway::{
-    body::BodyError, connection::Connection, core::Core, error::GatewayError, finish::Finish, pool::Sender,
-    worker::InFlight,
+    body::BodyError, breaker::Outcome, connection::Connection, core::Core, error::GatewayError, finish::Finish,
+    pool::Sender, worker::InFlight,
 };
 
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
@@ -30,9 +31,28 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// The response's head came. Other 5xx than 503 are failures of the worker, whatever follows; 4xx and 503 say that
+    /// it lives, and no more (SPEC §1 row 8).
+    pub(crate) fn on_status(&mut self, status: StatusCode) {
+        if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
+            self.core.metrics.worker_error("status");
+            self.in_flight.settle(Outcome::Failure, Instant::now());
+        } else if status.is_server_error() || status.is_client_error() {
+            self.in_flight.settle(Outcome::Neutral, Instant::now());
+        }
+    }
+
+    /// The response will not come to its end.
+    pub(crate) fn on_break(&mut self, worker_error: &'static str) {
+        self.core.metrics.worker_error(worker_error);
+        self.in_flight.settle(Outcome::Failure, Instant::now());
+    }
+
     /// The response was read to its end: the connection can serve another request.
-    pub(crate) fn give_back(self) {
-        self.core.pool.put(self.in_flight.worker(), self.sender, Instant::now());
+    pub(crate) fn give_back(mut self) {
+        let now = Instant::now();
+        self.in_flight.settle(Outcome::Success, now);
+        self.core.pool.put(self.in_flight.worker(), self.sender, now);
     }
 }
 
@@ -141,8 +161,8 @@ impl Relay {
 
     /// The answer will not be complete: an event stream says so in words first, then every stream is aborted.
     fn on_break(&mut self, error: &GatewayError, worker_error: &'static str, finish: Option<&mut Finish>) -> Polled {
-        if let Some(lease) = self.lease.take() {
-            lease.core.metrics.worker_error(worker_error);
+        if let Some(mut lease) = self.lease.take() {
+            lease.on_break(worker_error);
         }
         if let Some(finish) = finish {
             finish.on_broken(error.code());

@@ -1,15 +1,19 @@
 //! A worker as the request path sees it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use http::{HeaderValue, uri::Authority};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    config::address,
+    config::{self, address},
+    gateway::breaker::{Breaker, Outcome, Permit, State},
     mesh::stores::{WorkerId, WorkerSpec},
 };
 
@@ -29,6 +33,8 @@ pub struct Worker {
     pub path_prefix: String,
     /// `Authorization` for it, marked sensitive.
     pub authorization: Option<HeaderValue>,
+    /// Whether requests may go there.
+    pub breaker: Breaker,
     ring_hash: u64,
     in_flight: AtomicUsize,
 }
@@ -46,7 +52,7 @@ pub enum WorkerError {
 }
 
 impl Worker {
-    /// A worker with nothing in flight.
+    /// A worker with nothing in flight, whose breaker is off.
     #[must_use]
     pub fn new(
         id: WorkerId,
@@ -57,7 +63,14 @@ impl Worker {
         authorization: Option<HeaderValue>,
     ) -> Self {
         let ring_hash = xxh3_64(id.as_str().as_bytes());
-        Self { id, tls, authority, host, path_prefix, authorization, ring_hash, in_flight: AtomicUsize::new(0) }
+        let (breaker, in_flight) = (Breaker::off(Instant::now()), AtomicUsize::new(0));
+        Self { id, tls, authority, host, path_prefix, authorization, breaker, ring_hash, in_flight }
+    }
+
+    /// The same with a breaker.
+    #[must_use]
+    pub fn with_breaker(self, rules: &config::Breaker) -> Self {
+        Self { breaker: Breaker::new(rules, Instant::now()), ..self }
     }
 
     /// The worker that `spec` describes; `default_key` is its key when the spec has none.
@@ -83,29 +96,58 @@ impl Worker {
         self.ring_hash
     }
 
-    /// Counts a request in; the guard counts it out.
+    /// Counts a request in that its breaker is told nothing of; the guard counts it out.
     #[must_use]
     pub fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.clone())
+        InFlight { worker: self.clone(), judged: None }
+    }
+
+    /// The same for a request that its breaker let pass, and that is given up at `deadline`.
+    #[must_use]
+    pub fn begin_permitted(self: &Arc<Self>, permit: Permit, deadline: Instant) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight { worker: self.clone(), judged: Some((permit, deadline)) }
     }
 }
 
 /// One request in flight at a worker, counted out when dropped.
+///
+/// Its first outcome goes to the worker's breaker. Dropped without one it was given up: because its deadline had
+/// passed, which is a failure, or because its client left, which says nothing.
 #[derive(Debug)]
-pub struct InFlight(Arc<Worker>);
+pub struct InFlight {
+    worker: Arc<Worker>,
+    /// Until its outcome is known: the breaker's leave, and the deadline.
+    judged: Option<(Permit, Instant)>,
+}
 
 impl InFlight {
     /// The worker.
     #[must_use]
     pub fn worker(&self) -> &Arc<Worker> {
-        &self.0
+        &self.worker
+    }
+
+    /// What came of the request; later words do not count.
+    pub fn settle(&mut self, outcome: Outcome, now: Instant) {
+        let Some((permit, _)) = self.judged.take() else { return };
+        let worker = &self.worker;
+        match worker.breaker.settle(permit, outcome, now) {
+            Some((_, to @ State::Open)) => tracing::warn!(worker = %worker.id, status = to.as_str(), "worker breaker"),
+            Some((_, to)) => tracing::info!(worker = %worker.id, status = to.as_str(), "worker breaker"),
+            None => {}
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if let Some((_, deadline)) = self.judged {
+            let now = Instant::now();
+            self.settle(if now >= deadline { Outcome::Failure } else { Outcome::Neutral }, now);
+        }
+        self.worker.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -167,5 +209,29 @@ pub(crate) mod tests {
         assert_eq!(second.worker().in_flight(), 1);
         drop(second);
         assert_eq!(worker.in_flight(), 0);
+    }
+
+    #[test]
+    fn what_becomes_of_a_request_reaches_the_breaker() {
+        use Outcome::{Failure, Neutral, Success};
+        let rules = config::Breaker { failure_threshold: 1, ..crate::gateway::breaker::tests::rules() };
+        let hour = std::time::Duration::from_secs(3600);
+        for (case, said, is_late, expected) in [
+            ("failure", vec![Failure], false, State::Open),
+            ("success", vec![Success], false, State::Closed),
+            ("neutral", vec![Neutral], false, State::Closed),
+            ("the first word counts", vec![Neutral, Failure], false, State::Closed),
+            ("given up by the client", vec![], false, State::Closed),
+            ("given up at the deadline", vec![], true, State::Open),
+            ("said before the deadline", vec![Neutral], true, State::Closed),
+        ] {
+            let worker = Arc::new(Worker::of_spec(&spec("http://w:1"), None).unwrap().with_breaker(&rules));
+            let now = Instant::now();
+            let deadline = if is_late { now } else { now + hour };
+            let mut in_flight = worker.begin_permitted(worker.breaker.admit(now).unwrap(), deadline);
+            said.into_iter().for_each(|outcome| in_flight.settle(outcome, now));
+            drop(in_flight);
+            assert_eq!(worker.breaker.state(now), expected, "{case}");
+        }
     }
 }

@@ -61,6 +61,10 @@ pub struct WorkerSample {
     pub requests_active: u64,
     /// Whether this gateway sees it ready.
     pub ready: bool,
+    /// This gateway's circuit breaker for it: 0 closed, 1 open, 2 half-open.
+    pub breaker: u8,
+    /// Changes of the breaker's state: labels `from` and `to`, and how often.
+    pub breaker_transitions: [(&'static str, &'static str, u64); 4],
 }
 
 /// The mesh at the time of a scrape.
@@ -262,7 +266,8 @@ impl Metrics {
         self.worker_checks[usize::from(success)].add(1);
     }
 
-    /// Source of `smg_worker_pool_size`, `smg_worker_requests_active{worker}`, `smg_worker_health{worker}`; called at each scrape.
+    /// Source of `smg_worker_pool_size`, `smg_worker_requests_active{worker}`, `smg_worker_health{worker}`,
+    /// `smg_worker_cb_state{worker}` and `smg_worker_cb_transitions_total{worker,from,to}`; called at each scrape.
     ///
     /// A later source replaces an earlier one.
     pub fn watch_workers(&self, source: impl Fn() -> Vec<WorkerSample> + Send + Sync + 'static) {
@@ -470,6 +475,19 @@ fn observe_workers(meter: &Meter, source: &Source<Vec<WorkerSample>>) {
     let active = each(source, |worker| i64::try_from(worker.requests_active).unwrap_or(i64::MAX));
     gauge(meter, &def::WORKER_ACTIVE, active);
     gauge(meter, &def::WORKER_HEALTH, each(source, |worker| worker.ready.into()));
+    gauge(meter, &def::WORKER_CB_STATE, each(source, |worker| worker.breaker.into()));
+    let source = source.clone();
+    let transitions = meter.u64_observable_counter(def::WORKER_CB_TRANSITIONS.name);
+    let transitions = transitions.with_description(def::WORKER_CB_TRANSITIONS.help).with_callback(move |counter| {
+        for worker in source.load().iter().flat_map(|source| source()) {
+            for (from, to, count) in worker.breaker_transitions {
+                let worker = KeyValue::new("worker", worker.id.as_str().to_owned());
+                let (from, to) = (KeyValue::new("from", from), KeyValue::new("to", to));
+                counter.observe(count, &[worker, from, to]);
+            }
+        }
+    });
+    let _registered = transitions.build();
 }
 
 fn observe_mesh(meter: &Meter, source: &Source<MeshSample>) {

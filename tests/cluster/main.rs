@@ -10,6 +10,7 @@ mod harness;
 mod hosts;
 
 mod bad_input;
+mod breaker;
 mod certs;
 mod failover;
 mod manual;

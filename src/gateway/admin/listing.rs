@@ -1,9 +1,15 @@
 //! Workers as the admin API shows them. Never their keys.
 
+use std::time::Instant;
+
 use serde::Serialize;
 
 use crate::{
-    gateway::registry::roster::{Entry, Roster, models_of},
+    gateway::{
+        breaker,
+        registry::roster::{Entry, Roster, models_of},
+        worker::Worker,
+    },
     mesh::{
         driver::handle::View,
         stores::{WorkerId, WorkerOrigin, WorkerSpec, WorkerState, WorkerView},
@@ -34,6 +40,8 @@ pub struct Shown {
     pub zone: String,
     /// Requests in flight from this gateway.
     pub requests_active: usize,
+    /// This gateway's circuit breaker for it: closed, open or half_open.
+    pub breaker: &'static str,
     /// Where the entry came from: seed or api.
     pub origin: &'static str,
 }
@@ -58,7 +66,7 @@ pub fn one(view: &View, roster: &Roster, id: &WorkerId) -> Option<Shown> {
 /// A worker that was just asked for and is in no view yet.
 #[must_use]
 pub fn requested(id: &WorkerId, spec: &WorkerSpec) -> Shown {
-    describe(id, spec, spec.models.clone(), WorkerState::Pending, 0)
+    describe(id, spec, spec.models.clone(), WorkerState::Pending, None)
 }
 
 /// The registry is a few milliseconds behind the mesh: a worker that it does not hold yet is pending, and one that it
@@ -79,23 +87,30 @@ fn shown(worker: &WorkerView, entry: Option<&Entry>) -> Shown {
         Some(entry) if worker.spec.models.is_empty() => entry.models.to_vec(),
         _ => models_of(worker, &[]).to_vec(),
     };
-    let in_flight = entry.map_or(0, |entry| entry.worker.in_flight());
-    describe(&worker.id, &worker.spec, models, state, in_flight)
+    describe(&worker.id, &worker.spec, models, state, entry.map(|entry| &*entry.worker))
 }
 
 fn draining(entry: &Entry) -> Shown {
     let models = entry.models.to_vec();
-    describe(&entry.view.id, &entry.view.spec, models, WorkerState::Draining, entry.worker.in_flight())
+    describe(&entry.view.id, &entry.view.spec, models, WorkerState::Draining, Some(&entry.worker))
 }
 
-fn describe(id: &WorkerId, spec: &WorkerSpec, models: Vec<String>, state: WorkerState, in_flight: usize) -> Shown {
+fn describe(
+    id: &WorkerId,
+    spec: &WorkerSpec,
+    models: Vec<String>,
+    state: WorkerState,
+    worker: Option<&Worker>,
+) -> Shown {
+    let breaker = worker.map_or(breaker::State::Closed, |worker| worker.breaker.state(Instant::now()));
     Shown {
         id: id.to_string(),
         url: spec.url.clone(),
         models,
         state: state.as_str(),
         zone: spec.zone.clone(),
-        requests_active: in_flight,
+        requests_active: worker.map_or(0, Worker::in_flight),
+        breaker: breaker.as_str(),
         origin: match spec.origin {
             WorkerOrigin::Seed => "seed",
             WorkerOrigin::Api => "api",

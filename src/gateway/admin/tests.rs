@@ -73,7 +73,7 @@ async fn a_worker_comes_and_goes() {
     let shown = |state: &str| {
         json!({
             "id": id.as_str(), "url": "http://w1:8000", "models": ["m"], "state": state, "zone": "z",
-            "requests_active": 0, "origin": "api",
+            "requests_active": 0, "breaker": "closed", "origin": "api",
         })
     };
     // It had to wait until the table showed the worker; the first look at it took no longer.

@@ -11,11 +11,12 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::{Auth, Bind, Health, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
+    config::{Auth, Bind, Breaker, Health, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
     gateway::{health::Suspicions, view::Route, worker::Worker},
     mesh::stores::WorkerId,
 };
 
+mod breaker;
 mod drain;
 mod faults;
 mod forward;
@@ -61,6 +62,13 @@ fn config() -> Config {
             jitter_factor: 0.2,
             budget_percent: 20,
         },
+        breaker: Breaker {
+            enabled: true,
+            failure_threshold: 2,
+            success_threshold: 1,
+            timeout: second,
+            window: second * 60,
+        },
         health: Health {
             enabled: true,
             interval: second,
@@ -101,6 +109,13 @@ fn worker(addr: SocketAddr) -> Arc<Worker> {
     let host = addr.to_string();
     let authority = host.parse().unwrap();
     Arc::new(Worker::new(WorkerId::of_url(&url), false, authority, host.parse().unwrap(), String::new(), None))
+}
+
+/// The same with a breaker that one failure opens, for `open_ms`.
+fn fragile_worker(addr: SocketAddr, open_ms: u64) -> Arc<Worker> {
+    let timeout = Duration::from_millis(open_ms);
+    let rules = Breaker { failure_threshold: 1, timeout, ..config().breaker };
+    Arc::new(Arc::into_inner(worker(addr)).unwrap().with_breaker(&rules))
 }
 
 /// A view with these workers ready for model `m`.

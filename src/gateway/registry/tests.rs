@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     gateway::{
+        breaker,
         health::{state::tests::rules, tests::Script},
         view::Lookup,
         worker::tests::spec,
@@ -120,6 +121,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         policy: PolicyKind::PowerOfTwo,
         api_key: None,
+        breaker: breaker::tests::rules(),
         health: rules(),
         drain_settle: Duration::from_secs(5),
         startup_timeout: Duration::from_secs(1800),

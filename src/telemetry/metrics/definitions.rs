@@ -70,6 +70,10 @@ definitions! {
     WORKER_CHECKS = Counter "smg_worker_health_checks_total" ["result"] "Health checks of workers, by result.";
     WORKER_SELECTION = Counter "smg_worker_selection_total" ["policy"] "Choices of a worker, by policy.";
     WORKER_ERRORS = Counter "smg_worker_errors_total" ["error_type"] "Failed attempts at workers, by cause.";
+    WORKER_CB_STATE = Gauge "smg_worker_cb_state" ["worker"]
+        "This gateway's circuit breaker for the worker: 0 closed, 1 open, 2 half-open.";
+    WORKER_CB_TRANSITIONS = Counter "smg_worker_cb_transitions_total" ["worker", "from", "to"]
+        "Changes of the circuit breaker's state, by worker.";
     WORKER_RETRIES = Counter "smg_worker_retries_total" [] "Attempts after the first.";
     MESH_PEERS = Gauge "smg_mesh_peers_total" []
         "Other nodes that are ALIVE. A gauge, exposed as untyped because of its documented name.";

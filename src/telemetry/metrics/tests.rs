@@ -9,6 +9,21 @@ fn lines(metrics: &Metrics, start: &str) -> Vec<String> {
     metrics.encode().lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect()
 }
 
+fn sample(id: &WorkerId) -> WorkerSample {
+    WorkerSample {
+        id: id.clone(),
+        requests_active: 3,
+        ready: true,
+        breaker: 2,
+        breaker_transitions: [
+            ("closed", "open", 4),
+            ("open", "half_open", 3),
+            ("half_open", "closed", 1),
+            ("half_open", "open", 1),
+        ],
+    }
+}
+
 /// One event of every kind.
 fn busy() -> Arc<Metrics> {
     let metrics = Metrics::new();
@@ -27,7 +42,7 @@ fn busy() -> Arc<Metrics> {
     metrics.worker_retry();
     metrics.worker_health_check(true);
     let id = WorkerId::of_url("http://worker1:8000");
-    metrics.watch_workers(move || vec![WorkerSample { id: id.clone(), requests_active: 3, ready: true }]);
+    metrics.watch_workers(move || vec![sample(&id)]);
     metrics.watch_mesh(|| MeshSample {
         peers: vec![("node2".parse().unwrap(), true), ("node3".parse().unwrap(), false)],
         members: vec![(NodeStatus::Alive, 2), (NodeStatus::Down, 1)],
@@ -102,6 +117,9 @@ fn samples_have_their_values() {
         r#"smg_worker_health_checks_total{result="success"} 1"#,
         "smg_worker_pool_size 1",
         &format!("smg_worker_requests_active{{worker=\"{worker}\"}} 3"),
+        &format!("smg_worker_cb_state{{worker=\"{worker}\"}} 2"),
+        &format!("smg_worker_cb_transitions_total{{from=\"closed\",to=\"open\",worker=\"{worker}\"}} 4"),
+        &format!("smg_worker_cb_transitions_total{{from=\"half_open\",to=\"closed\",worker=\"{worker}\"}} 1"),
         "smg_mesh_peers_total 1",
         r#"smg_mesh_peer_status{peer="node2"} 1"#,
         r#"smg_mesh_peer_status{peer="node3"} 0"#,
@@ -146,7 +164,14 @@ fn series_go_with_their_source() {
     metrics.watch_mesh(MeshSample::default);
     assert_eq!(lines(&metrics, "smg_worker_pool_size"), ["smg_worker_pool_size 0"]);
     assert_eq!(lines(&metrics, "smg_mesh_peers_total"), ["smg_mesh_peers_total 0"]);
-    for gone in ["smg_worker_health{", "smg_worker_requests_active{", "smg_mesh_peer_status{", "smg_mesh_members{"] {
+    for gone in [
+        "smg_worker_cb_state{",
+        "smg_worker_cb_transitions_total{",
+        "smg_worker_health{",
+        "smg_worker_requests_active{",
+        "smg_mesh_peer_status{",
+        "smg_mesh_members{",
+    ] {
         assert_eq!(lines(&metrics, gone), Vec::<String>::new(), "{gone}");
     }
 }

@@ -1,0 +1,137 @@
+//! From what the policy wants to what the breakers allow.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::gateway::{
+    breaker::Permit,
+    policy::{self, Facts},
+    view::Route,
+    worker::Worker,
+};
+
+/// Chooses a worker by the route's policy among those that are not in `tried` and whose breakers let the request pass.
+/// The permit is to be settled.
+///
+/// While every breaker is closed this costs one read more than the policy alone; each worker that is passed over for its
+/// breaker costs another choice.
+#[must_use]
+pub fn choose(
+    route: &Route,
+    facts: Facts<'_>,
+    tried: &[Arc<Worker>],
+    random: u64,
+    now: Instant,
+) -> Option<(Arc<Worker>, Permit)> {
+    let worker = policy::choose(route, facts, tried, random)?;
+    match worker.breaker.admit(now) {
+        Some(permit) => Some((worker, permit)),
+        None => choose_again(route, facts, tried, worker, random, now),
+    }
+}
+
+#[cold]
+fn choose_again(
+    route: &Route,
+    facts: Facts<'_>,
+    tried: &[Arc<Worker>],
+    passed: Arc<Worker>,
+    random: u64,
+    now: Instant,
+) -> Option<(Arc<Worker>, Permit)> {
+    let mut out = tried.to_vec();
+    out.push(passed);
+    loop {
+        let worker = policy::choose(route, facts, &out, random)?;
+        match worker.breaker.admit(now) {
+            Some(permit) => return Some((worker, permit)),
+            None => out.push(worker),
+        }
+    }
+}
+
+/// Whether there is a worker that is not in `tried` and whose breaker would let a request pass.
+#[must_use]
+pub fn has_another(route: &Route, tried: &[Arc<Worker>], now: Instant) -> bool {
+    let is_tried = |worker: &Worker| tried.iter().any(|tried| tried.id == worker.id);
+    route.ready.iter().any(|worker| !is_tried(worker) && worker.breaker.admits(now))
+}
+
+/// After how long the first breaker of the route lets a request pass, at least a second; none when the route has no
+/// worker.
+#[must_use]
+pub fn retry_after(route: &Route, now: Instant) -> Option<Duration> {
+    let soonest = route.ready.iter().map(|worker| worker.breaker.open_for(now)).min()?;
+    Some(soonest.max(Duration::from_secs(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::{
+        config::{self, PolicyKind},
+        gateway::{
+            breaker::{Outcome, tests::rules},
+            worker::tests::spec,
+        },
+    };
+
+    /// Workers of which the named ones have opened their breakers.
+    fn workers(n: usize, open: &[usize], now: Instant) -> Vec<Arc<Worker>> {
+        let rules = config::Breaker { failure_threshold: 1, ..rules() };
+        let worker = |i: usize| {
+            let worker = Worker::of_spec(&spec(&format!("http://w{i}:1")), None).unwrap().with_breaker(&rules);
+            if open.contains(&i) {
+                worker.breaker.settle(worker.breaker.admit(now).unwrap(), Outcome::Failure, now);
+            }
+            Arc::new(worker)
+        };
+        (0..n).map(worker).collect()
+    }
+
+    #[test]
+    fn open_breakers_are_passed_over_by_every_policy() {
+        let now = Instant::now();
+        for policy in PolicyKind::ALL {
+            for (case, n, open, tried, expected) in [
+                ("all closed", 3, vec![], vec![], vec![0, 1, 2]),
+                ("one open", 3, vec![1], vec![], vec![0, 2]),
+                ("one open, one tried", 3, vec![1], vec![0], vec![2]),
+                ("one left", 4, vec![0, 1, 3], vec![], vec![2]),
+                ("the only one that is not tried is open", 2, vec![1], vec![0], vec![]),
+                ("all open", 3, vec![0, 1, 2], vec![], vec![]),
+                ("no worker", 0, vec![], vec![], vec![]),
+            ] {
+                let all = workers(n, &open, now);
+                let tried: Vec<_> = tried.into_iter().map(|i: usize| all[i].clone()).collect();
+                let route = Route::new("m".into(), policy, all.clone());
+                let mut chosen: Vec<usize> = Vec::new();
+                for seed in 0..200 {
+                    let key = format!("key {seed}");
+                    let facts = Facts { routing_key: Some(key.as_bytes()) };
+                    let found = choose(&route, facts, &tried, policy::mix(seed + 1), now);
+                    chosen.extend(found.and_then(|(worker, _)| all.iter().position(|w| w.id == worker.id)));
+                }
+                chosen.sort_unstable();
+                chosen.dedup();
+                assert_eq!(chosen, expected, "{case} {policy}");
+                assert_eq!(has_another(&route, &tried, now), !expected.is_empty(), "{case} {policy}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_breaker_to_let_pass_tells_when_to_come_again() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(20);
+        let route = |workers| Route::new("m".into(), PolicyKind::Random, workers);
+        let two = route([workers(1, &[0], now), workers(1, &[0], later)].concat());
+        assert_eq!(retry_after(&two, later).unwrap().as_secs(), 40);
+        assert_eq!(retry_after(&two, now + Duration::from_secs(60)).unwrap().as_secs(), 1, "its trials are under way");
+        assert_eq!(retry_after(&route(vec![]), now), None);
+    }
+}
