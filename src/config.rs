@@ -23,6 +23,8 @@ pub struct Config {
     pub requests: Requests,
     /// Retries on another worker.
     pub retry: Retry,
+    /// Bounds on the load of this gateway.
+    pub limits: Limits,
     /// Circuit breakers of workers.
     pub breaker: Breaker,
     /// Active health checks of workers.
@@ -150,6 +152,17 @@ pub struct Retry {
     pub jitter_factor: f64,
     /// Retries allowed as percentage of requests over a sliding window, 0 to 100, default 20.
     pub budget_percent: u32,
+}
+
+/// Bounds on the load of this gateway.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Serving requests in flight over all cores, response bodies included, at least 1; none: no bound.
+    pub concurrent_requests_max: Option<usize>,
+    /// Requests that may wait for one of them to end, default 100; beyond: 429.
+    pub queue_max: usize,
+    /// Longest wait, default 60 s; then 408.
+    pub queue_timeout: Duration,
 }
 
 /// Circuit breakers, one per worker and gateway.

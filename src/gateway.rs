@@ -30,6 +30,8 @@ pub mod backoff;
 
 pub mod body;
 
+pub mod admission;
+
 mod core;
 
 mod listener;

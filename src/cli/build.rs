@@ -13,11 +13,13 @@ use http::HeaderName;
 
 use super::{
     Environment,
-    flags::{BreakerFlags, Flags, HealthFlags, MeshFlags, RequestFlags, RetryFlags, TelemetryFlags, WorkerFlags},
+    flags::{
+        BreakerFlags, Flags, HealthFlags, LimitFlags, MeshFlags, RequestFlags, RetryFlags, TelemetryFlags, WorkerFlags,
+    },
     sources::{Origin, Origins},
 };
 use crate::{
-    config::{self, Auth, Bind, Breaker, Config, Health, Mesh, Requests, Retry, Telemetry, Workers, address},
+    config::{self, Auth, Bind, Breaker, Config, Health, Limits, Mesh, Requests, Retry, Telemetry, Workers, address},
     mesh::node::{NAME_BYTES_MAX, NodeName},
 };
 
@@ -35,6 +37,7 @@ pub(super) fn config(flags: &Flags, origins: &Origins, env: &Environment) -> Res
         policy: flags.workers.policy,
         requests: check.requests(&flags.requests),
         retry: check.retry(&flags.retry),
+        limits: check.limits(&flags.limits),
         breaker: breaker(&flags.breaker),
         health: check.health(&flags.health),
         auth: Auth {
@@ -73,6 +76,10 @@ impl Check<'_> {
         let mut found = Vec::new();
         if !flags.mesh.enable_mesh && *self.origins.of("enable-mesh") == Origin::Default {
             found.extend(MESH.iter().filter(|l| given(l)).map(|l| format!("--{l} needs --enable-mesh: add it")));
+        }
+        if flags.limits.max_concurrent_requests == -1 {
+            let need = |l: &&str| format!("--{l} needs --max-concurrent-requests: add it");
+            found.extend(QUEUE.iter().filter(|l| given(l)).map(need));
         }
         for (is_off, switch, group) in [
             (flags.retry.disable_retries, "disable-retries", RETRY),
@@ -161,6 +168,20 @@ impl Check<'_> {
             backoff_multiplier: flags.retry_backoff_multiplier,
             jitter_factor: flags.retry_jitter_factor,
             budget_percent: flags.retry_budget_percent,
+        }
+    }
+
+    fn limits(&mut self, flags: &LimitFlags) -> Limits {
+        if flags.max_concurrent_requests == 0 {
+            self.problem(
+                "max-concurrent-requests",
+                "0 would refuse every request: give at least 1, or -1 for no bound",
+            );
+        }
+        Limits {
+            concurrent_requests_max: usize::try_from(flags.max_concurrent_requests).ok(),
+            queue_max: flags.queue_size as usize,
+            queue_timeout: Duration::from_secs(flags.queue_timeout_secs),
         }
     }
 
@@ -342,6 +363,9 @@ pub(super) const MESH: &[&str] = &[
     "mesh-sync-interval-ms",
     "mesh-suspicion-multiplier",
 ];
+
+/// Flags that mean nothing without `--max-concurrent-requests`.
+pub(super) const QUEUE: &[&str] = &["queue-size", "queue-timeout-secs"];
 
 /// Flags that mean nothing with `--disable-retries`.
 pub(super) const RETRY: &[&str] = &[

@@ -35,6 +35,9 @@ pub struct Flags {
     pub requests: RequestFlags,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub limits: LimitFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub retry: RetryFlags,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -97,6 +100,22 @@ pub struct RequestFlags {
     /// Origins that browsers may call from, comma separated; `*` allows any, none sends no CORS headers
     #[arg(long, num_args = 1.., value_name = "ORIGIN")]
     pub cors_allowed_origins: Vec<String>,
+}
+
+/// Bounds on the load of this gateway.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitFlags {
+    /// Serving requests in flight at this gateway, response bodies included; further ones wait; -1 is no bound
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_name = "N",
+          value_parser = clap::value_parser!(i64).range(-1..=1_000_000))]
+    pub max_concurrent_requests: i64,
+    /// Requests that may wait, first come, first served; further ones get 429
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub queue_size: u32,
+    /// Longest wait; then the answer is 408
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
+    pub queue_timeout_secs: u64,
 }
 
 /// Retries on another worker.

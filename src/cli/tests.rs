@@ -113,6 +113,7 @@ fn help_names_default_and_variable_of_every_flag_under_a_heading() {
         "Bind",
         "Workers and policy",
         "Requests",
+        "Limits",
         "Retry",
         "Circuit breaker",
         "Worker health",
@@ -155,6 +156,10 @@ fn defaults_are_those_of_the_specification() {
     assert_eq!((config.retry.retries_max, config.retry.budget_percent), (5, 20));
     assert_eq!((config.retry.backoff_initial.as_millis(), config.retry.backoff_max.as_millis()), (50, 30_000));
     assert_eq!((config.retry.backoff_multiplier, config.retry.jitter_factor), (1.5, 0.2));
+    assert_eq!((config.limits.concurrent_requests_max, config.limits.queue_max), (None, 100));
+    assert_eq!(config.limits.queue_timeout.as_secs(), 60);
+    assert_eq!(accepted(&["--max-concurrent-requests", "-1"]).limits.concurrent_requests_max, None);
+    assert_eq!(accepted(&["--max-concurrent-requests", "10"]).limits.concurrent_requests_max, Some(10));
     assert!(config.breaker.enabled);
     assert_eq!((config.breaker.failure_threshold, config.breaker.success_threshold), (10, 3));
     assert_eq!((config.breaker.timeout.as_secs(), config.breaker.window.as_secs()), (60, 120));
@@ -305,7 +310,10 @@ fn what_is_harmless_is_accepted() {
 fn what_cannot_be_used_is_refused_by_name() {
     for (case, args, parts) in [
         ("unknown flag", vec!["--mesh-tls"], vec!["--mesh-tls"]),
-        ("flag of a later part", vec!["--max-concurrent-requests", "3"], vec!["--max-concurrent-requests"]),
+        ("flag of a later part", vec!["--rate-limit-burst", "3"], vec!["--rate-limit-burst"]),
+        ("no request at all", vec!["--max-concurrent-requests", "0"], vec!["--max-concurrent-requests", "-1"]),
+        ("less than none", vec!["--max-concurrent-requests", "-2"], vec!["--max-concurrent-requests", "-1"]),
+        ("queue of nothing", vec!["--queue-size", "5"], vec!["--queue-size", "--max-concurrent-requests"]),
         ("unknown word", vec!["start"], vec!["start"]),
         ("flag twice", vec!["--port", "1", "--port", "2"], vec!["--port"]),
         ("port", vec!["--port", "70000"], vec!["--port", "70000"]),
@@ -426,6 +434,7 @@ fn groups_of_contradictions_are_complete() {
     };
     assert_eq!(starting("mesh-"), build::MESH);
     assert_eq!(starting("retry-"), build::RETRY);
+    assert_eq!(starting("queue-"), build::QUEUE);
     assert_eq!(starting("cb-"), build::BREAKER);
     assert_eq!(starting("health-"), build::HEALTH);
 }

@@ -16,7 +16,10 @@ use rand_pcg::Pcg64Mcg;
 
 use crate::{
     config::Config,
-    gateway::{budget::RetryBudget, connection::Connection, health::Suspicions, pool::Pool, view::RoutingView},
+    gateway::{
+        admission::Admission, budget::RetryBudget, connection::Connection, health::Suspicions, pool::Pool,
+        view::RoutingView,
+    },
     telemetry::metrics::Metrics,
 };
 
@@ -42,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) suspicions: Suspicions,
     pub(crate) control: axum::Router,
+    /// None: any number of requests may be in flight.
+    pub(crate) admission: Option<Admission>,
     /// Route templates of the control router that were hit: at most as many as it has routes.
     templates: Mutex<HashMap<Box<str>, &'static str>>,
 }
@@ -54,7 +59,8 @@ impl Shared {
         suspicions: Suspicions,
         control: axum::Router,
     ) -> Self {
-        Self { config, view, metrics, suspicions, control, templates: Mutex::default() }
+        let admission = Admission::new(&config.limits, metrics.clone());
+        Self { config, view, metrics, suspicions, control, admission, templates: Mutex::default() }
     }
 
     /// The template as a metric label.

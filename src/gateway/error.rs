@@ -72,6 +72,12 @@ pub enum GatewayError {
     /// The model is not served here and has no policy of its own.
     #[error("there is no policy for this model")]
     PolicyNotFound,
+    /// As many requests wait as may (`--queue-size`). The client may come again.
+    #[error("this gateway is busy and its queue is full")]
+    QueueFull,
+    /// The request waited as long as it may (`--queue-timeout-secs`); no worker saw it. The client may come again.
+    #[error("this gateway is busy: the request has waited too long in its queue")]
+    QueueTimeout,
     /// No registered worker serves the model.
     #[error("the model `{0}` does not exist")]
     ModelNotFound(String),
@@ -149,6 +155,8 @@ impl GatewayError {
             Self::PolicyNotFound => (StatusCode::NOT_FOUND, INVALID, "policy_not_found"),
             Self::RouteNotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
+            Self::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
+            Self::QueueTimeout => (StatusCode::REQUEST_TIMEOUT, "rate_limit_error", "queue_timeout"),
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
             Self::NoAvailableWorkers | Self::BreakersOpen { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "no_available_workers")
@@ -165,7 +173,9 @@ impl GatewayError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::NoAvailableWorkers | Self::Draining | Self::TooManyStreams => Some(Duration::from_secs(1)),
+            Self::NoAvailableWorkers | Self::Draining | Self::TooManyStreams | Self::QueueFull | Self::QueueTimeout => {
+                Some(Duration::from_secs(1))
+            }
             Self::BreakersOpen { after } => Some(*after),
             _ => None,
         }
@@ -262,6 +272,8 @@ mod tests {
             (GatewayError::PolicyNotFound, 404, "invalid_request_error", "policy_not_found", None),
             (GatewayError::RouteNotFound, 404, "invalid_request_error", "not_found", None),
             (not_allowed, 405, "invalid_request_error", "method_not_allowed", Some("allow: POST")),
+            (GatewayError::QueueFull, 429, "rate_limit_error", "queue_full", Some("retry-after: 1")),
+            (GatewayError::QueueTimeout, 408, "rate_limit_error", "queue_timeout", Some("retry-after: 1")),
             (GatewayError::model_not_found("m"), 404, "invalid_request_error", "model_not_found", None),
             (
                 GatewayError::NoAvailableWorkers,

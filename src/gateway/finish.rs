@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 
 use http::{Method, StatusCode};
 
-use crate::gateway::{connection::Connection, core::Core};
+use crate::gateway::{admission::Slot, connection::Connection, core::Core};
 
 /// Status recorded for a client that left before its answer began, as nginx has it.
 const CLIENT_CLOSED: u16 = 499;
@@ -24,6 +24,8 @@ pub(crate) struct Finish {
     is_bodyless: bool,
     /// The model's label, of a request that was routed to workers.
     model: Option<Arc<str>>,
+    /// Its place among the requests in flight, where these are bounded.
+    slot: Option<Slot>,
 }
 
 impl Finish {
@@ -40,6 +42,7 @@ impl Finish {
             error_code: CLIENT_CLOSED_CODE,
             is_bodyless: false,
             model: None,
+            slot: None,
         }
     }
 
@@ -53,6 +56,11 @@ impl Finish {
     /// Tells the model's label.
     pub(crate) fn on_model(&mut self, label: Arc<str>) {
         self.model = Some(label);
+    }
+
+    /// Keeps the request's place until the response is sent or given up.
+    pub(crate) fn hold(&mut self, slot: Slot) {
+        self.slot = Some(slot);
     }
 
     /// The response begins; the code is empty on success.

@@ -38,6 +38,7 @@ const READ_AHEAD_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, Copy)]
 enum Stage {
     Body,
+    Queue,
     Worker,
 }
 
@@ -83,13 +84,14 @@ pub(crate) async fn serve(
         Ok(served) => served,
         Err(_) => match stage.get() {
             Stage::Body => Err(GatewayError::BodyTimeout),
+            Stage::Queue => Err(GatewayError::QueueTimeout),
             Stage::Worker => {
                 inbound.core.metrics.worker_error("timeout");
                 Err(GatewayError::WorkerTimeout)
             }
         },
     };
-    if let (Err(error), Stage::Worker) = (&served, stage.get()) {
+    if let (Err(error), Stage::Queue | Stage::Worker) = (&served, stage.get()) {
         inbound.core.metrics.router_error(error.code());
     }
     served
@@ -102,18 +104,22 @@ async fn route(
     stage: &Cell<Stage>,
     finish: &mut Finish,
 ) -> Result<Response<Body>, GatewayError> {
+    let is_bounded = body.is_some();
     let body = match body {
         Some(body) => read_request(inbound, body).await?,
         None => Bytes::new(),
     };
     let found = if body.is_empty() { scan::Scan::default() } else { scan::scan(&body)? };
+    stage.set(Stage::Queue);
+    let mut route = look_up(inbound, found.model.as_deref(), inbound.started)?;
+    if let Some(admission) = inbound.core.shared().admission.as_ref().filter(|_| is_bounded) {
+        let slot = admission.enter().await?;
+        if slot.has_waited() {
+            route = look_up(inbound, found.model.as_deref(), Instant::now())?;
+        }
+        finish.hold(slot);
+    }
     stage.set(Stage::Worker);
-    let view = inbound.core.shared().view.load();
-    let route = match view.lookup(found.model.as_deref(), inbound.started) {
-        Lookup::Route(route) => route,
-        Lookup::UnknownModel => return Err(GatewayError::model_not_found(found.model.as_deref().unwrap_or(""))),
-    };
-    drop(view);
     inbound.core.metrics.router_request(&route.label, inbound.path, found.stream);
     finish.on_model(route.label.clone());
     let user = match found.user {
@@ -123,6 +129,14 @@ async fn route(
     };
     let is_stream = found.stream;
     attempts(inbound, &route, user.as_deref(), &Outbound { body, is_stream, deadline }).await
+}
+
+/// The workers for the model, as they are now.
+fn look_up(inbound: &Inbound, model: Option<&str>, now: Instant) -> Result<Arc<Route>, GatewayError> {
+    match inbound.core.shared().view.load().lookup(model, now) {
+        Lookup::Route(route) => Ok(route),
+        Lookup::UnknownModel => Err(GatewayError::model_not_found(model.unwrap_or(""))),
+    }
 }
 
 /// Reads the whole body; one that came in one piece is not copied.
@@ -170,8 +184,7 @@ async fn attempts(
     let mut last = None;
     loop {
         let random = core.rng.borrow_mut().next_u64();
-        let is_fresh = tried.is_empty();
-        let now = if is_fresh { inbound.started } else { Instant::now() };
+        let now = Instant::now();
         let chosen = choice::choose(route, facts, &tried, random, now).or_else(|| {
             // Every worker had its turn: the one that failed longest ago is as good as any.
             tried.clear();

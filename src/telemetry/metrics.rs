@@ -88,6 +88,9 @@ pub struct Metrics {
     http_responses: ByResponse,
     http_connections: Arc<AtomicI64>,
     shutdown: Arc<AtomicBool>,
+    rate_limit: Family<(&'static str, &'static str), BoundCounter<u64>>,
+    queue_depth: Arc<AtomicI64>,
+    queue_wait: BoundHistogram<f64>,
     models: Family<String, Arc<Model>>,
     router_errors: Family<&'static str, BoundCounter<u64>>,
     worker_selections: [BoundCounter<u64>; PolicyKind::ALL.len()],
@@ -142,8 +145,8 @@ impl Metrics {
         let (workers, mesh) = (Source::default(), Source::default());
         observe_workers(&meter, &workers);
         observe_mesh(&meter, &mesh);
-        let (http_connections, shutdown) = (Arc::default(), Arc::default());
-        observe_process(&meter, &http_connections, &shutdown);
+        let (http_connections, shutdown, queue_depth) = (Arc::default(), Arc::default(), Arc::default());
+        observe_process(&meter, &http_connections, &shutdown, &queue_depth);
         let local_health: Arc<AtomicI64> = Arc::default();
         let health = local_health.clone();
         gauge(&meter, &def::MESH_LOCAL_HEALTH, move |gauge| gauge.observe(health.load(Ordering::Relaxed), &[]));
@@ -158,6 +161,9 @@ impl Metrics {
             http_responses: http_responses(&meter),
             http_connections,
             shutdown,
+            rate_limit: counters_by_two(&meter, &def::HTTP_RATE_LIMIT),
+            queue_depth,
+            queue_wait: histogram(&meter, &def::QUEUE_WAIT, TTFT_BUCKETS).bind(&[]),
             models: models(&meter),
             router_errors: counters_by_one(&meter, &def::ROUTER_ERRORS),
             worker_selections: PolicyKind::ALL.map(|p| selections.bind(&[KeyValue::new("policy", p.as_str())])),
@@ -224,6 +230,23 @@ impl Metrics {
     /// `smg_shutdown_in_progress` 0 or 1.
     pub fn shutdown_in_progress(&self, on: bool) {
         self.shutdown.store(on, Ordering::Relaxed);
+    }
+
+    /// `smg_http_rate_limit_total{decision,result}`: allowed (immediate, queued) or rejected (queue_full, queue_timeout,
+    /// abandoned).
+    pub fn rate_limit(&self, decision: &'static str, result: &'static str) {
+        self.rate_limit.with(&(decision, result), |counter| counter.add(1));
+    }
+
+    /// `smg_queue_depth` up.
+    pub fn queue_entered(&self) {
+        self.queue_depth.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `smg_queue_depth` down, and `smg_queue_wait_seconds`.
+    pub fn queue_left(&self, elapsed: Duration) {
+        self.queue_depth.fetch_sub(1, Ordering::Relaxed);
+        self.queue_wait.record(elapsed.as_secs_f64());
     }
 
     /// `smg_router_requests_total{model,endpoint,streaming}`; `model` is a known model or `other`.
@@ -451,8 +474,14 @@ fn gauge(meter: &Meter, definition: &Definition, observe: impl Fn(&dyn AsyncInst
     let _registered = builder.with_callback(observe).build();
 }
 
-fn observe_process(meter: &Meter, connections: &Arc<AtomicI64>, shutdown: &Arc<AtomicBool>) {
-    let (connections, shutdown) = (connections.clone(), shutdown.clone());
+fn observe_process(
+    meter: &Meter,
+    connections: &Arc<AtomicI64>,
+    shutdown: &Arc<AtomicBool>,
+    queue_depth: &Arc<AtomicI64>,
+) {
+    let (connections, shutdown, queue_depth) = (connections.clone(), shutdown.clone(), queue_depth.clone());
+    gauge(meter, &def::QUEUE_DEPTH, move |gauge| gauge.observe(queue_depth.load(Ordering::Relaxed), &[]));
     gauge(meter, &def::HTTP_CONNECTIONS, move |gauge| gauge.observe(connections.load(Ordering::Relaxed), &[]));
     gauge(meter, &def::SHUTDOWN, move |gauge| gauge.observe(shutdown.load(Ordering::Relaxed).into(), &[]));
 }

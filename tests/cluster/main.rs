@@ -13,6 +13,7 @@ mod bad_input;
 mod breaker;
 mod certs;
 mod failover;
+mod limits;
 mod manual;
 mod shutdown;
 mod surface;

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::{Auth, Bind, Breaker, Health, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
+    config::{Auth, Bind, Breaker, Health, Limits, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
     gateway::{health::Suspicions, view::Route, worker::Worker},
     mesh::stores::WorkerId,
 };
@@ -20,6 +20,7 @@ mod breaker;
 mod drain;
 mod faults;
 mod forward;
+mod limits;
 mod refuse;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -62,6 +63,7 @@ fn config() -> Config {
             jitter_factor: 0.2,
             budget_percent: 20,
         },
+        limits: Limits { concurrent_requests_max: None, queue_max: 0, queue_timeout: second },
         breaker: Breaker {
             enabled: true,
             failure_threshold: 2,

@@ -33,6 +33,10 @@ fn busy() -> Arc<Metrics> {
     metrics.http_response("unmatched", http::StatusCode::NOT_FOUND, "not_found", elapsed);
     metrics.http_connection_opened();
     metrics.shutdown_in_progress(true);
+    metrics.rate_limit("allowed", "queued");
+    metrics.queue_entered();
+    metrics.queue_entered();
+    metrics.queue_left(elapsed);
     metrics.router_request("llama", "/v1/chat/completions", true);
     metrics.router_duration("llama", "/v1/chat/completions", elapsed);
     metrics.router_ttft("llama", "/v1/chat/completions", elapsed);
@@ -111,6 +115,9 @@ fn samples_have_their_values() {
         r#"smg_http_request_duration_seconds_bucket{path="unmatched",le="1800"} 1"#,
         "smg_http_connections_active 1",
         "smg_shutdown_in_progress 1",
+        r#"smg_http_rate_limit_total{decision="allowed",result="queued"} 1"#,
+        "smg_queue_depth 1",
+        r#"smg_queue_wait_seconds_bucket{le="0.05"} 1"#,
         r#"smg_router_requests_total{endpoint="/v1/chat/completions",model="llama",streaming="true"} 1"#,
         r#"smg_worker_selection_total{policy="least_load"} 1"#,
         r#"smg_worker_selection_total{policy="random"} 0"#,
