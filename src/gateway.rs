@@ -54,6 +54,8 @@ mod relay;
 
 mod finish;
 
+pub mod steering;
+
 pub mod registry;
 
 pub mod health;

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 
 use crate::gateway::{admission::Slot, connection::Connection, core::Core};
 
@@ -26,6 +26,8 @@ pub(crate) struct Finish {
     model: Option<Arc<str>>,
     /// Its place among the requests in flight, where these are bounded.
     slot: Option<Slot>,
+    /// How the answer came about, where the client wants to know.
+    route: Option<HeaderValue>,
 }
 
 impl Finish {
@@ -43,6 +45,7 @@ impl Finish {
             is_bodyless: false,
             model: None,
             slot: None,
+            route: None,
         }
     }
 
@@ -61,6 +64,16 @@ impl Finish {
     /// Keeps the request's place until the response is sent or given up.
     pub(crate) fn hold(&mut self, slot: Slot) {
         self.slot = Some(slot);
+    }
+
+    /// Tells which worker is asked now, for the client to know.
+    pub(crate) fn on_route(&mut self, route: HeaderValue) {
+        self.route = Some(route);
+    }
+
+    /// What was told last.
+    pub(crate) fn take_route(&mut self) -> Option<HeaderValue> {
+        self.route.take()
     }
 
     /// The response begins; the code is empty on success.

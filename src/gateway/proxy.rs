@@ -27,6 +27,7 @@ use crate::gateway::{
     relay::{Lease, Relay},
     scan,
     service::Inbound,
+    steering,
     view::{Lookup, Route},
     worker::Worker,
 };
@@ -111,15 +112,16 @@ async fn route(
     };
     let found = if body.is_empty() { scan::Scan::default() } else { scan::scan(&body)? };
     stage.set(Stage::Queue);
-    let mut route = look_up(inbound, found.model.as_deref(), inbound.started)?;
+    let mut way = look_up(inbound, found.model.as_deref(), inbound.started)?;
     if let Some(admission) = inbound.core.shared().admission.as_ref().filter(|_| is_bounded) {
         let slot = admission.enter().await?;
         if slot.has_waited() {
-            route = look_up(inbound, found.model.as_deref(), Instant::now())?;
+            way = look_up(inbound, found.model.as_deref(), Instant::now())?;
         }
         finish.hold(slot);
     }
     stage.set(Stage::Worker);
+    let route = &way.route;
     inbound.core.metrics.router_request(&route.label, inbound.path, found.stream);
     finish.on_model(route.label.clone());
     let user = match found.user {
@@ -128,15 +130,25 @@ async fn route(
         None => None,
     };
     let is_stream = found.stream;
-    attempts(inbound, &route, user.as_deref(), &Outbound { body, is_stream, deadline }).await
+    attempts(inbound, &way, user.as_deref(), &Outbound { body, is_stream, deadline }, finish).await
 }
 
-/// The workers for the model, as they are now.
-fn look_up(inbound: &Inbound, model: Option<&str>, now: Instant) -> Result<Arc<Route>, GatewayError> {
-    match inbound.core.shared().view.load().lookup(model, now) {
-        Lookup::Route(route) => Ok(route),
-        Lookup::UnknownModel => Err(GatewayError::model_not_found(model.unwrap_or(""))),
-    }
+/// Where a request may go.
+struct Way {
+    route: Arc<Route>,
+    /// The client named the worker.
+    is_steered: bool,
+}
+
+/// The workers for the model, as they are now, or the one that the client names.
+fn look_up(inbound: &Inbound, model: Option<&str>, now: Instant) -> Result<Way, GatewayError> {
+    let view = inbound.core.shared().view.load();
+    let route = match view.lookup(model, now) {
+        Lookup::Route(route) => route,
+        Lookup::UnknownModel => return Err(GatewayError::model_not_found(model.unwrap_or(""))),
+    };
+    let target = steering::target(&inbound.parts.headers, &view, &route)?;
+    Ok(Way { is_steered: target.is_some(), route: target.unwrap_or(route) })
 }
 
 /// Reads the whole body; one that came in one piece is not copied.
@@ -171,11 +183,13 @@ async fn read_request(inbound: &Inbound, mut body: Incoming) -> Result<Bytes, Ga
 
 async fn attempts(
     inbound: &Inbound,
-    route: &Route,
+    way: &Way,
     user: Option<&[u8]>,
     outbound: &Outbound,
+    finish: &mut Finish,
 ) -> Result<Response<Body>, GatewayError> {
-    let core = &inbound.core;
+    let (core, Way { route, is_steered }) = (&inbound.core, way);
+    let is_explained = steering::is_explained(&inbound.parts.headers);
     let routing_key = inbound.parts.headers.get("x-smg-routing-key").map(HeaderValue::as_bytes).or(user);
     let facts = Facts { routing_key };
     core.earn_retries(inbound.started);
@@ -191,7 +205,14 @@ async fn attempts(
             choice::choose(route, facts, &tried, random, now)
         });
         let Some((worker, permit)) = chosen else { return Err(refusal(route, last, now)) };
-        core.metrics.worker_selected(route.policy);
+        if !is_steered {
+            core.metrics.worker_selected(route.policy);
+        }
+        if is_explained {
+            let branch = steering::branch(route.policy, facts, *is_steered);
+            let mesh = &core.config().mesh;
+            finish.on_route(steering::explanation(route.policy, branch, &worker.id, retries, mesh));
+        }
         let failure = match attempt(inbound, &worker, permit, outbound).await {
             Ok((response, lease)) => return answer(inbound, outbound, response, lease).await,
             Err(failure) => failure,

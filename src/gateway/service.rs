@@ -16,6 +16,7 @@ use crate::gateway::{
     finish::Finish,
     headers, keys, proxy, public,
     routes::{self, Target},
+    steering,
 };
 
 /// A request as the handlers see it.
@@ -56,6 +57,9 @@ pub(crate) async fn serve(core: Rc<Core>, connection: Rc<Connection>, request: R
     };
     let headers = response.headers_mut();
     headers.insert(request_id.0, request_id.1);
+    if let Some(route) = finish.take_route() {
+        headers.insert(steering::ROUTE_HEADER, route);
+    }
     cors::decorate(headers, origin.as_ref(), origins);
     if version == Version::HTTP_2 {
         headers.remove(header::CONNECTION);

@@ -20,10 +20,21 @@ pub struct RoutingView {
     /// Until then some worker, just registered, may serve models that nobody names yet; see
     /// [`UNASKED_MAX`](crate::gateway::registry::keeper::UNASKED_MAX).
     pub unasked_until: Option<Instant>,
+    /// Every registered worker, sorted by id, for requests that name one.
+    pub registered: Vec<Registered>,
     /// Registered workers, whatever their state.
     pub workers_total: usize,
     /// Ready ones.
     pub workers_ready: usize,
+}
+
+/// A registered worker, whatever its state.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// The worker.
+    pub worker: Arc<Worker>,
+    /// Whether it takes requests.
+    pub is_ready: bool,
 }
 
 /// The workers for one model and how to choose among them.

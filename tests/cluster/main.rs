@@ -16,5 +16,6 @@ mod failover;
 mod limits;
 mod manual;
 mod shutdown;
+mod steering;
 mod surface;
 mod workers;

@@ -12,7 +12,11 @@ use tokio::{
 use super::*;
 use crate::{
     config::{Auth, Bind, Breaker, Health, Limits, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
-    gateway::{health::Suspicions, view::Route, worker::Worker},
+    gateway::{
+        health::Suspicions,
+        view::{Registered, Route},
+        worker::Worker,
+    },
     mesh::stores::WorkerId,
 };
 
@@ -22,6 +26,7 @@ mod faults;
 mod forward;
 mod limits;
 mod refuse;
+mod steering;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -132,6 +137,7 @@ fn view(workers: &[Arc<Worker>]) -> RoutingView {
         models: HashMap::from([("m".into(), route.clone())]),
         any: route,
         wildcard: Arc::default(),
+        registered: workers.iter().map(|worker| Registered { worker: worker.clone(), is_ready: true }).collect(),
         unasked_until: None,
         workers_total: workers.len(),
         workers_ready: workers.len(),

@@ -10,7 +10,7 @@ use crate::{
     config::{PolicyKind, UnknownPolicy},
     gateway::{
         registry::roster::Entry,
-        view::{Route, RoutingView},
+        view::{Registered, Route, RoutingView},
     },
     mesh::stores::{PolicySpec, WorkerState},
 };
@@ -66,9 +66,10 @@ pub fn build(
     previous: &RoutingView,
 ) -> RoutingView {
     let mut by_model: HashMap<&str, Vec<_>> = HashMap::new();
-    let (mut any, mut wildcard) = (Vec::new(), Vec::new());
+    let (mut any, mut wildcard, mut registered) = (Vec::new(), Vec::new(), Vec::new());
     for entry in entries {
         let is_ready = entry.state == WorkerState::Ready;
+        registered.push(Registered { worker: entry.worker.clone(), is_ready });
         if is_ready {
             any.push(entry.worker.clone());
             if entry.models.is_empty() {
@@ -91,6 +92,7 @@ pub fn build(
         any: renewed(Route::new("other".into(), default, any), Some(&previous.any)),
         wildcard: renewed(Route::new("other".into(), default, wildcard), Some(&previous.wildcard)),
         unasked_until,
+        registered,
         workers_total: entries.len(),
         workers_ready,
     }
@@ -149,6 +151,8 @@ mod tests {
             let expected = expected.map(|hosts| hosts.into_iter().map(str::to_owned).collect());
             assert_eq!(found, expected, "{case}");
             assert_eq!(view.workers_total, workers.len(), "{case}");
+            let ready = view.registered.iter().filter(|registered| registered.is_ready).count();
+            assert_eq!((view.registered.len(), ready), (workers.len(), view.workers_ready), "{case}");
             assert_eq!(view.workers_ready, view.any.ready.len(), "{case}");
         }
     }
