@@ -14,7 +14,9 @@
 //!    acks still lack them after one to two sync intervals: in a full mesh the writer delivers them itself.
 //! 4. A peer that lacks more than [`DELTA_KEYS_MAX`](outbound::DELTA_KEYS_MAX) keys, or whose vector is behind what the
 //!    store remembers of removes, gets a *snapshot*: chunks in key order, resumed where an earlier one stopped.
-//! 5. The acceptor grants "everything" to one peer after another, so that a joiner is not sent all state by each.
+//! 5. The acceptor grants "everything" to one peer after another, so that a joiner is not sent all state by each. Own
+//!    writes do not wait for it: a small backlog of them goes at once, a larger one after a sync interval, and new ones
+//!    are pushed ahead of any backlog, without covering anything, so that the receiver guards their keys meanwhile.
 //! 6. Acks carry what changed of the vector, and the roots: at most one per 20 ms, and at least one per half sync interval
 //!    while anything changes. Without news one of ~40 bytes after 1, 2, 4, 8 and then each 16 sync intervals.
 //! 7. Equal vectors with different roots for more than 2 s: a snapshot, whatever went wrong.
@@ -51,7 +53,8 @@ pub const EVENTS_MAX: usize = 1024;
 /// Pipes at most; further ones are not served until one is disconnected.
 pub const PIPES_MAX: usize = 4096;
 
-/// A peer that was granted everything has this long before the next is granted it too: 5 s.
+/// A peer that was granted everything has this long before the next is granted it too: 5 s. One of which nothing comes
+/// for a sync interval has no longer than that.
 pub const GRANT_FOR: Duration = Duration::from_secs(5);
 
 /// Name of a pipe, chosen by the driver and never reused.
@@ -181,6 +184,21 @@ struct Pipe {
     role: Role,
 }
 
+/// Who was granted everything last.
+#[derive(Clone, Copy, Debug)]
+struct Grant {
+    pipe: PipeId,
+    since: Instant,
+    /// When something came from there.
+    heard: Instant,
+}
+
+impl Grant {
+    fn ends(&self, sync_interval: Duration) -> Instant {
+        (self.since + GRANT_FOR).min(self.heard + sync_interval)
+    }
+}
+
 /// The replication machine of one node. After each `handle_*` drain every `poll_*`.
 #[derive(Debug)]
 pub struct Replicator {
@@ -188,7 +206,7 @@ pub struct Replicator {
     pipes: BTreeMap<PipeId, Pipe>,
     /// Served after this one, so that pipes take turns.
     last_served: PipeId,
-    grant: Option<(PipeId, Instant)>,
+    grant: Option<Grant>,
     ungranted: VecDeque<PipeId>,
     events: VecDeque<SyncEvent>,
     prune_due: Instant,
@@ -225,7 +243,7 @@ impl Replicator {
         }
         tracing::debug!(peer = %peer, peer_epoch_ms, dialed, "sync pipe connected");
         let role = if dialed {
-            Role::Dialed(Box::new(Outbound::new(now + self.phase, self.config.sync_interval)))
+            Role::Dialed(Box::new(Outbound::new(now + self.phase / 2, self.config.sync_interval)))
         } else {
             self.ungranted.push_back(pipe);
             Role::Accepted(Box::new(Inbound::new(now, self.config.sync_interval / 2)))
@@ -241,7 +259,7 @@ impl Replicator {
             return;
         }
         self.ungranted.retain(|waiting| *waiting != pipe);
-        self.grant.take_if(|(granted, _)| *granted == pipe);
+        self.grant.take_if(|grant| grant.pipe == pipe);
         self.grant_next(now);
     }
 
@@ -290,8 +308,12 @@ impl Replicator {
                     Some(is_last) => SyncEvent::SnapshotReceived { peer, chunk_bytes: delta_bytes, is_last },
                     None => SyncEvent::DeltaReceived { peer, keys, delta_bytes },
                 });
-                if all_complete && self.grant.take_if(|(granted, _)| *granted == pipe).is_some() {
-                    self.grant_next(now);
+                if let Some(grant) = self.grant.as_mut().filter(|grant| grant.pipe == pipe) {
+                    grant.heard = now;
+                    if all_complete {
+                        self.grant = None;
+                        self.grant_next(now);
+                    }
                 }
             }
             (Role::Dialed(_), Kind::Body(..)) | (Role::Accepted(_), Kind::Ack(_)) => {
@@ -324,7 +346,7 @@ impl Replicator {
             self.prune_due = now + self.config.sync_interval;
             stores.prune();
         }
-        self.grant.take_if(|(_, since)| *since + GRANT_FOR <= now);
+        self.grant.take_if(|grant| grant.ends(self.config.sync_interval) <= now);
         self.grant_next(now);
     }
 
@@ -385,7 +407,8 @@ impl Replicator {
                 .filter(|due| *due > self.now)
                 .map_or(inbound.check_due, |due| due.min(inbound.check_due)),
         });
-        let grant = self.grant.map(|(_, since)| since + GRANT_FOR).filter(|_| !self.ungranted.is_empty());
+        let grant = self.grant.filter(|_| !self.ungranted.is_empty());
+        let grant = grant.map(|grant| grant.ends(self.config.sync_interval));
         pipes.chain(grant).min().map(|due| due.min(self.prune_due))
     }
 
@@ -394,7 +417,7 @@ impl Replicator {
             let Some(next) = self.ungranted.pop_front() else { return };
             if let Some(Pipe { role: Role::Accepted(inbound), .. }) = self.pipes.get_mut(&next) {
                 inbound.grant(now);
-                self.grant = Some((next, now));
+                self.grant = Some(Grant { pipe: next, since: now, heard: now });
             }
         }
     }

@@ -28,6 +28,16 @@ pub const DELTA_KEYS_MAX: usize = 16_384;
 /// Equal vectors with different roots for this long mean a snapshot.
 pub const DIVERGED_FOR: Duration = Duration::from_secs(2);
 
+/// A peer that has not granted everything yet is sent our own writes at once when it lacks no more keys than this.
+const BACKLOG_AT_ONCE_KEYS: usize = 256;
+
+/// The same, once it was waited for the grant for a sync interval.
+const BACKLOG_WAITED_KEYS: usize = 4096;
+
+/// Keys that are pushed ahead of a backlog at most; later ones wait for their turn. Each costs the receiver a guard
+/// until then, of [`KEY_GUARDS_MAX`](crate::mesh::crdt::context::KEY_GUARDS_MAX).
+const AHEAD_KEYS_MAX: usize = 2048;
+
 /// Frames whose acks are timed at most; beyond that the latency of the oldest is not measured.
 const TIMED_MAX: usize = 256;
 
@@ -59,6 +69,13 @@ struct OutNamespace {
     mark: VersionVector,
     snapshot: Option<Snapshot>,
     diverged_since: Option<Instant>,
+    /// Writes up to here are not pushed ahead of a backlog: they are part of it, or were pushed.
+    ahead: VersionVector,
+    ahead_keys: usize,
+    /// A sync interval has passed without a grant.
+    waited: bool,
+    /// What the peer lacks of our own writes is little; none when that has to be counted again.
+    is_little: Option<bool>,
 }
 
 /// State of a dialed pipe: O(actors), whatever the peer lacks.
@@ -86,7 +103,7 @@ impl Outbound {
             acks: 0,
             granted: false,
             timed: VecDeque::new(),
-            tick_due: now + sync_interval,
+            tick_due: now + sync_interval / 2,
             namespaces: Default::default(),
         }
     }
@@ -125,6 +142,7 @@ impl Outbound {
         for namespace in Namespace::ALL {
             let (map, out) = (stores.map(namespace), &mut self.namespaces[namespace.index()]);
             let Some(peer) = &out.peer else { continue };
+            (out.waited, out.is_little) = (true, None);
             let peer = vector(map, peer);
             if self.granted
                 && out.mark.iter().any(|(actor, counter)| counter > peer.get(actor).max(out.sent.get(actor)))
@@ -132,7 +150,9 @@ impl Outbound {
                 out.full = true;
             }
             out.mark = map.seen().clone();
-            if out.diverged_since.is_some_and(|since| now.saturating_duration_since(since) > DIVERGED_FOR) {
+            if self.granted
+                && out.diverged_since.is_some_and(|since| now.saturating_duration_since(since) > DIVERGED_FOR)
+            {
                 out.diverged_since = None;
                 out.begin_snapshot(map);
             }
@@ -141,8 +161,9 @@ impl Outbound {
 
     /// Whether [`poll_body`](Self::poll_body) may have something; cheap.
     pub(super) fn wants_to_send(&self, stores: &Stores) -> bool {
-        self.granted
-            && Namespace::ALL.iter().any(|namespace| self.namespaces[namespace.index()].wants(stores.map(*namespace)))
+        let wants =
+            |namespace: &Namespace| self.namespaces[namespace.index()].wants(stores.map(*namespace), self.granted);
+        Namespace::ALL.iter().any(wants)
     }
 
     /// The next body for the peer; none when it has, or waits for, nothing.
@@ -152,14 +173,11 @@ impl Outbound {
         stores: &Stores,
         is_receiving: bool,
     ) -> Option<(u64, Namespace, Body)> {
-        if !self.granted {
-            return None;
-        }
         for namespace in Namespace::ALL {
             let map = stores.map(namespace);
             // What is still arriving would be pushed in pieces, most of it to where it comes from.
             let waits = is_receiving && map.progress().is_some();
-            if let Some(body) = self.namespaces[namespace.index()].poll_body(map, waits) {
+            if let Some(body) = self.namespaces[namespace.index()].poll_body(map, self.granted, waits) {
                 let seq = self.frames;
                 self.frames += 1;
                 if self.timed.len() == TIMED_MAX {
@@ -178,6 +196,10 @@ impl OutNamespace {
         if let Some((until, base)) = told.resume {
             self.resume = Some((Key::from(&*until), base));
         }
+        if self.peer.is_none() {
+            self.ahead = map.seen().clone();
+        }
+        self.is_little = None;
         let peer = self.peer.get_or_insert_default();
         for (actor, counter) in told.seen {
             if peer.len() < ACTORS_MAX || peer.contains_key(&actor) {
@@ -204,19 +226,32 @@ impl OutNamespace {
         equal_vectors && equal_roots
     }
 
-    fn wants(&self, map: &Map) -> bool {
+    fn wants(&self, map: &Map, granted: bool) -> bool {
         let lacks_own = || map.seen().get(map.own()) > self.sent.get(map.own());
-        self.peer.is_some() && (self.snapshot.is_some() || self.full || lacks_own())
+        self.peer.is_some() && (granted && (self.snapshot.is_some() || self.full) || lacks_own())
     }
 
-    fn poll_body(&mut self, map: &Map, waits: bool) -> Option<Body> {
-        if !self.wants(map) {
-            return None;
+    fn poll_body(&mut self, map: &Map, granted: bool, waits: bool) -> Option<Body> {
+        self.peer.as_ref()?;
+        let lacks_own = map.seen().get(map.own()) > self.sent.get(map.own());
+        if !granted {
+            return match lacks_own {
+                true if self.lacks_little(map) => self.build_delta(map),
+                true => self.push_ahead(map),
+                false => None,
+            };
+        }
+        let waits = waits && self.full && self.snapshot.is_none();
+        if (waits || self.snapshot.is_some() || self.cursor.is_some())
+            && lacks_own
+            && let Some(body) = self.push_ahead(map)
+        {
+            return Some(body);
         }
         if self.snapshot.is_some() {
             return self.build_chunk(map);
         }
-        if waits && self.full {
+        if waits || (!self.full && !lacks_own) {
             return None;
         }
         if self.needs_snapshot(map) {
@@ -224,6 +259,37 @@ impl OutNamespace {
             return self.build_chunk(map);
         }
         self.build_delta(map)
+    }
+
+    /// Whether what the peer lacks of our own writes is too little to wait for its grant.
+    fn lacks_little(&mut self, map: &Map) -> bool {
+        let own = map.own();
+        if self.sent.get(own) < map.floor(own) {
+            return false;
+        }
+        let limit = if self.waited { BACKLOG_WAITED_KEYS } else { BACKLOG_AT_ONCE_KEYS };
+        // A delta that was begun goes on.
+        self.cursor.is_some()
+            || *self.is_little.get_or_insert_with(|| {
+                let after = |at: u64| map.next_event(own, at).map(|(counter, ..)| counter);
+                std::iter::successors(after(self.sent.get(own)), |at| after(*at)).take(limit + 1).count() <= limit
+            })
+    }
+
+    /// States of keys that were written here since the pipe began, ahead of a backlog that waits for its turn. They cover
+    /// nothing: the receiver guards their keys, and gets them again with the rest.
+    fn push_ahead(&mut self, map: &Map) -> Option<Body> {
+        let own = map.own();
+        let mut at = self.ahead.get(own).max(self.sent.get(own)).max(map.floor(own));
+        let mut packer = Packer::new(map);
+        while self.ahead_keys < AHEAD_KEYS_MAX && packer.bytes() < BODY_BYTES {
+            let Some((counter, key, dead)) = map.next_event(own, at) else { break };
+            packer.add_event(own, counter, key, dead);
+            self.ahead_keys += 1;
+            at = counter;
+        }
+        self.ahead.raise(own, at);
+        (packer.bytes() > 0).then(|| packer.finish(&mut self.context_sent))
     }
 
     /// Whether the store no longer knows what the peer lacks, or it lacks too much.
@@ -295,6 +361,7 @@ impl OutNamespace {
                     self.sent.raise(*actor, to);
                 }
             }
+            self.ahead_keys = 0;
         } else {
             self.cursor = Some(cursor);
         }

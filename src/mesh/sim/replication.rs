@@ -51,6 +51,7 @@ pub struct Cluster {
     next_pipe: u64,
     cut: BTreeSet<(usize, usize)>,
     latency: BTreeMap<usize, Duration>,
+    stopped: BTreeSet<usize>,
     config: Config,
 }
 
@@ -71,6 +72,7 @@ impl Cluster {
             next_pipe: 1,
             cut: BTreeSet::new(),
             latency: BTreeMap::new(),
+            stopped: BTreeSet::new(),
             config: Config { sync_interval: Duration::from_secs(1) },
         };
         for index in 0..count {
@@ -121,6 +123,15 @@ impl Cluster {
         self.latency.insert(node, latency);
     }
 
+    /// Stops a node as SIGSTOP does, or lets it go on: its pipes stay open and it neither reads nor writes.
+    pub fn set_stopped(&mut self, node: usize, stopped: bool) {
+        if stopped {
+            self.stopped.insert(node);
+        } else {
+            self.stopped.remove(&node);
+        }
+    }
+
     /// Restarts a node with empty state and a new boot epoch.
     pub fn restart(&mut self, index: usize) {
         self.drop_wires(|ends| ends.contains(&index));
@@ -134,8 +145,13 @@ impl Cluster {
         let end = self.now + duration;
         self.step();
         while self.now < end {
-            let timers = self.nodes.iter().filter_map(|node| node.replicator.poll_timeout());
-            let arrivals = self.wires.values().flat_map(|wire| &wire.queues).filter_map(|queue| queue.front());
+            let running = self.nodes.iter().enumerate().filter(|(index, _)| !self.stopped.contains(index));
+            let timers = running.filter_map(|(_, node)| node.replicator.poll_timeout());
+            let arrivals = self.wires.values().flat_map(|wire| {
+                let reads = |end: usize| !self.stopped.contains(&wire.ends[end]);
+                wire.queues.iter().enumerate().filter(move |(from, _)| reads(1 - from))
+            });
+            let arrivals = arrivals.filter_map(|(_, queue)| queue.front());
             let next = timers.chain(arrivals.map(|(at, _)| *at)).min().unwrap_or(end);
             self.now = next.max(self.now + Duration::from_millis(1)).min(end);
             self.step();
@@ -219,6 +235,7 @@ impl Cluster {
         for id in ids {
             for direction in 0..2 {
                 while let Some(wire) = self.wires.get_mut(&id)
+                    && !self.stopped.contains(&wire.ends[1 - direction])
                     && wire.queues[direction].front().is_some_and(|(at, _)| *at <= now)
                     && let Some((_, bytes)) = wire.queues[direction].pop_front()
                 {
@@ -239,6 +256,9 @@ impl Cluster {
     }
 
     fn drive(&mut self, index: usize) {
+        if self.stopped.contains(&index) {
+            return;
+        }
         let now = self.now;
         let node = &mut self.nodes[index];
         if node.replicator.poll_timeout().is_some_and(|due| due <= now) {

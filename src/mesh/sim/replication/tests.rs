@@ -64,6 +64,74 @@ fn a_write_reaches_all_in_two_milliseconds_and_a_remove_as_well() {
     assert!(cluster.refused.is_empty(), "{:?}", cluster.refused);
 }
 
+/// How long writes on some nodes take to reach the others of them, 99 of 100.
+fn propagation_p99(cluster: &mut Cluster, nodes: &[usize], writes: usize, tag: &str) -> Duration {
+    let mut times = Vec::new();
+    for index in 0..writes {
+        let writer = nodes[index % nodes.len()];
+        let id = put(cluster, writer, &format!("http://{tag}-{index}"));
+        let mut took = Duration::ZERO;
+        while !nodes.iter().all(|node| has(cluster, *node, &id)) {
+            cluster.run_for(Duration::from_millis(1));
+            took += Duration::from_millis(1);
+            assert!(took < 10 * SECOND, "write {index} of n{writer} never arrives");
+        }
+        times.push(took);
+    }
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+#[test]
+fn own_writes_wait_for_no_grant_while_a_peer_is_stopped_and_after_reconnects() {
+    // The stopped node is the first that the others grant everything to.
+    for (case, backlog) in [("no backlog", 0), ("small backlog", 200), ("large backlog", 3000)] {
+        let mut cluster = cluster(5);
+        cluster.run_for(SECOND);
+        cluster.set_stopped(0, true);
+        for (a, b) in (0..5).flat_map(|a| (a + 1..5).map(move |b| (a, b))) {
+            cluster.set_cut(a, b, true);
+        }
+        for index in 0..backlog {
+            put(&mut cluster, 1, &format!("http://before-{index}"));
+        }
+        for (a, b) in (0..5).flat_map(|a| (a + 1..5).map(move |b| (a, b))) {
+            cluster.set_cut(a, b, false);
+        }
+        // Without a round trip no peer knows what the other has.
+        cluster.run_for(Duration::from_millis(3));
+        let p99 = propagation_p99(&mut cluster, &[1, 2, 3, 4], 200, "now");
+        assert!(p99 <= Duration::from_millis(100), "{case}: {p99:?}");
+        cluster.run_for(SECOND);
+        for node in 2..5 {
+            assert_eq!(cluster.nodes[node].stores.entry_counts().workers, 200 + backlog, "{case}: n{node}");
+        }
+        cluster.set_stopped(0, false);
+        cluster.converges_within(5 * SECOND);
+        cluster.run_for(2 * SECOND);
+        assert!(cluster.refused.is_empty(), "{case}: {:?}", cluster.refused);
+        assert!(cluster.nodes.iter().all(|node| node.stores.map(Namespace::Workers).guards().is_empty()), "{case}");
+    }
+}
+
+#[test]
+fn new_writes_and_removes_overtake_a_snapshot() {
+    let mut cluster = cluster(2);
+    cluster.set_cut(0, 1, true);
+    let ids: Vec<_> = (0..60_000).map(|index| put(&mut cluster, 0, &format!("http://worker-{index}:8000"))).collect();
+    cluster.set_latency(1, Duration::from_millis(20));
+    cluster.set_cut(0, 1, false);
+    cluster.run_for(Duration::from_millis(70));
+    let added = put(&mut cluster, 0, "http://added");
+    let removed = ids.iter().find(|id| has(&cluster, 1, id)).unwrap();
+    assert!(remove(&mut cluster, 0, removed));
+    cluster.run_for(Duration::from_millis(45));
+    assert!(cluster.nodes[1].stores.map(Namespace::Workers).progress().is_some(), "the snapshot is still on its way");
+    assert!(has(&cluster, 1, &added) && !has(&cluster, 1, removed));
+    cluster.converges_within(5 * SECOND);
+    assert!(cluster.refused.is_empty(), "{:?}", cluster.refused);
+}
+
 #[test]
 fn an_empty_restart_gets_all_state_back_from_one_peer() {
     let mut cluster = cluster(5);
