@@ -11,7 +11,8 @@
 //!    state wins by construction, and a slow peer costs O(actors) (delta-interval anti-entropy, Almeida et al. 2018 §6,
 //!    with the store in the place of the delta buffer).
 //! 3. After the first exchange a node pushes its *own* writes alone, at once. Dots of others go to a peer only when its
-//!    acks still lack them after one to two sync intervals: in a full mesh the writer delivers them itself.
+//!    acks still lack them after one to two sync intervals: in a full mesh the writer delivers them itself. In a sparse
+//!    mesh ([`topology`]) dots of others go at once as well.
 //! 4. A peer that lacks more than [`DELTA_KEYS_MAX`](outbound::DELTA_KEYS_MAX) keys, or whose vector is behind what the
 //!    store remembers of removes, gets a *snapshot*: chunks in key order, resumed where an earlier one stopped.
 //! 5. The acceptor grants "everything" to one peer after another, so that a joiner is not sent all state by each. Own
@@ -34,6 +35,7 @@ use self::{
     frame::{Frame, Kind},
     inbound::Inbound,
     outbound::Outbound,
+    topology::Topology,
 };
 use crate::mesh::{
     crdt::delta::BodyError,
@@ -46,6 +48,7 @@ pub mod frame;
 pub mod inbound;
 pub mod outbound;
 mod pack;
+pub mod topology;
 
 /// Events waiting to be polled at most; the oldest goes first.
 pub const EVENTS_MAX: usize = 1024;
@@ -203,6 +206,7 @@ impl Grant {
 #[derive(Debug)]
 pub struct Replicator {
     config: Config,
+    topology: Topology,
     pipes: BTreeMap<PipeId, Pipe>,
     /// Served after this one, so that pipes take turns.
     last_served: PipeId,
@@ -222,6 +226,7 @@ impl Replicator {
         let interval_us = u64::try_from(config.sync_interval.as_micros()).unwrap_or(u64::MAX).max(1);
         Self {
             config,
+            topology: Topology::Full,
             pipes: BTreeMap::new(),
             last_served: PipeId(0),
             grant: None,
@@ -231,6 +236,11 @@ impl Replicator {
             now,
             phase: Duration::from_micros(seed % interval_us),
         }
+    }
+
+    /// Says whether all nodes of the cluster are peers, or few of them. At first: all.
+    pub fn set_topology(&mut self, topology: Topology) {
+        self.topology = topology;
     }
 
     /// A pipe to `peer` is open. The node that dialed it pushes its state over it. `peer_epoch_ms` is the peer's boot
@@ -366,7 +376,7 @@ impl Replicator {
             let Some(Pipe { peer, role }) = self.pipes.get_mut(&id) else { continue };
             // Most pipes have nothing to say most of the time: only the others are asked for room.
             let wants = match role {
-                Role::Dialed(outbound) => outbound.wants_to_send(stores),
+                Role::Dialed(outbound) => outbound.wants_to_send(stores, self.topology),
                 Role::Accepted(inbound) => inbound.ack_due.is_some_and(|due| due <= now),
             };
             if !wants || !writable(id) {
@@ -374,7 +384,7 @@ impl Replicator {
             }
             let frame = match role {
                 Role::Dialed(outbound) => outbound
-                    .poll_body(now, stores, is_receiving)
+                    .poll_body(now, stores, is_receiving, self.topology)
                     .map(|(seq, namespace, body)| Frame { seq, kind: Kind::Body(namespace, body) }),
                 Role::Accepted(inbound) => {
                     let (seq, ack) = inbound.build_ack(stores);

@@ -31,7 +31,7 @@ use crate::{
             story::Story,
         },
         node::{NodeName, NodeStatus},
-        replication::{self, Replicator, SyncEvent},
+        replication::{self, Replicator, SyncEvent, topology::Topology},
         stores::Stores,
         swim::{Event, MemberChange, Swim, SwimConfig, Transmit, Via},
     },
@@ -40,9 +40,6 @@ use crate::{
 
 /// A node that has been DOWN this long is masked: what it alone wrote about workers is not shown (DESIGN §4).
 const MASK_AFTER: Duration = Duration::from_secs(60);
-
-/// Up to this many nodes replicate to each other directly (DESIGN §4).
-const FULL_MESH_NODES: usize = 32;
 
 /// Ports tried when `--mesh-port 0` asks for one that is free on both planes.
 const FREE_PORT_TRIES: usize = 16;
@@ -397,24 +394,22 @@ impl Net {
         }
     }
 
-    /// Chooses the peers that this node pushes its state to: all of them up to [`FULL_MESH_NODES`]; above, those at
-    /// distances 1, 2, 4, … on the ring of names (as the fingers of Chord, Stoica et al. 2001 §4.3), which keeps every
-    /// node within log n steps of every other.
+    /// Chooses the peers that this node pushes its state to. See [`replication::topology`].
     fn retarget(&mut self, now: Instant) {
-        let mut ring: Vec<(&NodeName, SocketAddr)> = self
+        let mut ring: Vec<(&str, &NodeName, SocketAddr)> = self
             .swim
             .members()
             .filter(|member| matches!(member.status, NodeStatus::Alive | NodeStatus::Suspected | NodeStatus::Leaving))
-            .map(|member| (&member.name, member.addr))
+            .map(|member| (member.zone.as_str(), &member.name, member.addr))
             .collect();
         ring.sort_unstable();
-        let own = ring.iter().position(|(name, _)| **name == self.node);
-        let wanted: BTreeSet<SocketAddr> = match own {
-            Some(own) if ring.len() > FULL_MESH_NODES => {
-                let distances = (0..usize::BITS).map(|bit| 1usize << bit).take_while(|&distance| distance < ring.len());
-                distances.map(|distance| ring[(own + distance) % ring.len()].1).collect()
+        let wanted: BTreeSet<SocketAddr> = match ring.iter().position(|(_, name, _)| **name == self.node) {
+            Some(own) => {
+                let topology = Topology::of(ring.len());
+                self.replicator.set_topology(topology);
+                topology.targets(own, ring.len()).map(|position| ring[position].2).collect()
             }
-            _ => ring.iter().filter(|(name, _)| **name != self.node).map(|(_, addr)| *addr).collect(),
+            None => ring.iter().map(|(.., addr)| *addr).collect(),
         };
         self.pipes.want(now, &wanted);
     }

@@ -8,6 +8,7 @@ use std::{
 use super::{
     frame::{Ack, NamespaceAck},
     pack::Packer,
+    topology::Topology,
 };
 use crate::mesh::{
     crdt::{
@@ -160,9 +161,10 @@ impl Outbound {
     }
 
     /// Whether [`poll_body`](Self::poll_body) may have something; cheap.
-    pub(super) fn wants_to_send(&self, stores: &Stores) -> bool {
-        let wants =
-            |namespace: &Namespace| self.namespaces[namespace.index()].wants(stores.map(*namespace), self.granted);
+    pub(super) fn wants_to_send(&self, stores: &Stores, topology: Topology) -> bool {
+        let wants = |namespace: &Namespace| {
+            self.namespaces[namespace.index()].wants(stores.map(*namespace), self.granted, topology)
+        };
         Namespace::ALL.iter().any(wants)
     }
 
@@ -172,12 +174,13 @@ impl Outbound {
         now: Instant,
         stores: &Stores,
         is_receiving: bool,
+        topology: Topology,
     ) -> Option<(u64, Namespace, Body)> {
         for namespace in Namespace::ALL {
             let map = stores.map(namespace);
             // What is still arriving would be pushed in pieces, most of it to where it comes from.
             let waits = is_receiving && map.progress().is_some();
-            if let Some(body) = self.namespaces[namespace.index()].poll_body(map, self.granted, waits) {
+            if let Some(body) = self.namespaces[namespace.index()].poll_body(map, self.granted, waits, topology) {
                 let seq = self.frames;
                 self.frames += 1;
                 if self.timed.len() == TIMED_MAX {
@@ -226,69 +229,81 @@ impl OutNamespace {
         equal_vectors && equal_roots
     }
 
-    fn wants(&self, map: &Map, granted: bool) -> bool {
-        let lacks_own = || map.seen().get(map.own()) > self.sent.get(map.own());
-        self.peer.is_some() && (granted && (self.snapshot.is_some() || self.full) || lacks_own())
+    fn wants(&self, map: &Map, granted: bool, topology: Topology) -> bool {
+        let lacks = || match topology {
+            Topology::Full => map.seen().get(map.own()) > self.sent.get(map.own()),
+            Topology::Sparse => !self.sent.covers(map.seen()),
+        };
+        self.peer.is_some() && (granted && (self.snapshot.is_some() || self.full) || lacks())
     }
 
-    fn poll_body(&mut self, map: &Map, granted: bool, waits: bool) -> Option<Body> {
+    fn poll_body(&mut self, map: &Map, granted: bool, waits: bool, topology: Topology) -> Option<Body> {
         self.peer.as_ref()?;
-        let lacks_own = map.seen().get(map.own()) > self.sent.get(map.own());
+        let scope = scope(map, topology == Topology::Sparse);
+        let lacks = scope.iter().any(|actor| map.seen().get(*actor) > self.sent.get(*actor));
         if !granted {
-            return match lacks_own {
-                true if self.lacks_little(map) => self.build_delta(map),
-                true => self.push_ahead(map),
+            return match lacks {
+                true if self.lacks_little(map, &scope) => self.build_delta(map, &scope),
+                true => self.push_ahead(map, &scope),
                 false => None,
             };
         }
+        self.full |= lacks && topology == Topology::Sparse;
         let waits = waits && self.full && self.snapshot.is_none();
         if (waits || self.snapshot.is_some() || self.cursor.is_some())
-            && lacks_own
-            && let Some(body) = self.push_ahead(map)
+            && lacks
+            && let Some(body) = self.push_ahead(map, &scope)
         {
             return Some(body);
         }
         if self.snapshot.is_some() {
             return self.build_chunk(map);
         }
-        if waits || (!self.full && !lacks_own) {
+        if waits || !(self.full || lacks) {
             return None;
         }
         if self.needs_snapshot(map) {
             self.begin_snapshot(map);
             return self.build_chunk(map);
         }
-        self.build_delta(map)
+        let full = self.full.then(|| self::scope(map, true));
+        self.build_delta(map, full.as_ref().unwrap_or(&scope))
     }
 
-    /// Whether what the peer lacks of our own writes is too little to wait for its grant.
-    fn lacks_little(&mut self, map: &Map) -> bool {
-        let own = map.own();
-        if self.sent.get(own) < map.floor(own) {
+    /// Whether what the peer lacks of the actors that are pushed at once is too little to wait for its grant.
+    fn lacks_little(&mut self, map: &Map, scope: &[ActorId]) -> bool {
+        if scope.iter().any(|actor| self.sent.get(*actor) < map.floor(*actor)) {
             return false;
         }
         let limit = if self.waited { BACKLOG_WAITED_KEYS } else { BACKLOG_AT_ONCE_KEYS };
         // A delta that was begun goes on.
         self.cursor.is_some()
             || *self.is_little.get_or_insert_with(|| {
-                let after = |at: u64| map.next_event(own, at).map(|(counter, ..)| counter);
-                std::iter::successors(after(self.sent.get(own)), |at| after(*at)).take(limit + 1).count() <= limit
+                let lacking = scope.iter().flat_map(|actor| {
+                    let after = |at: u64| map.next_event(*actor, at).map(|(counter, ..)| counter);
+                    std::iter::successors(after(self.sent.get(*actor)), move |at| after(*at))
+                });
+                lacking.take(limit + 1).count() <= limit
             })
     }
 
-    /// States of keys that were written here since the pipe began, ahead of a backlog that waits for its turn. They cover
+    /// States of keys that were written since the pipe began, ahead of a backlog that waits for its turn. They cover
     /// nothing: the receiver guards their keys, and gets them again with the rest.
-    fn push_ahead(&mut self, map: &Map) -> Option<Body> {
-        let own = map.own();
-        let mut at = self.ahead.get(own).max(self.sent.get(own)).max(map.floor(own));
+    fn push_ahead(&mut self, map: &Map, scope: &[ActorId]) -> Option<Body> {
         let mut packer = Packer::new(map);
-        while self.ahead_keys < AHEAD_KEYS_MAX && packer.bytes() < BODY_BYTES {
-            let Some((counter, key, dead)) = map.next_event(own, at) else { break };
-            packer.add_event(own, counter, key, dead);
-            self.ahead_keys += 1;
-            at = counter;
+        for actor in scope.iter().copied() {
+            let mut at = self.ahead.get(actor).max(self.sent.get(actor)).max(map.floor(actor));
+            while self.ahead_keys < AHEAD_KEYS_MAX && packer.bytes() < BODY_BYTES {
+                let Some((counter, key, dead)) = map.next_event(actor, at) else { break };
+                if counter > map.seen().get(actor) {
+                    break;
+                }
+                packer.add_event(actor, counter, key, dead);
+                self.ahead_keys += 1;
+                at = counter;
+            }
+            self.ahead.raise(actor, at);
         }
-        self.ahead.raise(own, at);
         (packer.bytes() > 0).then(|| packer.finish(&mut self.context_sent))
     }
 
@@ -318,14 +333,12 @@ impl OutNamespace {
 
     /// States of the keys that the peer lacks, in the order of dots. Nothing counts as covered before a frame reaches the
     /// end of what was seen: a dead dot may have been killed by one that comes later.
-    fn build_delta(&mut self, map: &Map) -> Option<Body> {
-        let scope: Vec<ActorId> =
-            if self.full { map.actors().iter().map(|(_, id)| id).collect() } else { vec![map.own()] };
+    fn build_delta(&mut self, map: &Map, scope: &[ActorId]) -> Option<Body> {
         let mut cursor = self.cursor.take().unwrap_or_default();
         cursor.join(&self.sent);
         let mut packer = Packer::new(map);
         let mut fits = true;
-        'seen: for actor in &scope {
+        'seen: for actor in scope {
             while let Some((counter, key, dead)) = map.next_event(*actor, cursor.get(*actor)) {
                 if counter > map.seen().get(*actor) {
                     break;
@@ -340,7 +353,7 @@ impl OutNamespace {
         }
         if fits {
             // Killers that only guards know travel too, each time, until they are seen.
-            for actor in &scope {
+            for actor in scope {
                 let mut at = map.seen().get(*actor).max(cursor.get(*actor));
                 while let Some((counter, key, dead)) = map.next_event(*actor, at) {
                     packer.add_event(*actor, counter, key, dead);
@@ -354,7 +367,7 @@ impl OutNamespace {
         }
         let mut covers = Vec::new();
         if fits {
-            for actor in &scope {
+            for actor in scope {
                 let (from, to) = (self.sent.get(*actor), map.seen().get(*actor));
                 if to > from {
                     covers.push(Cover { actor: packer.number(*actor), from, to });
@@ -431,6 +444,11 @@ impl OutNamespace {
         }
         Some(body)
     }
+}
+
+/// The actors whose dots are pushed.
+fn scope(map: &Map, all: bool) -> Vec<ActorId> {
+    if all { map.actors().iter().map(|(_, id)| id).collect() } else { vec![map.own()] }
 }
 
 fn vector(map: &Map, named: &BTreeMap<Actor, u64>) -> VersionVector {

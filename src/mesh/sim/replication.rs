@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::mesh::{
     node::NodeName,
-    replication::{Config, FrameError, PipeId, Replicator, SyncEvent},
+    replication::{Config, FrameError, PipeId, Replicator, SyncEvent, topology::Topology},
     stores::{Namespace, Stores},
 };
 
@@ -52,6 +52,7 @@ pub struct Cluster {
     cut: BTreeSet<(usize, usize)>,
     latency: BTreeMap<usize, Duration>,
     stopped: BTreeSet<usize>,
+    topology: Topology,
     config: Config,
 }
 
@@ -62,6 +63,12 @@ impl Cluster {
     /// `count` nodes named `n0`, `n1`, …, all connected. `start` is any instant.
     #[must_use]
     pub fn new(count: usize, start: Instant) -> Self {
+        Self::with_topology(count, start, Topology::of(count))
+    }
+
+    /// The same with a topology of choice.
+    #[must_use]
+    pub fn with_topology(count: usize, start: Instant, topology: Topology) -> Self {
         let mut cluster = Self {
             nodes: Vec::new(),
             bytes: 0,
@@ -73,6 +80,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             latency: BTreeMap::new(),
             stopped: BTreeSet::new(),
+            topology,
             config: Config { sync_interval: Duration::from_secs(1) },
         };
         for index in 0..count {
@@ -185,22 +193,17 @@ impl Cluster {
     fn boot(&self, index: usize) -> Node {
         let name: NodeName = format!("n{index}").parse().unwrap_or_else(|_| unreachable!("letters and digits"));
         let epoch_ms = self.wall_ms();
-        let seed = index as u64 * 1_000_003;
-        Node {
-            stores: Stores::new(name.clone(), epoch_ms),
-            replicator: Replicator::new(self.config, self.now, seed),
-            events: Vec::new(),
-            name,
-            epoch_ms,
-        }
+        let mut replicator = Replicator::new(self.config, self.now, index as u64 * 1_000_003);
+        replicator.set_topology(self.topology);
+        Node { stores: Stores::new(name.clone(), epoch_ms), replicator, events: Vec::new(), name, epoch_ms }
     }
 
     fn connect_all(&mut self) {
+        let open: BTreeSet<[usize; 2]> = self.wires.values().map(|wire| wire.ends).collect();
         for dialer in 0..self.nodes.len() {
-            for acceptor in 0..self.nodes.len() {
+            for acceptor in self.topology.targets(dialer, self.nodes.len()) {
                 let pair = (dialer.min(acceptor), dialer.max(acceptor));
-                let is_open = self.wires.values().any(|wire| wire.ends == [dialer, acceptor]);
-                if dialer == acceptor || is_open || self.cut.contains(&pair) {
+                if open.contains(&[dialer, acceptor]) || self.cut.contains(&pair) {
                     continue;
                 }
                 let id = self.next_pipe;
@@ -232,6 +235,7 @@ impl Cluster {
     fn step(&mut self) {
         let (now, wall_ms) = (self.now, self.wall_ms());
         let ids: Vec<u64> = self.wires.keys().copied().collect();
+        let refused = self.refused.len();
         for id in ids {
             for direction in 0..2 {
                 while let Some(wire) = self.wires.get_mut(&id)
@@ -252,7 +256,9 @@ impl Cluster {
         for index in 0..self.nodes.len() {
             self.drive(index);
         }
-        self.connect_all();
+        if self.refused.len() > refused {
+            self.connect_all();
+        }
     }
 
     fn drive(&mut self, index: usize) {

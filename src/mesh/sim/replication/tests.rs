@@ -115,6 +115,43 @@ fn own_writes_wait_for_no_grant_while_a_peer_is_stopped_and_after_reconnects() {
 }
 
 #[test]
+fn fifty_nodes_learn_of_a_write_in_few_steps_and_few_bytes() {
+    let mut cluster = cluster(50);
+    cluster.run_for(3 * SECOND);
+    let all: Vec<usize> = (0..50).collect();
+    cluster.bytes = 0;
+    cluster.nodes.iter_mut().for_each(|node| node.events.clear());
+    let p99 = propagation_p99(&mut cluster, &all, 40, "w");
+    cluster.run_for(5 * SECOND);
+    assert!(p99 <= Duration::from_millis(20), "{p99:?}");
+    // Six links to a node.
+    let events = cluster.nodes.iter().flat_map(|node| &node.events);
+    let keys: usize = events.map(|event| if let SyncEvent::DeltaSent { keys, .. } = event { *keys } else { 0 }).sum();
+    assert!(keys <= 40 * 300 * 11 / 10, "{keys} keys for 40 writes over 300 links");
+    assert!(cluster.bytes <= 40 * 300 * 400, "{} bytes", cluster.bytes);
+    assert!(cluster.is_equal() && cluster.refused.is_empty(), "{:?}", cluster.refused);
+    cluster.run_for(30 * SECOND);
+    cluster.bytes = 0;
+    cluster.run_for(16 * SECOND);
+    assert!(cluster.bytes <= 300 * 2 * 60, "{} bytes of silence", cluster.bytes);
+}
+
+#[test]
+fn a_sparse_mesh_delivers_around_stopped_nodes_and_to_those_who_come_back() {
+    let mut cluster = cluster(50);
+    cluster.run_for(3 * SECOND);
+    let stopped = [3, 4, 17, 30, 49];
+    stopped.iter().for_each(|node| cluster.set_stopped(*node, true));
+    let others: Vec<usize> = (0..50).filter(|node| !stopped.contains(node)).collect();
+    let p99 = propagation_p99(&mut cluster, &others, 20, "w");
+    assert!(p99 <= Duration::from_millis(20), "{p99:?}");
+    stopped.iter().for_each(|node| cluster.set_stopped(*node, false));
+    cluster.restart(17);
+    cluster.converges_within(5 * SECOND);
+    assert!(cluster.refused.is_empty(), "{:?}", cluster.refused);
+}
+
+#[test]
 fn new_writes_and_removes_overtake_a_snapshot() {
     let mut cluster = cluster(2);
     cluster.set_cut(0, 1, true);
@@ -429,7 +466,9 @@ fn any_history_of_faults_ends_equal() {
 fn random_history(seed: u64) {
     let mut rng = Pcg64Mcg::seed_from_u64(seed);
     let count = rng.random_range(2..6);
-    let mut cluster = cluster(count);
+    let topology = if seed % 3 == 2 { Topology::Sparse } else { Topology::Full };
+    let count = if topology == Topology::Sparse { count + 4 } else { count };
+    let mut cluster = Cluster::with_topology(count, Instant::now(), topology);
     let url = |index: u32| format!("http://w:{index}");
     let mut removed_last = BTreeMap::new();
     for _ in 0..rng.random_range(50..400) {
