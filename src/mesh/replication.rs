@@ -25,13 +25,14 @@
 //! Invariant: a frame is applied whole or not at all; after an error the pipe is closed and a new one starts from 1.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 
 use self::{
+    fold::Members,
     frame::{Frame, Kind},
     inbound::Inbound,
     outbound::Outbound,
@@ -44,6 +45,7 @@ use crate::mesh::{
     wire::replication::{self as wire, DecodeError},
 };
 
+pub mod fold;
 pub mod frame;
 pub mod inbound;
 pub mod outbound;
@@ -184,6 +186,7 @@ enum Role {
 #[derive(Debug)]
 struct Pipe {
     peer: NodeName,
+    epoch_ms: u64,
     role: Role,
 }
 
@@ -207,6 +210,9 @@ impl Grant {
 pub struct Replicator {
     config: Config,
     topology: Topology,
+    members: Members,
+    /// Our wall clock when the last frame came; 0 before.
+    wall_ms: u64,
     pipes: BTreeMap<PipeId, Pipe>,
     /// Served after this one, so that pipes take turns.
     last_served: PipeId,
@@ -227,6 +233,8 @@ impl Replicator {
         Self {
             config,
             topology: Topology::Full,
+            members: Members::default(),
+            wall_ms: 0,
             pipes: BTreeMap::new(),
             last_served: PipeId(0),
             grant: None,
@@ -241,6 +249,11 @@ impl Replicator {
     /// Says whether all nodes of the cluster are peers, or few of them. At first: all.
     pub fn set_topology(&mut self, topology: Topology) {
         self.topology = topology;
+    }
+
+    /// Says who is in the cluster: those who are there now, this node included or not. Nothing is folded without them.
+    pub fn set_members(&mut self, now: Instant, present: &BTreeSet<NodeName>) {
+        self.members.set(now, present);
     }
 
     /// A pipe to `peer` is open. The node that dialed it pushes its state over it. `peer_epoch_ms` is the peer's boot
@@ -258,7 +271,7 @@ impl Replicator {
             self.ungranted.push_back(pipe);
             Role::Accepted(Box::new(Inbound::new(now, self.config.sync_interval / 2)))
         };
-        self.pipes.insert(pipe, Pipe { peer, role });
+        self.pipes.insert(pipe, Pipe { peer, epoch_ms: peer_epoch_ms, role });
         self.grant_next(now);
     }
 
@@ -285,8 +298,8 @@ impl Replicator {
         pipe: PipeId,
         bytes: &[u8],
     ) -> Result<(), FrameError> {
-        self.now = now;
-        let Pipe { peer, role } = self.pipes.get_mut(&pipe).ok_or(FrameError::UnknownPipe)?;
+        (self.now, self.wall_ms) = (now, wall_ms);
+        let Pipe { peer, role, .. } = self.pipes.get_mut(&pipe).ok_or(FrameError::UnknownPipe)?;
         let frame = wire::decode(bytes)?;
         match (role, frame.kind) {
             (Role::Dialed(outbound), Kind::Ack(ack)) => {
@@ -354,6 +367,7 @@ impl Replicator {
         }
         if self.prune_due <= soon {
             self.prune_due = now + self.config.sync_interval;
+            self.fold(now, stores);
             stores.prune();
         }
         self.grant.take_if(|grant| grant.ends(self.config.sync_interval) <= now);
@@ -373,7 +387,7 @@ impl Replicator {
             self.pipes.range(first..).chain(self.pipes.range(..first)).map(|(id, _)| *id).collect();
         let is_receiving = self.grant.is_some();
         for id in turns {
-            let Some(Pipe { peer, role }) = self.pipes.get_mut(&id) else { continue };
+            let Some(Pipe { peer, role, .. }) = self.pipes.get_mut(&id) else { continue };
             // Most pipes have nothing to say most of the time: only the others are asked for room.
             let wants = match role {
                 Role::Dialed(outbound) => outbound.wants_to_send(stores, self.topology),
@@ -420,6 +434,30 @@ impl Replicator {
         let grant = self.grant.filter(|_| !self.ungranted.is_empty());
         let grant = grant.map(|grant| grant.ends(self.config.sync_interval));
         pipes.chain(grant).min().map(|due| due.min(self.prune_due))
+    }
+
+    /// Folds dead epochs of which every member has seen the same. See [`fold`].
+    fn fold(&mut self, now: Instant, stores: &mut Stores) {
+        for namespace in Namespace::ALL {
+            let map = stores.map(namespace);
+            self.members.learn(now, map);
+            let own = map.actors().actor(map.own());
+            let running = |node: &NodeName| {
+                let epochs = self.pipes.values().filter(|pipe| pipe.peer == *node).map(|pipe| pipe.epoch_ms);
+                epochs.chain((own.node == *node).then_some(own.boot_epoch_ms)).min()
+            };
+            let agrees = |voter: &NodeName, fold: (&NodeName, u64)| {
+                let mut pipes = self.pipes.values().filter(|pipe| pipe.peer == *voter);
+                pipes.any(|pipe| matches!(&pipe.role, Role::Dialed(out) if out.agrees(now, stores, namespace, fold)))
+            };
+            let mut agreed = fold::candidates(map, self.wall_ms, running);
+            agreed.retain(|(node, floor_ms)| {
+                self.members.voters(now).all(|voter| *voter == own.node || agrees(voter, (node, *floor_ms)))
+            });
+            for (node, floor_ms) in agreed {
+                stores.fold(namespace, &node, floor_ms);
+            }
+        }
     }
 
     fn grant_next(&mut self, now: Instant) {

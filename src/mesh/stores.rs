@@ -24,7 +24,7 @@ use crate::mesh::{
     crdt::{
         context::VersionVector,
         delta::{Body, BodyError, Live},
-        dot::{Actor, ActorTable, Key},
+        dot::{Actor, ActorId, ActorTable, Key},
         lww_register,
         map::Map,
     },
@@ -308,6 +308,14 @@ impl Stores {
         peer: &mut VersionVector,
         body: Body,
     ) -> Result<Option<u64>, BodyError> {
+        let chunk = body.chunk.iter().flat_map(|chunk| chunk.base.iter().chain(&chunk.guard)).copied();
+        let floors = body.context.iter().copied().chain(body.covers.iter().map(|cover| (cover.actor, cover.to)));
+        let is_ahead = |(actor, counter): (ActorId, u64)| {
+            counter > wall_ms && body.actors.get(actor.index()).is_some_and(Actor::is_floor)
+        };
+        if floors.chain(chunk).any(is_ahead) {
+            return Err(BodyError::FloorAhead);
+        }
         let stamps: Vec<Timestamp> = body.keys.iter().flat_map(|key| key.live.iter().map(|live| live.stamp)).collect();
         let changed = self.maps[namespace.index()].apply(peer, body)?;
         let ahead_ms = stamps.into_iter().filter_map(|stamp| self.clock.observe(wall_ms, stamp)).max();
@@ -322,6 +330,11 @@ impl Stores {
             }
         }
         Ok(ahead_ms)
+    }
+
+    /// Folds dead epochs of a node: see [`Map::fold`].
+    pub fn fold(&mut self, namespace: Namespace, node: &NodeName, floor_ms: u64) {
+        self.maps[namespace.index()].fold(node, floor_ms);
     }
 
     /// Drops what is no longer needed; to be called now and then.

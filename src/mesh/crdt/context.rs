@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::dot::{ActorId, Dot, Key};
+use super::dot::{ActorId, ActorTable, Dot, Key};
 
 /// Guards of single keys that one namespace holds at most: 131 072. A frame that needs more is refused.
 pub const KEY_GUARDS_MAX: usize = 131_072;
@@ -10,15 +10,15 @@ pub const KEY_GUARDS_MAX: usize = 131_072;
 /// Guards of key ranges that one namespace holds at most: 4096. A frame that needs more is refused.
 pub const RANGE_GUARDS_MAX: usize = 4096;
 
-/// For each actor the largest counter up to which every dot was seen; an absent actor counts 0.
+/// For each actor the largest counter up to which every dot was seen; an absent actor counts 0. Sorted by actor.
 #[derive(Clone, Debug, Default)]
-pub struct VersionVector(Vec<u64>);
+pub struct VersionVector(Vec<(ActorId, u64)>);
 
 impl VersionVector {
     /// The actor's counter.
     #[must_use]
     pub fn get(&self, actor: ActorId) -> u64 {
-        self.0.get(actor.index()).copied().unwrap_or(0)
+        self.position(actor).map_or(0, |position| self.0[position].1)
     }
 
     /// Whether the dot was seen.
@@ -29,11 +29,11 @@ impl VersionVector {
 
     /// Raises the actor's counter to `counter`, if it is lower.
     pub fn raise(&mut self, actor: ActorId, counter: u64) {
-        if self.0.len() <= actor.index() {
-            self.0.resize(actor.index() + 1, 0);
+        match self.position(actor) {
+            Ok(position) => self.0[position].1 = self.0[position].1.max(counter),
+            Err(position) if counter > 0 => self.0.insert(position, (actor, counter)),
+            Err(_) => {}
         }
-        let slot = &mut self.0[actor.index()];
-        *slot = (*slot).max(counter);
     }
 
     /// The least vector above both.
@@ -52,17 +52,22 @@ impl VersionVector {
     /// The counters that exceed those of `other`; none when there are none.
     #[must_use]
     pub fn beyond(&self, other: &Self) -> Option<Self> {
-        let mut rest = Self::default();
-        for (actor, counter) in self.iter().filter(|(actor, counter)| *counter > other.get(*actor)) {
-            rest.raise(actor, counter);
-        }
-        (!rest.0.is_empty()).then_some(rest)
+        let rest: Vec<_> = self.iter().filter(|(actor, counter)| *counter > other.get(*actor)).collect();
+        (!rest.is_empty()).then_some(Self(rest))
     }
 
     /// Actors with a counter above 0, by number.
     pub fn iter(&self) -> impl Iterator<Item = (ActorId, u64)> + '_ {
-        let numbered = self.0.iter().enumerate().filter(|(_, counter)| **counter > 0);
-        numbered.map(|(index, counter)| (ActorId(u32::try_from(index).unwrap_or(u32::MAX)), *counter))
+        self.0.iter().copied()
+    }
+
+    /// Drops the actors that `is_kept` does not name.
+    pub fn retain(&mut self, is_kept: impl Fn(ActorId) -> bool) {
+        self.0.retain(|(actor, _)| is_kept(*actor));
+    }
+
+    fn position(&self, actor: ActorId) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&actor, |(actor, _)| *actor)
     }
 }
 
@@ -100,10 +105,11 @@ pub struct Guards {
 impl Guards {
     /// Whether a guard of `key` covers the dot.
     #[must_use]
-    pub fn contains(&self, key: &[u8], dot: Dot) -> bool {
-        self.need.contains(dot)
-            && (self.keys.get(key).is_some_and(|context| context.contains(dot))
-                || self.ranges.iter().any(|range| range.has(key) && range.context.contains(dot)))
+    pub fn contains(&self, actors: &ActorTable, key: &[u8], dot: Dot) -> bool {
+        let covers = |context: &VersionVector| actors.covers(context, dot);
+        covers(&self.need)
+            && (self.keys.get(key).is_some_and(|context| covers(context))
+                || self.ranges.iter().any(|range| range.has(key) && covers(&range.context)))
     }
 
     /// What the guards of `key` cover together.

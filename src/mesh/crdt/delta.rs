@@ -81,6 +81,9 @@ pub enum BodyError {
     /// It names dots of this very actor that were never given.
     #[error("forged dot of the receiving actor")]
     ForgedDot,
+    /// It folds the receiver's own epoch, or epochs to come: a clock was set back over a restart, or is far ahead.
+    #[error("floor above a running epoch")]
+    FloorAhead,
     /// It starts above what was seen here, or a snapshot goes on where none stopped.
     #[error("gap between what was seen and what is covered")]
     Gap,

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::{
     context::VersionVector,
     delta::{Body, Chunk, Cover},
-    dot::{Actor, Key},
+    dot::{Actor, ActorId, Key},
     g_counter, lww_register,
     map::Map,
     or_set, pn_counter,
@@ -24,6 +24,8 @@ enum Step {
     Remove(usize, u8, u8),
     Count(usize, u8),
     Balance(usize, i8),
+    /// A replica starts again under a new epoch, without data.
+    Restart(usize),
     /// A delta or a state, sent from one replica to another; `lost` is built and never arrives.
     Sync {
         from: usize,
@@ -50,17 +52,31 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn histories_with_restarts() -> impl Strategy<Value = Vec<Step>> {
+    let restart = (0..REPLICAS).prop_map(Step::Restart);
+    proptest::collection::vec(prop_oneof![6 => step(), 1 => restart], 1..60)
+}
+
 fn histories() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step(), 1..60)
 }
 
+fn actor(index: usize, boot_epoch_ms: u64) -> Actor {
+    Actor { node: format!("n{index}").parse().unwrap(), boot_epoch_ms }
+}
+
 fn replica(index: usize) -> Map {
-    Map::new(&Actor { node: format!("n{index}").parse().unwrap(), boot_epoch_ms: 7 })
+    Map::new(&actor(index, 7))
 }
 
 fn run(history: &[Step]) -> Vec<Map> {
     let mut maps: Vec<Map> = (0..REPLICAS).map(replica).collect();
-    for (at_ms, step) in history.iter().enumerate() {
+    go_on(&mut maps, history, 0);
+    maps
+}
+
+fn go_on(maps: &mut [Map], history: &[Step], from_ms: usize) {
+    for (at_ms, step) in history.iter().enumerate().map(|(index, step)| (from_ms + index, step)) {
         // Replicas disagree about the time, so that timestamps and causality do too.
         let stamp = |map: &Map, at: usize, key: &[u8]| {
             Timestamp::new(at_ms as u64 + 20 * at as u64, 0).max(map.newest(key).successor())
@@ -77,6 +93,7 @@ fn run(history: &[Step]) -> Vec<Map> {
             Step::Remove(at, kind, key) => {
                 maps[at].remove(&[[b'l', b's', b'g', b'p'][usize::from(kind)], key]);
             }
+            Step::Restart(at) => maps[at] = Map::new(&actor(at, 100 + at_ms as u64)),
             Step::Count(at, n) => g_counter::add(&mut maps[at], b"g\0", Timestamp::ZERO, n.into()),
             Step::Balance(at, n) => pn_counter::add(&mut maps[at], b"p\0", Timestamp::ZERO, n.into()),
             Step::Sync { from, to, kind, copies } => {
@@ -92,7 +109,17 @@ fn run(history: &[Step]) -> Vec<Map> {
             }
         }
     }
-    maps
+}
+
+/// Anti-entropy between all, until all is known to all.
+fn settle(maps: &mut [Map]) {
+    for _ in 0..2 {
+        for (from, to) in [(0, 1), (1, 2), (2, 0), (0, 2), (2, 1), (1, 0)] {
+            let body = delta(&maps[from], &maps[to].seen_by_name(&maps[from]));
+            join(&mut maps[to], &body);
+        }
+    }
+    maps.iter_mut().for_each(Map::prune);
 }
 
 impl Map {
@@ -118,6 +145,27 @@ fn body(map: &Map) -> Body {
     }
 }
 
+/// The same body with the numbers of its own list of actors.
+fn numbered(map: &Map, mut body: Body) -> Body {
+    let mut ids: Vec<ActorId> = map.actors().iter().map(|(_, id)| id).collect();
+    ids.sort();
+    let number = |actor: &mut ActorId| {
+        let position = ids.iter().position(|id| id == actor).unwrap();
+        *actor = ActorId(u32::try_from(position).unwrap());
+    };
+    body.context.iter_mut().for_each(|(actor, _)| number(actor));
+    body.covers.iter_mut().for_each(|cover| number(&mut cover.actor));
+    if let Some(chunk) = &mut body.chunk {
+        chunk.base.iter_mut().chain(&mut chunk.guard).for_each(|(actor, _)| number(actor));
+    }
+    for key in &mut body.keys {
+        key.live.iter_mut().for_each(|live| number(&mut live.dot.actor));
+        key.records.iter_mut().for_each(|dot| number(&mut dot.actor));
+        key.guard.iter_mut().for_each(|(actor, _)| number(actor));
+    }
+    body
+}
+
 /// The whole state, as a snapshot of one chunk.
 fn state(map: &Map) -> Body {
     let start = Key::from(&b""[..]);
@@ -127,7 +175,7 @@ fn state(map: &Map) -> Body {
     let keys = keys.into_iter().map(|key| map.key_state(key)).collect();
     let guard = map.guards().range_at(b"").0.beyond(map.seen()).map(|guard| guard.iter().collect()).unwrap_or_default();
     let chunk = Chunk { from: start, to: None, guard, base: map.seen().iter().collect() };
-    Body { keys, chunk: Some(chunk), ..body(map) }
+    numbered(map, Body { keys, chunk: Some(chunk), ..body(map) })
 }
 
 /// What a peer that has seen `peer` lacks.
@@ -147,7 +195,7 @@ fn own_delta(map: &Map, peer: &VersionVector) -> Body {
     delta_of(map, peer, &[map.own()])
 }
 
-fn delta_of(map: &Map, peer: &VersionVector, actors: &[super::dot::ActorId]) -> Body {
+fn delta_of(map: &Map, peer: &VersionVector, actors: &[ActorId]) -> Body {
     let mut body = body(map);
     for actor in actors.iter().copied() {
         let mut at = peer.get(actor);
@@ -166,13 +214,13 @@ fn delta_of(map: &Map, peer: &VersionVector, actors: &[super::dot::ActorId]) -> 
             body.covers.push(Cover { actor, from, to });
         }
     }
-    body
+    numbered(map, body)
 }
 
 /// Some keys, covering nothing: a delta that is cut off in the middle.
 fn partial(map: &Map) -> Body {
     let keys = map.range_from(b"").step_by(2).map(|(key, _)| map.key_state(key)).collect();
-    Body { keys, ..body(map) }
+    numbered(map, Body { keys, ..body(map) })
 }
 
 fn join(map: &mut Map, body: &Body) {
@@ -224,18 +272,59 @@ proptest! {
     #[test]
     fn anti_entropy_after_any_order_duplication_and_loss_ends_equal(history in histories()) {
         let mut maps = run(&history);
-        for _ in 0..2 {
-            for (from, to) in [(0, 1), (1, 2), (2, 0), (0, 2), (2, 1), (1, 0)] {
-                let body = delta(&maps[from], &maps[to].seen_by_name(&maps[from]));
-                join(&mut maps[to], &body);
-            }
-        }
+        settle(&mut maps);
         prop_assert!(same(&maps[0], &maps[1]) && same(&maps[1], &maps[2]));
-        maps.iter_mut().for_each(Map::prune);
         prop_assert!(maps.iter().all(|map| map.guards().is_empty()));
         let (sum, balance) = (g_counter::value(&maps[0], b"g\0"), pn_counter::value(&maps[0], b"p\0"));
         prop_assert!(sum <= history.len() as u128 * 255 && balance.abs() <= history.len() as i128 * 128);
     }
+}
+
+proptest! {
+    #[test]
+    fn folding_changes_no_value_then_or_later_and_brings_nothing_back(
+        before in histories_with_restarts(),
+        after in histories(),
+    ) {
+        let mut maps = run(&before);
+        // Frames that are still on their way when the fold happens.
+        let stale: Vec<Body> = maps.iter().flat_map(|map| [state(map), partial(map)]).collect();
+        settle(&mut maps);
+        let mut unfolded = maps.clone();
+        let decided: Vec<Actor> = maps.iter().map(|map| map.actors().actor(map.own()).clone()).collect();
+        for own in &decided {
+            maps[0].fold(&own.node, own.boot_epoch_ms);
+        }
+        maps[0].prune();
+        for body in &stale {
+            maps.iter_mut().for_each(|map| join(map, body));
+        }
+        settle(&mut maps);
+        prop_assert!(same(&maps[0], &maps[1]) && same(&maps[1], &maps[2]));
+        prop_assert_eq!(maps[0].root(), unfolded[0].root(), "the live dots are those without the fold");
+        for map in &maps {
+            let folded = map.actors().iter().filter(|(actor, _)| map.is_folded(actor)).count();
+            prop_assert!(folded <= map.range_from(b"").map(|(_, live)| live.len()).sum::<usize>());
+            prop_assert!(map.seen().iter().count() <= 2 * REPLICAS + folded, "floors, running epochs, live dots");
+        }
+        for maps in [&mut maps, &mut unfolded] {
+            go_on(maps, &after, 1000);
+            settle(maps);
+        }
+        prop_assert!(same(&maps[0], &maps[1]) && same(&maps[1], &maps[2]));
+        prop_assert_eq!(maps[0].root(), unfolded[0].root(), "nor does it change what comes later");
+    }
+}
+
+#[test]
+fn nobody_folds_a_running_epoch() {
+    let (mut a, mut b) = (replica(0), replica(1));
+    or_set::add(&mut a, b"k", Timestamp::ZERO);
+    a.fold(&actor(0, 7).node, 8);
+    assert!(!a.is_folded(&actor(0, 7)), "not its own");
+    b.fold(&actor(0, 7).node, 8);
+    let refused = a.apply(&mut VersionVector::default(), delta(&b, &VersionVector::default()));
+    assert_eq!(refused, Err(super::delta::BodyError::FloorAhead));
 }
 
 #[test]
@@ -302,7 +391,7 @@ fn bodies_that_contradict_what_was_seen_are_refused_whole() {
     gap.context[0].1 = 9;
     gap.covers[0] = Cover { from: 5, to: 9, ..gap.covers[0] };
     let mut number = good.clone();
-    number.keys[0].live[0].dot.actor = super::dot::ActorId(99);
+    number.keys[0].live[0].dot.actor = ActorId(99);
     let mut outside = state(&b);
     outside.chunk.as_mut().unwrap().to = Some(Key::from(&b"a"[..]));
     let mut middle = state(&b);

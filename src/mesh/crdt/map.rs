@@ -11,10 +11,10 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::{
     context::{Guards, VersionVector},
     delta::{Body, BodyError, KeyState, Live},
-    dot::{Actor, ActorId, ActorTable, Dot, Key},
+    dot::{ACTORS_MAX, Actor, ActorId, ActorTable, COUNTER_MAX, Dot, Key},
     records::Records,
 };
-use crate::mesh::hlc::Timestamp;
+use crate::mesh::{hlc::Timestamp, node::NodeName};
 
 mod apply;
 
@@ -36,7 +36,7 @@ pub struct Map {
     own: ActorId,
     seen: VersionVector,
     entries: BTreeMap<Key, Vec<Live>>,
-    index: Vec<BTreeMap<u64, Key>>,
+    index: BTreeMap<ActorId, BTreeMap<u64, Key>>,
     records: Records,
     guards: Guards,
     progress: Option<Progress>,
@@ -55,7 +55,7 @@ impl Map {
             own: id,
             seen: VersionVector::default(),
             entries: BTreeMap::new(),
-            index: vec![BTreeMap::new()],
+            index: BTreeMap::new(),
             records: Records::default(),
             guards: Guards::default(),
             progress: None,
@@ -160,7 +160,11 @@ impl Map {
     /// It may lie above [`seen`](Self::seen): a guarded key's killer must travel with the dots that it killed.
     #[must_use]
     pub fn next_event(&self, actor: ActorId, after: u64) -> Option<(u64, &Key, bool)> {
-        let live = self.index[actor.index()].range(after + 1..).next().map(|(counter, key)| (*counter, key, false));
+        let live = self
+            .index
+            .get(&actor)
+            .and_then(|dots| dots.range(after + 1..).next())
+            .map(|(counter, key)| (*counter, key, false));
         let dead = self.records.next(actor, after).map(|(counter, key)| (counter, key, true));
         match (live, dead) {
             (Some(live), Some(dead)) => Some(if live.0 < dead.0 { live } else { dead }),
@@ -210,9 +214,65 @@ impl Map {
 
     // --- upkeep ---
 
-    /// Drops guards that are no longer needed; to be called now and then.
+    /// Drops guards that are no longer needed, and folded actors of which nothing is left; to be called now and then.
     pub fn prune(&mut self) {
         self.guards.prune(&self.seen);
+        // Guards and a snapshot under way name actors by number.
+        if !self.guards.is_empty() || self.progress.is_some() {
+            return;
+        }
+        let gone = |(actor, id): &(&Actor, ActorId)| self.is_folded(actor) && !self.index.contains_key(id);
+        let gone: Vec<ActorId> = self.actors.iter().filter(gone).map(|(_, id)| id).collect();
+        for id in &gone {
+            self.actors.drop(*id);
+            self.records.drop_actor(*id);
+        }
+        if !gone.is_empty() {
+            self.seen.retain(|id| self.actors.knows(id));
+        }
+    }
+
+    /// Folds the epochs of `node` below `floor_ms`: all their dots count as seen from now on. The caller has made sure
+    /// that they are dead and stable; see [`crdt`](super).
+    pub fn fold(&mut self, node: &NodeName, floor_ms: u64) {
+        if self.actors.len() < ACTORS_MAX && (node != &self.own_actor().node || floor_ms <= self.own_epoch_ms()) {
+            let id = self.actors.intern(&Actor::floor_of(node));
+            self.seen.raise(id, floor_ms);
+            self.settle();
+        }
+    }
+
+    /// Whether a floor covers the actor.
+    #[must_use]
+    pub fn is_folded(&self, actor: &Actor) -> bool {
+        let floor = self.actors.id(&Actor::floor_of(&actor.node)).map_or(0, |id| self.seen.get(id));
+        !actor.is_floor() && actor.boot_epoch_ms < floor
+    }
+
+    /// Up to where the dots of an actor were seen: all of a folded one, none of an unknown one.
+    #[must_use]
+    pub fn seen_of(&self, actor: &Actor) -> u64 {
+        if self.is_folded(actor) {
+            return COUNTER_MAX;
+        }
+        self.actors.id(actor).map_or(0, |id| self.seen.get(id))
+    }
+
+    /// Brings the counters of folded actors in line with the floors.
+    fn settle(&mut self) {
+        let folded: Vec<ActorId> =
+            self.actors.iter().filter(|(actor, _)| self.is_folded(actor)).map(|(_, id)| id).collect();
+        for id in folded {
+            self.seen.raise(id, COUNTER_MAX);
+        }
+    }
+
+    fn own_actor(&self) -> &Actor {
+        self.actors.actor(self.own)
+    }
+
+    fn own_epoch_ms(&self) -> u64 {
+        self.own_actor().boot_epoch_ms
     }
 
     /// The whole state of a key, in this namespace's actor numbers.
@@ -231,7 +291,8 @@ impl Map {
     #[must_use]
     pub fn canonical(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        for (actor, id) in self.actors.iter().filter(|(_, id)| self.seen.get(*id) > 0) {
+        let counted = |(actor, id): &(&Actor, ActorId)| self.seen.get(*id) > 0 && !self.is_folded(actor);
+        for (actor, id) in self.actors.iter().filter(counted) {
             out.extend(format!("{}@{}:{}\n", actor.node, actor.boot_epoch_ms, self.seen.get(id)).bytes());
         }
         for (key, live) in &self.entries {
@@ -256,7 +317,12 @@ impl Map {
         for gone in old.iter().filter(|old| live.iter().all(|new| new.dot != old.dot)) {
             self.root = self.root.wrapping_sub(self.hash(key, gone));
             self.payload_bytes -= gone.payload.len();
-            self.index[gone.dot.actor.index()].remove(&gone.dot.counter);
+            if let Some(dots) = self.index.get_mut(&gone.dot.actor) {
+                dots.remove(&gone.dot.counter);
+                if dots.is_empty() {
+                    self.index.remove(&gone.dot.actor);
+                }
+            }
             // A later own dot of the key leads peers to it; a foreign killer does not, so the dead dot must.
             let own_dots_lead = live.iter().any(|new| new.dot.actor == self.own && new.dot > gone.dot);
             if gone.dot.actor == self.own && !own_dots_lead {
@@ -266,7 +332,7 @@ impl Map {
         for new in live.iter().filter(|new| old.iter().all(|old| new.dot != old.dot)) {
             self.root = self.root.wrapping_add(self.hash(key, new));
             self.payload_bytes += new.payload.len();
-            self.index[new.dot.actor.index()].insert(new.dot.counter, key.clone());
+            self.index.entry(new.dot.actor).or_default().insert(new.dot.counter, key.clone());
         }
         if !live.is_empty() {
             self.entries.insert(key.clone(), live);
@@ -283,8 +349,8 @@ impl Map {
 
     fn intern(&mut self, actor: &Actor) -> ActorId {
         let id = self.actors.intern(actor);
-        if self.index.len() <= id.index() {
-            self.index.resize_with(id.index() + 1, BTreeMap::new);
+        if self.is_folded(actor) {
+            self.seen.raise(id, COUNTER_MAX);
         }
         id
     }

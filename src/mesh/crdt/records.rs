@@ -55,6 +55,14 @@ impl Records {
         self.floor.raise(actor, counter);
     }
 
+    /// Drops everything about an actor that is folded: nobody asks for its dots any more.
+    pub(super) fn drop_actor(&mut self, actor: ActorId) {
+        if self.by_actor.remove(&actor).is_some() {
+            self.order.retain(|dot| dot.actor != actor);
+        }
+        self.floor.retain(|other| other != actor);
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.order.len()

@@ -403,6 +403,8 @@ impl Net {
             .map(|member| (member.zone.as_str(), &member.name, member.addr))
             .collect();
         ring.sort_unstable();
+        let present: BTreeSet<NodeName> = ring.iter().map(|(_, name, _)| (*name).clone()).collect();
+        self.replicator.set_members(now, &present);
         let wanted: BTreeSet<SocketAddr> = match ring.iter().position(|(_, name, _)| **name == self.node) {
             Some(own) => {
                 let topology = Topology::of(ring.len());

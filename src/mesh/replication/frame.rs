@@ -45,6 +45,8 @@ pub struct NamespaceAck {
     pub seen: Vec<(Actor, u64)>,
     /// Root over all live dots.
     pub root: u64,
+    /// More than `seen` is known of some keys.
+    pub guarded: bool,
     /// A snapshot stopped before this key, and would cover these dots.
     pub resume: Option<(Bytes, Vec<(Actor, u64)>)>,
 }

@@ -86,6 +86,10 @@ impl Inbound {
     /// Half-interval check: an ack is due when there is news, or after a silence that doubles each time.
     pub(super) fn on_check(&mut self, now: Instant, check_every: Duration, stores: &Stores) {
         self.check_due = now + check_every;
+        for namespace in Namespace::ALL {
+            let (map, told) = (stores.map(namespace), &mut self.namespaces[namespace.index()]);
+            told.context.retain(|actor| map.actors().knows(actor));
+        }
         let has_news = Namespace::ALL.iter().any(|namespace| {
             let (map, told) = (stores.map(*namespace), &self.namespaces[namespace.index()]);
             told.acked_root != Some(map.root()) || !told.acked.covers(map.seen())
@@ -114,8 +118,9 @@ impl Inbound {
             told.acked_root = Some(map.root());
             told.acked = map.seen().clone();
             // Where a snapshot stopped is told with the grant, which is when the dialer may begin one.
+            let guarded = !map.guards().is_empty();
             let resume = if tells_grant { resume_of(map) } else { None };
-            NamespaceAck { namespace: *namespace, seen: named(map, news.as_ref()), root: map.root(), resume }
+            NamespaceAck { namespace: *namespace, seen: named(map, news.as_ref()), root: map.root(), guarded, resume }
         });
         let ack = Ack { received: self.received, grant: self.granted, namespaces: namespaces.collect() };
         (seq, ack)

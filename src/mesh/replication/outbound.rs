@@ -14,9 +14,10 @@ use crate::mesh::{
     crdt::{
         context::VersionVector,
         delta::{Body, Chunk, Cover},
-        dot::{ACTORS_MAX, Actor, ActorId, Key},
+        dot::{ACTORS_MAX, Actor, ActorId, COUNTER_MAX, Key},
         map::Map,
     },
+    node::NodeName,
     stores::{Namespace, Stores},
 };
 
@@ -39,6 +40,9 @@ const BACKLOG_WAITED_KEYS: usize = 4096;
 /// until then, of [`KEY_GUARDS_MAX`](crate::mesh::crdt::context::KEY_GUARDS_MAX).
 const AHEAD_KEYS_MAX: usize = 2048;
 
+/// What a peer said of its vector counts for a fold for this long. Acks come every 16 sync intervals and more often.
+const AGREED_FOR: Duration = Duration::from_secs(60);
+
 /// Frames whose acks are timed at most; beyond that the latency of the oldest is not measured.
 const TIMED_MAX: usize = 256;
 
@@ -47,7 +51,8 @@ const GUARDED_BYTES_MAX: usize = 2 << 20;
 
 #[derive(Debug)]
 struct Snapshot {
-    base: VersionVector,
+    /// By name, because actors may be dropped meanwhile.
+    base: Vec<(Actor, u64)>,
     next: Key,
 }
 
@@ -56,6 +61,9 @@ struct OutNamespace {
     /// The peer's vector by actor, as its acks told; none before its digest.
     peer: Option<BTreeMap<Actor, u64>>,
     peer_root: u64,
+    /// When the last ack came, and whether the peer then knew more of some keys.
+    told_at: Option<Instant>,
+    peer_guarded: bool,
     resume: Option<(Key, Vec<(Actor, u64)>)>,
     /// What the peer has or will have once the frames on their way arrive.
     sent: VersionVector,
@@ -128,7 +136,7 @@ impl Outbound {
         }
         for told in ack.namespaces {
             let index = told.namespace.index();
-            self.namespaces[index].on_told(stores.map(told.namespace), told);
+            self.namespaces[index].on_told(now, stores.map(told.namespace), told);
         }
         let mut equal = true;
         for namespace in Namespace::ALL {
@@ -144,10 +152,12 @@ impl Outbound {
             let (map, out) = (stores.map(namespace), &mut self.namespaces[namespace.index()]);
             let Some(peer) = &out.peer else { continue };
             (out.waited, out.is_little) = (true, None);
-            let peer = vector(map, peer);
-            if self.granted
-                && out.mark.iter().any(|(actor, counter)| counter > peer.get(actor).max(out.sent.get(actor)))
-            {
+            let mut peer = vector(map, peer.iter().map(|(actor, counter)| (actor, *counter)));
+            peer.join(&out.sent);
+            for vector in [&mut out.sent, &mut out.context_sent, &mut out.ahead] {
+                vector.retain(|actor| map.actors().knows(actor));
+            }
+            if self.granted && out.mark.iter().any(|(actor, counter)| counter > map.actors().counter(&peer, actor)) {
                 out.full = true;
             }
             out.mark = map.seen().clone();
@@ -166,6 +176,11 @@ impl Outbound {
             self.namespaces[namespace.index()].wants(stores.map(*namespace), self.granted, topology)
         };
         Namespace::ALL.iter().any(wants)
+    }
+
+    /// Whether the peer agrees to a fold. See [`fold`](super::fold).
+    pub(super) fn agrees(&self, now: Instant, stores: &Stores, namespace: Namespace, fold: (&NodeName, u64)) -> bool {
+        self.namespaces[namespace.index()].agrees(now, stores.map(namespace), fold.0, fold.1)
     }
 
     /// The next body for the peer; none when it has, or waits for, nothing.
@@ -195,7 +210,8 @@ impl Outbound {
 }
 
 impl OutNamespace {
-    fn on_told(&mut self, map: &Map, told: NamespaceAck) {
+    fn on_told(&mut self, now: Instant, map: &Map, told: NamespaceAck) {
+        (self.told_at, self.peer_guarded) = (Some(now), told.guarded);
         if let Some((until, base)) = told.resume {
             self.resume = Some((Key::from(&*until), base));
         }
@@ -210,16 +226,21 @@ impl OutNamespace {
                 *slot = (*slot).max(counter);
             }
         }
+        let floors: Vec<_> = peer.iter().filter(|(actor, _)| actor.is_floor()).map(|(a, c)| (a.clone(), *c)).collect();
+        for (actor, floor_ms) in floors {
+            peer.retain(|other, _| other.node != actor.node || other.is_floor() || other.boot_epoch_ms >= floor_ms);
+        }
         self.peer_root = told.root;
-        self.sent.join(&vector(map, peer));
+        self.sent.join(&vector(map, peer.iter().map(|(actor, counter)| (actor, *counter))));
     }
 
     /// Whether both sides are equal, as far as the last ack tells.
     fn compare(&mut self, now: Instant, map: &Map) -> bool {
         let Some(peer) = &self.peer else { return false };
-        let knows_more =
-            peer.iter().any(|(actor, counter)| map.actors().id(actor).map_or(0, |id| map.seen().get(id)) < *counter);
-        let equal_vectors = !knows_more && vector(map, peer).covers(map.seen());
+        let knows_more = peer.iter().any(|(actor, counter)| map.seen_of(actor) < *counter);
+        let theirs = vector(map, peer.iter().map(|(actor, counter)| (actor, *counter)));
+        let knows_all = map.seen().iter().all(|(actor, counter)| counter <= map.actors().counter(&theirs, actor));
+        let equal_vectors = !knows_more && knows_all;
         let equal_roots = self.peer_root == map.root();
         if !equal_vectors || equal_roots {
             self.diverged_since = None;
@@ -232,15 +253,37 @@ impl OutNamespace {
     fn wants(&self, map: &Map, granted: bool, topology: Topology) -> bool {
         let lacks = || match topology {
             Topology::Full => map.seen().get(map.own()) > self.sent.get(map.own()),
-            Topology::Sparse => !self.sent.covers(map.seen()),
+            Topology::Sparse => {
+                map.seen().iter().any(|(actor, counter)| counter > map.actors().counter(&self.sent, actor))
+            }
         };
         self.peer.is_some() && (granted && (self.snapshot.is_some() || self.full) || lacks())
+    }
+
+    /// Whether the peer lately said that it has seen exactly what was seen here of the epochs of `node` below `floor_ms`,
+    /// or has folded them.
+    fn agrees(&self, now: Instant, map: &Map, node: &NodeName, floor_ms: u64) -> bool {
+        let (Some(peer), Some(told_at)) = (&self.peer, self.told_at) else { return false };
+        // Where keys are guarded somebody may hold a dot above what was seen, unless the live dots are equal.
+        let is_plain = !self.peer_guarded && map.guards().is_empty();
+        if told_at + AGREED_FOR < now || !(is_plain || self.peer_root == map.root()) {
+            return false;
+        }
+        let peer_floor_ms = peer.get(&Actor::floor_of(node)).copied().unwrap_or(0);
+        let theirs = |actor: &Actor| match peer.get(actor) {
+            _ if actor.boot_epoch_ms < peer_floor_ms => COUNTER_MAX,
+            counter => counter.copied().unwrap_or(0),
+        };
+        let below = |actor: &&Actor| actor.node == *node && !actor.is_floor() && actor.boot_epoch_ms < floor_ms;
+        let here = map.actors().of_node(node).map(|(actor, _)| actor);
+        peer_floor_ms >= floor_ms
+            || here.chain(peer.keys()).filter(below).all(|actor| theirs(actor) == map.seen_of(actor))
     }
 
     fn poll_body(&mut self, map: &Map, granted: bool, waits: bool, topology: Topology) -> Option<Body> {
         self.peer.as_ref()?;
         let scope = scope(map, topology == Topology::Sparse);
-        let lacks = scope.iter().any(|actor| map.seen().get(*actor) > self.sent.get(*actor));
+        let lacks = scope.iter().any(|actor| map.seen().get(*actor) > map.actors().counter(&self.sent, *actor));
         if !granted {
             return match lacks {
                 true if self.lacks_little(map, &scope) => self.build_delta(map, &scope),
@@ -272,7 +315,8 @@ impl OutNamespace {
 
     /// Whether what the peer lacks of the actors that are pushed at once is too little to wait for its grant.
     fn lacks_little(&mut self, map: &Map, scope: &[ActorId]) -> bool {
-        if scope.iter().any(|actor| self.sent.get(*actor) < map.floor(*actor)) {
+        let had = |actor: ActorId| map.actors().counter(&self.sent, actor);
+        if scope.iter().any(|actor| had(*actor) < map.floor(*actor)) {
             return false;
         }
         let limit = if self.waited { BACKLOG_WAITED_KEYS } else { BACKLOG_AT_ONCE_KEYS };
@@ -281,7 +325,7 @@ impl OutNamespace {
             || *self.is_little.get_or_insert_with(|| {
                 let lacking = scope.iter().flat_map(|actor| {
                     let after = |at: u64| map.next_event(*actor, at).map(|(counter, ..)| counter);
-                    std::iter::successors(after(self.sent.get(*actor)), move |at| after(*at))
+                    std::iter::successors(after(had(*actor)), move |at| after(*at))
                 });
                 lacking.take(limit + 1).count() <= limit
             })
@@ -292,7 +336,7 @@ impl OutNamespace {
     fn push_ahead(&mut self, map: &Map, scope: &[ActorId]) -> Option<Body> {
         let mut packer = Packer::new(map);
         for actor in scope.iter().copied() {
-            let mut at = self.ahead.get(actor).max(self.sent.get(actor)).max(map.floor(actor));
+            let mut at = self.ahead.get(actor).max(map.actors().counter(&self.sent, actor)).max(map.floor(actor));
             while self.ahead_keys < AHEAD_KEYS_MAX && packer.bytes() < BODY_BYTES {
                 let Some((counter, key, dead)) = map.next_event(actor, at) else { break };
                 if counter > map.seen().get(actor) {
@@ -309,7 +353,8 @@ impl OutNamespace {
 
     /// Whether the store no longer knows what the peer lacks, or it lacks too much.
     fn needs_snapshot(&mut self, map: &Map) -> bool {
-        let is_behind = |actor: ActorId| self.sent.get(actor) < map.floor(actor);
+        let had = |actor: ActorId| map.actors().counter(&self.sent, actor);
+        let is_behind = |actor: ActorId| had(actor) < map.floor(actor);
         if is_behind(map.own()) || (self.full && map.actors().iter().any(|(_, actor)| is_behind(actor))) {
             return true;
         }
@@ -319,7 +364,7 @@ impl OutNamespace {
         if self.full && !std::mem::replace(&mut self.sized, true) {
             let mut lacking = 0;
             for (_, actor) in map.actors().iter() {
-                let mut at = self.sent.get(actor);
+                let mut at = map.actors().counter(&self.sent, actor);
                 while let Some((counter, ..)) = map.next_event(actor, at) {
                     (at, lacking) = (counter, lacking + 1);
                     if lacking > DELTA_KEYS_MAX {
@@ -339,7 +384,7 @@ impl OutNamespace {
         let mut packer = Packer::new(map);
         let mut fits = true;
         'seen: for actor in scope {
-            while let Some((counter, key, dead)) = map.next_event(*actor, cursor.get(*actor)) {
+            while let Some((counter, key, dead)) = map.next_event(*actor, map.actors().counter(&cursor, *actor)) {
                 if counter > map.seen().get(*actor) {
                     break;
                 }
@@ -354,7 +399,7 @@ impl OutNamespace {
         if fits {
             // Killers that only guards know travel too, each time, until they are seen.
             for actor in scope {
-                let mut at = map.seen().get(*actor).max(cursor.get(*actor));
+                let mut at = map.seen().get(*actor).max(map.actors().counter(&cursor, *actor));
                 while let Some((counter, key, dead)) = map.next_event(*actor, at) {
                     packer.add_event(*actor, counter, key, dead);
                     at = counter;
@@ -368,7 +413,7 @@ impl OutNamespace {
         let mut covers = Vec::new();
         if fits {
             for actor in scope {
-                let (from, to) = (self.sent.get(*actor), map.seen().get(*actor));
+                let (from, to) = (map.actors().counter(&self.sent, *actor), map.seen().get(*actor));
                 if to > from {
                     covers.push(Cover { actor: packer.number(*actor), from, to });
                     self.sent.raise(*actor, to);
@@ -393,18 +438,14 @@ impl OutNamespace {
         self.cursor = None;
         self.full = true;
         let resumed = self.resume.take().and_then(|(next, named)| {
-            let mut base = VersionVector::default();
-            for (actor, counter) in named {
-                let id = map.actors().id(&actor)?;
-                if counter > map.seen().get(id) {
-                    return None;
-                }
-                base.raise(id, counter);
-            }
-            let is_current = map.actors().iter().all(|(_, actor)| base.get(actor) >= map.floor(actor));
-            is_current.then_some(Snapshot { base, next })
+            let base = vector(map, named.iter().map(|(actor, counter)| (actor, *counter)));
+            let is_known = named.iter().all(|(actor, counter)| *counter <= map.seen_of(actor));
+            let is_current =
+                map.actors().iter().all(|(_, actor)| map.actors().counter(&base, actor) >= map.floor(actor));
+            (is_known && is_current).then_some(Snapshot { base: named, next })
         });
-        let start = || Snapshot { base: map.seen().clone(), next: Key::from(&b""[..]) };
+        let name = |(actor, counter)| (map.actors().actor(actor).clone(), counter);
+        let start = || Snapshot { base: map.seen().iter().map(name).collect(), next: Key::from(&b""[..]) };
         self.snapshot = Some(resumed.unwrap_or_else(start));
     }
 
@@ -431,16 +472,14 @@ impl OutNamespace {
             live.next_if_eq(&key);
             guarded.next_if_eq(&key);
         }
-        let number = |packer: &mut Packer<'_>, vector: &VersionVector| {
-            vector.iter().map(|(actor, counter)| (packer.number(actor), counter)).collect::<Vec<_>>()
-        };
-        let guard = guard.beyond(map.seen()).map(|guard| number(&mut packer, &guard)).unwrap_or_default();
-        let base = number(&mut packer, &snapshot.base);
+        let guard = guard.beyond(map.seen()).unwrap_or_default();
+        let guard = guard.iter().map(|(actor, counter)| (packer.number(actor), counter)).collect();
+        let base = snapshot.base.iter().map(|(actor, counter)| (packer.number_of(actor), *counter)).collect();
         let mut body = packer.finish(&mut self.context_sent);
         body.chunk = Some(Chunk { from: from.clone(), to: to.clone(), guard, base });
         match to {
             Some(next) => self.snapshot = Some(Snapshot { base: snapshot.base, next }),
-            None => self.sent.join(&snapshot.base),
+            None => self.sent.join(&vector(map, snapshot.base.iter().map(|(actor, counter)| (actor, *counter)))),
         }
         Some(body)
     }
@@ -451,11 +490,11 @@ fn scope(map: &Map, all: bool) -> Vec<ActorId> {
     if all { map.actors().iter().map(|(_, id)| id).collect() } else { vec![map.own()] }
 }
 
-fn vector(map: &Map, named: &BTreeMap<Actor, u64>) -> VersionVector {
+fn vector<'a>(map: &Map, named: impl IntoIterator<Item = (&'a Actor, u64)>) -> VersionVector {
     let mut vector = VersionVector::default();
     for (actor, counter) in named {
         if let Some(id) = map.actors().id(actor) {
-            vector.raise(id, *counter);
+            vector.raise(id, counter);
         }
     }
     vector

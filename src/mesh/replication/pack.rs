@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::mesh::crdt::{
     context::VersionVector,
     delta::{Body, KeyState},
-    dot::{ActorId, Dot, Key},
+    dot::{Actor, ActorId, Dot, Key},
     map::Map,
 };
 
@@ -32,12 +32,24 @@ impl<'a> Packer<'a> {
 
     /// The body's number for an actor.
     pub(super) fn number(&mut self, actor: ActorId) -> ActorId {
-        let next = ActorId(u32::try_from(self.numbers.len()).unwrap_or(u32::MAX));
+        let next = ActorId(u32::try_from(self.body.actors.len()).unwrap_or(u32::MAX));
         let number = *self.numbers.entry(actor).or_insert(next);
         if number == next {
             self.body.actors.push(self.map.actors().actor(actor).clone());
         }
         number
+    }
+
+    /// The body's number for an actor that this node may have dropped.
+    pub(super) fn number_of(&mut self, actor: &Actor) -> ActorId {
+        if let Some(id) = self.map.actors().id(actor) {
+            return self.number(id);
+        }
+        let known = self.body.actors.iter().position(|other| other == actor).unwrap_or_else(|| {
+            self.body.actors.push(actor.clone());
+            self.body.actors.len() - 1
+        });
+        ActorId(u32::try_from(known).unwrap_or(u32::MAX))
     }
 
     /// Adds the key that a dot leads to; a dead dot travels along, so that the receiver can pass it on.

@@ -87,6 +87,8 @@ impl Cluster {
             let node = cluster.boot(index);
             cluster.nodes.push(node);
         }
+        let all: Vec<usize> = (0..count).collect();
+        all.iter().for_each(|node| cluster.set_members(*node, &all));
         cluster.connect_all();
         cluster
     }
@@ -140,11 +142,24 @@ impl Cluster {
         }
     }
 
+    /// Tells a node who is in the cluster. At first and after a restart: all.
+    pub fn set_members(&mut self, node: usize, present: &[usize]) {
+        let present = present.iter().map(|node| self.nodes[*node].name.clone()).collect();
+        self.nodes[node].replicator.set_members(self.now, &present);
+    }
+
+    /// Lets time pass in which nobody does anything.
+    pub fn skip(&mut self, duration: Duration) {
+        self.now += duration;
+    }
+
     /// Restarts a node with empty state and a new boot epoch.
     pub fn restart(&mut self, index: usize) {
         self.drop_wires(|ends| ends.contains(&index));
         self.now += Duration::from_millis(1);
         self.nodes[index] = self.boot(index);
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        self.set_members(index, &all);
         self.connect_all();
     }
 

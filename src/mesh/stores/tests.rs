@@ -120,6 +120,22 @@ fn an_observation_that_another_node_forged_is_ignored() {
 }
 
 #[test]
+fn a_floor_ahead_of_the_wall_clock_is_refused() {
+    let mut stores = stores();
+    let floor = |floor_ms: u64| Body {
+        actors: vec![Actor::floor_of(&"n2".parse().unwrap())],
+        context: vec![(ActorId(0), floor_ms)],
+        covers: vec![Cover { actor: ActorId(0), from: 0, to: floor_ms }],
+        ..Body::default()
+    };
+    let mut apply = |floor_ms: u64| {
+        stores.apply(1000, Namespace::Workers, &mut VersionVector::default(), floor(floor_ms)).map(drop)
+    };
+    assert_eq!(apply(1001), Err(BodyError::FloorAhead), "else its node could never write again");
+    assert_eq!(apply(1000), Ok(()));
+}
+
+#[test]
 fn bad_values_are_kept_hidden_and_counted() {
     let mut stores = stores();
     let id = WorkerId::of_url("http://w:1");

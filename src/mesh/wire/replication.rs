@@ -109,6 +109,7 @@ fn namespace_ack_to_proto(ack: &NamespaceAck) -> pb::NamespaceAck {
         actors,
         seen,
         root: ack.root,
+        guarded: ack.guarded,
         resume_from,
         resume_base,
     }
@@ -185,6 +186,7 @@ fn namespace_ack_from_proto(ack: &pb::NamespaceAck) -> Result<NamespaceAck, Deco
         namespace: namespace_from_proto(ack.namespace)?,
         seen: named(&ack.seen)?,
         root: ack.root,
+        guarded: ack.guarded,
         resume,
     })
 }
@@ -308,7 +310,8 @@ mod tests {
 
     fn frames() -> Vec<Frame> {
         let resume = Some((Bytes::from_static(b"r"), vec![(actor(), 2)]));
-        let told = NamespaceAck { namespace: Namespace::Workers, seen: vec![(actor(), 1)], root: 7, resume };
+        let told =
+            NamespaceAck { namespace: Namespace::Workers, seen: vec![(actor(), 1)], root: 7, guarded: true, resume };
         let ack = Ack { received: 4, grant: true, namespaces: vec![told] };
         let bodies = [body(false), body(true)].map(|body| Kind::Body(Namespace::Policies, body));
         bodies.into_iter().chain([Kind::Ack(ack)]).map(|kind| Frame { seq: 6, kind }).collect()

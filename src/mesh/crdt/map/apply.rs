@@ -6,7 +6,7 @@ use super::{
     super::{
         context::VersionVector,
         delta::{Body, BodyError, Chunk, KeyState, Live},
-        dot::{ACTORS_MAX, ActorId, COUNTER_MAX, Dot, Key},
+        dot::{ACTORS_MAX, Actor, ActorId, COUNTER_MAX, Dot, Key},
     },
     Map, Progress,
 };
@@ -17,14 +17,14 @@ pub(super) fn check(map: &Map, peer: &VersionVector, body: &Body) -> Result<(), 
     if map.actors.len() + known.iter().filter(|id| id.is_none()).count() > ACTORS_MAX {
         return Err(BodyError::TooManyActors);
     }
-    let mut context: Vec<u64> = known.iter().map(|id| id.map_or(0, |id| peer.get(id))).collect();
-    for (actor, counter) in &body.context {
-        let slot = context.get_mut(actor.index()).ok_or(BodyError::UnknownActor)?;
-        *slot = (*slot).max(*counter);
-    }
+    let context = limits(map, peer, body, &known)?;
     let own_limit = map.seen.get(map.own);
     let may_be = |actor: ActorId, counter: u64, limit: u64| {
         let id = *known.get(actor.index()).ok_or(BodyError::UnknownActor)?;
+        let named = &body.actors[actor.index()];
+        if named.is_floor() && named.node == map.own_actor().node && counter > map.own_epoch_ms() {
+            return Err(BodyError::FloorAhead);
+        }
         if id == Some(map.own) && counter > own_limit {
             return Err(BodyError::ForgedDot);
         }
@@ -44,12 +44,15 @@ pub(super) fn check(map: &Map, peer: &VersionVector, body: &Body) -> Result<(), 
         for dot in state.live.iter().map(|live| live.dot).chain(state.records.iter().copied()) {
             let guard = state.guard.iter().chain(body.chunk.iter().flat_map(|chunk| &chunk.guard));
             let guard = guard.filter(|(actor, _)| *actor == dot.actor).map(|(_, counter)| *counter);
+            if body.actors.get(dot.actor.index()).is_some_and(Actor::is_floor) {
+                return Err(BodyError::DotBeyondContext);
+            }
             may_be(dot.actor, dot.counter, guard.fold(limit(dot.actor), u64::max))?;
         }
     }
     for cover in &body.covers {
         may_be(cover.actor, cover.to, limit(cover.actor))?;
-        if known[cover.actor.index()].map_or(0, |id| map.seen.get(id)) < cover.from {
+        if map.seen_of(&body.actors[cover.actor.index()]) < cover.from {
             return Err(BodyError::Gap);
         }
     }
@@ -62,6 +65,33 @@ pub(super) fn check(map: &Map, peer: &VersionVector, body: &Body) -> Result<(), 
         return Err(BodyError::TooManyGuards);
     }
     Ok(())
+}
+
+/// Up to where the dots of each of the body's actors may go, by what the sender says it has seen.
+fn limits(map: &Map, peer: &VersionVector, body: &Body, known: &[Option<ActorId>]) -> Result<Vec<u64>, BodyError> {
+    let mut context: Vec<u64> = known.iter().map(|id| id.map_or(0, |id| peer.get(id))).collect();
+    for (actor, counter) in &body.context {
+        let slot = context.get_mut(actor.index()).ok_or(BodyError::UnknownActor)?;
+        *slot = (*slot).max(*counter);
+    }
+    if body.chunk.is_some() {
+        // The base of a resumed snapshot may name actors that the sender has folded and dropped.
+        for (index, actor) in body.actors.iter().enumerate() {
+            let floor = Actor::floor_of(&actor.node);
+            let told = body.actors.iter().position(|other| *other == floor).map_or(0, |position| context[position]);
+            let floor_ms = map.actors.id(&floor).map_or(0, |id| peer.get(id)).max(told);
+            if !actor.is_floor() && actor.boot_epoch_ms < floor_ms {
+                context[index] = COUNTER_MAX;
+            }
+        }
+    }
+    // All of an actor that is folded here was seen, so nothing that is said of it matters.
+    for (index, actor) in body.actors.iter().enumerate() {
+        if known[index].map_or_else(|| map.is_folded(actor), |id| map.seen.get(id) == COUNTER_MAX) {
+            context[index] = COUNTER_MAX;
+        }
+    }
+    Ok(context)
 }
 
 fn check_chunk(map: &Map, body: &Body, chunk: &Chunk, known: &[Option<ActorId>]) -> Result<(), BodyError> {
@@ -84,6 +114,7 @@ fn check_chunk(map: &Map, body: &Body, chunk: &Chunk, known: &[Option<ActorId>])
 
 /// Joins a checked body; gives the keys whose live dots changed.
 pub(super) fn join(map: &mut Map, peer: &mut VersionVector, body: Body) -> Vec<Key> {
+    let has_floors = body.actors.iter().any(Actor::is_floor);
     let ids: Vec<ActorId> = body.actors.iter().map(|actor| map.intern(actor)).collect();
     let local = |actor: ActorId| ids[actor.index()];
     for (actor, counter) in body.context {
@@ -109,16 +140,25 @@ pub(super) fn join(map: &mut Map, peer: &mut VersionVector, body: Body) -> Vec<K
         }
         drop_unlisted(map, &context, &chunk, &listed, &mut changed);
         advance(map, &chunk, base, &mut seen_after);
+        context.retain(|actor| map.actors.knows(actor));
         if let Some(beyond) = context.beyond(&seen_after) {
             map.guards.guard_range(&chunk.from, chunk.to.as_ref(), &Arc::new(beyond));
         }
     } else {
-        let beyond = peer.beyond(&seen_after).map(Arc::new);
+        // What was dropped here since the peer told of it is folded.
+        let mut beyond = peer.beyond(&seen_after);
+        if let Some(beyond) = &mut beyond {
+            beyond.retain(|actor| map.actors.knows(actor));
+        }
+        let beyond = beyond.map(Arc::new);
         for state in body.keys {
             join_key(map, peer, &local, state, beyond.as_ref(), &mut changed);
         }
     }
     map.seen = seen_after;
+    if has_floors {
+        map.settle();
+    }
     map.guards.prune_all(&map.seen);
     changed
 }
@@ -141,7 +181,7 @@ fn join_key(
         .map(|live| Live { dot: Dot { actor: local(live.dot.actor), ..live.dot }, ..live })
         .collect();
     let key = map.entries.get_key_value(&state.key).map_or(state.key, |(shared, _)| shared.clone());
-    join_live(map, &key, theirs, |dot| peer.contains(dot) || guard.contains(dot), changed);
+    join_live(map, &key, theirs, |map, dot| map.actors.covers(peer, dot) || map.actors.covers(&guard, dot), changed);
     for dot in state.records {
         map.records.insert(Dot { actor: local(dot.actor), ..dot }, &key);
     }
@@ -155,16 +195,22 @@ fn join_key(
 
 /// The join of Almeida et al. 2018 §7.2 for one key: a dot lives on if both sides hold it, or if one side holds it and
 /// the other has not seen it.
-fn join_live(map: &mut Map, key: &Key, theirs: Vec<Live>, they_saw: impl Fn(Dot) -> bool, changed: &mut Vec<Key>) {
+fn join_live(
+    map: &mut Map,
+    key: &Key,
+    theirs: Vec<Live>,
+    they_saw: impl Fn(&Map, Dot) -> bool,
+    changed: &mut Vec<Key>,
+) {
     let ours = map.get(key);
     let mut live: Vec<Live> = Vec::with_capacity(theirs.len());
     live.extend(
-        ours.iter().filter(|our| !they_saw(our.dot) || theirs.iter().any(|their| their.dot == our.dot)).cloned(),
+        ours.iter().filter(|our| !they_saw(map, our.dot) || theirs.iter().any(|their| their.dot == our.dot)).cloned(),
     );
     let kept = live.len();
     for their in theirs {
         let is_here = ours.iter().any(|our| our.dot == their.dot) || live.iter().any(|new| new.dot == their.dot);
-        if !is_here && !map.seen.contains(their.dot) && !map.guards.contains(key, their.dot) {
+        if !is_here && !map.seen.contains(their.dot) && !map.guards.contains(&map.actors, key, their.dot) {
             live.push(their);
         }
     }
@@ -185,7 +231,7 @@ fn drop_unlisted(
     let in_range = in_range.take_while(|key| chunk.to.as_ref().is_none_or(|to| *key < to));
     let unlisted: Vec<Key> = in_range.filter(|key| !listed.contains(*key)).cloned().collect();
     for key in unlisted {
-        join_live(map, &key, Vec::new(), |dot| context.contains(dot), changed);
+        join_live(map, &key, Vec::new(), |map, dot| map.actors.covers(context, dot), changed);
     }
 }
 
@@ -194,7 +240,10 @@ fn advance(map: &mut Map, chunk: &Chunk, base: VersionVector, seen_after: &mut V
     match &chunk.to {
         Some(to) => map.progress = Some(Progress { until: to.clone(), base }),
         None => {
-            for (actor, counter) in base.iter().filter(|(actor, counter)| *counter > map.seen.get(*actor)) {
+            let is_news = |(actor, counter): &(ActorId, u64)| {
+                *counter > map.seen.get(*actor) && !map.actors.actor(*actor).is_floor() && *counter < COUNTER_MAX
+            };
+            for (actor, counter) in base.iter().filter(is_news) {
                 map.records.raise_floor(actor, counter);
             }
             seen_after.join(&base);
