@@ -32,6 +32,9 @@ pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without a request is closed after this: longer than load balancers keep theirs.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
+/// A response past its deadline has this long to break by itself, with an error event, before its connection is closed.
+pub(crate) const OVERDUE_GRACE: Duration = Duration::from_secs(1);
+
 /// Largest request head in bytes; beyond it the answer is 431.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 << 10;
 
@@ -58,6 +61,8 @@ pub(crate) struct Connection {
     is_given_up: Cell<bool>,
     /// The last write found the socket's buffer full.
     is_blocked: Cell<bool>,
+    /// When each relayed response must have been taken by the client.
+    deadlines: RefCell<Vec<Instant>>,
     /// A body that waits until what it wrote has left.
     flushing: RefCell<Option<Waker>>,
     has_yielded: Cell<bool>,
@@ -76,6 +81,7 @@ impl Connection {
             is_h2: Cell::new(false),
             is_given_up: Cell::new(false),
             is_blocked: Cell::new(false),
+            deadlines: RefCell::default(),
             flushing: RefCell::default(),
             has_yielded: Cell::new(false),
             waker: RefCell::default(),
@@ -105,10 +111,28 @@ impl Connection {
         }
     }
 
+    /// Notes that a response is relayed, which must be over by `deadline`.
+    pub(crate) fn relay_began(&self, deadline: Instant) {
+        self.deadlines.borrow_mut().push(deadline);
+    }
+
+    /// Notes the end of the relayed response of that deadline.
+    pub(crate) fn relay_ended(&self, deadline: Instant) {
+        let mut deadlines = self.deadlines.borrow_mut();
+        if let Some(index) = deadlines.iter().position(|&other| other == deadline) {
+            deadlines.swap_remove(index);
+        }
+    }
+
     /// Gives the connection up when its client let a timeout pass. Called about once a second.
+    ///
+    /// A response whose client does not read is not asked for its next frame, so its own look at the deadline never
+    /// comes: here it is noticed, within [`OVERDUE_GRACE`].
     pub(crate) fn check(&self, now: Instant) {
         let timeout = if self.awaits_head.get() { HEAD_TIMEOUT } else { IDLE_TIMEOUT };
-        if self.busy.get() == 0 && now.saturating_duration_since(self.since.get()) >= timeout {
+        let is_idle = self.busy.get() == 0 && now.saturating_duration_since(self.since.get()) >= timeout;
+        let is_overdue = self.deadlines.borrow().iter().any(|&deadline| deadline + OVERDUE_GRACE <= now);
+        if is_idle || is_overdue {
             self.is_given_up.set(true);
             self.wake();
         }

@@ -65,6 +65,7 @@ pub(crate) struct Relay {
     lease: Option<Lease>,
     connection: Rc<Connection>,
     deadline: Pin<Box<Sleep>>,
+    due: Instant,
     is_sse: bool,
     /// An event stream is between two events: what follows starts a new one.
     is_between_events: bool,
@@ -91,6 +92,8 @@ impl Relay {
         deadline: Instant,
         is_sse: bool,
     ) -> Self {
+        connection.relay_began(deadline);
+        let due = deadline;
         let deadline = Box::pin(tokio::time::sleep_until(deadline.into()));
         Self {
             incoming,
@@ -98,6 +101,7 @@ impl Relay {
             lease: Some(lease),
             connection,
             deadline,
+            due,
             is_sse,
             is_between_events: true,
             is_first: true,
@@ -118,6 +122,10 @@ impl Relay {
         if let Some(bytes) = self.prelude.take() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
+        // First of all: a worker that always has more is no reason to go on.
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            return self.on_break(&GatewayError::WorkerTimeout, "timeout", finish);
+        }
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.on_frame(&frame, finish);
@@ -127,9 +135,6 @@ impl Relay {
             Poll::Ready(None) => {
                 self.on_end();
                 Poll::Ready(None)
-            }
-            Poll::Pending if self.deadline.as_mut().poll(cx).is_ready() => {
-                self.on_break(&GatewayError::WorkerTimeout, "timeout", finish)
             }
             Poll::Pending => Poll::Pending,
         }
@@ -197,5 +202,11 @@ impl Relay {
             Some(rest) => SizeHint::with_exact(rest + ahead),
             None => SizeHint::default(),
         }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.connection.relay_ended(self.due);
     }
 }
