@@ -220,6 +220,10 @@ impl Check<'_> {
                 }
             }
         }
+        // Left as it is, an empty shell variable would open the gateway without a word.
+        if keys.is_empty() && !values.is_empty() {
+            self.problem(long, "no key is given; leave the flag out to have none");
+        }
         if keys.iter().any(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
             self.problem(long, "a key has visible ASCII characters alone, no blanks");
         }

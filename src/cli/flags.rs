@@ -230,7 +230,7 @@ pub struct MeshFlags {
     /// Join a mesh of gateways; the other mesh flags need it
     #[arg(long)]
     pub enable_mesh: bool,
-    /// Name of this node, unique in the cluster; without it `POD_NAME`, else the host name
+    /// Name of this node, unique in the cluster; without it `POD_NAME`, else the host name, which alone is made unique when another live node has it
     #[arg(long, value_name = "NAME")]
     pub mesh_server_name: Option<String>,
     /// Address that the mesh listens on
