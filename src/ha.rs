@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, Request, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, Request, State, rejection::BytesRejection},
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Auth, PolicyKind},
     gateway::{
-        admin::{BODY_BYTES_MAX, auth::require_admin, read_body, worker_id},
+        admin::{BODY_BYTES_MAX, Named, auth::require_admin, read_body, worker_id},
         error::GatewayError,
         registry::Registry,
     },
@@ -94,7 +94,7 @@ async fn list_workers(State(ha): State<Ha>) -> Json<Value> {
     Json(json!({ "workers": workers::all(&ha.mesh.view(), &ha.registry.roster()) }))
 }
 
-async fn show_worker(State(ha): State<Ha>, Path(key): Path<String>) -> Result<Json<workers::Shown>, GatewayError> {
+async fn show_worker(State(ha): State<Ha>, Named(key): Named) -> Result<Json<workers::Shown>, GatewayError> {
     let view = ha.mesh.view();
     let id = worker_id(&key, view.workers.iter().map(|worker| &worker.id)).ok_or(GatewayError::WorkerNotFound)?;
     workers::one(&view, &ha.registry.roster(), &id).map(Json).ok_or(GatewayError::WorkerNotFound)
@@ -111,14 +111,14 @@ async fn list_policies(State(ha): State<Ha>) -> Json<Value> {
     Json(json!({ "policies": policies::all(&ha.mesh.view(), ha.policy) }))
 }
 
-async fn show_policy(State(ha): State<Ha>, Path(model): Path<String>) -> Result<Json<policies::Shown>, GatewayError> {
+async fn show_policy(State(ha): State<Ha>, Named(model): Named) -> Result<Json<policies::Shown>, GatewayError> {
     let is_served = ha.registry.routing().load().models.contains_key(model.as_str());
     policies::one(&ha.mesh.view(), ha.policy, &model, is_served).map(Json).ok_or(GatewayError::PolicyNotFound)
 }
 
 async fn put_policy(
     State(ha): State<Ha>,
-    Path(model): Path<String>,
+    Named(model): Named,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<policies::Shown>, GatewayError> {
     let spec = policies::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;

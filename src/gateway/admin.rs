@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, RawQuery, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, FromRequestParts, Path, RawQuery, State, rejection::BytesRejection},
     http::{HeaderValue, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
@@ -66,7 +66,22 @@ async fn list(State(admin): State<Admin>) -> Response {
     Json(listing::all(&admin.mesh.view(), &admin.registry.roster())).into_response()
 }
 
-async fn show(State(admin): State<Admin>, Path(key): Path<String>) -> Result<Response, GatewayError> {
+/// The rest of the path as a name, percent-decoded; one that is not UTF-8 is refused in the API's own shape.
+#[derive(Clone, Debug)]
+pub struct Named(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = GatewayError;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &S) -> Result<Self, GatewayError> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(Self(name)),
+            Err(rejection) => Err(GatewayError::InvalidRequest(rejection.body_text())),
+        }
+    }
+}
+
+async fn show(State(admin): State<Admin>, Named(key): Named) -> Result<Response, GatewayError> {
     let (view, roster) = (admin.mesh.view(), admin.registry.roster());
     let shown_here = roster.entries.iter().chain(&roster.leaving).map(|entry| &entry.view.id);
     let known = view.workers.iter().map(|worker| &worker.id).chain(shown_here);
@@ -109,7 +124,7 @@ fn added(admin: &Admin, status: StatusCode, id: &WorkerId, spec: &WorkerSpec) ->
     response
 }
 
-async fn remove(State(admin): State<Admin>, Path(key): Path<String>) -> Result<Response, GatewayError> {
+async fn remove(State(admin): State<Admin>, Named(key): Named) -> Result<Response, GatewayError> {
     let view = admin.mesh.view();
     let id = worker_id(&key, view.workers.iter().map(|worker| &worker.id)).ok_or(GatewayError::WorkerNotFound)?;
     if !admin.mesh.remove_worker(id.clone()).await.map_err(|_| GatewayError::Draining)? {

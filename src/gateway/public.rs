@@ -31,6 +31,7 @@ pub(crate) fn health(phase: Phase) -> Response<Body> {
 pub(crate) fn readiness(view: &RoutingView, phase: Phase) -> Response<Body> {
     let (healthy, total) = (view.workers_ready, view.workers_total);
     let reason = match (phase, healthy, total) {
+        (Phase::Serving, ..) if view.is_joining => "joining the cluster",
         (Phase::Serving, 0, 0) => "no workers",
         (Phase::Serving, 0, _) => "no healthy workers",
         (Phase::Serving, ..) => {

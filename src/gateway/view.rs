@@ -22,6 +22,8 @@ pub struct RoutingView {
     pub unasked_until: Option<Instant>,
     /// Every registered worker, sorted by id, for requests that name one.
     pub registered: Vec<Registered>,
+    /// The cluster's state is not here yet: nothing is routed, whatever the workers' state.
+    pub is_joining: bool,
     /// Registered workers, whatever their state.
     pub workers_total: usize,
     /// Ready ones.

@@ -198,6 +198,7 @@ mod tests {
             workers: workers.iter().map(worker).collect(),
             policies: policy.into_iter().map(|spec| ("m".to_owned(), spec)).collect(),
             last_sync: None,
+            synced: true,
         }
     }
 

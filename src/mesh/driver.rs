@@ -60,7 +60,7 @@ pub enum DriverError {
     #[error(transparent)]
     Net(#[from] NetError),
     /// An older live node has this name. This node left; the cluster is unchanged.
-    #[error("a live node named {name} is in the cluster already; choose another --mesh-server-name")]
+    #[error("a live node named {name} is in the cluster already; choose another --mesh-server-name (or POD_NAME)")]
     NameTaken {
         /// The contested name.
         name: NodeName,
@@ -300,6 +300,7 @@ impl Driver {
             node: self.node.clone(),
             mesh_enabled: self.net.is_some(),
             nodes,
+            synced: self.net.as_ref().is_none_or(Net::synced),
             workers: self.stores.workers().into_iter().map(Arc::new).collect(),
             policies: self.stores.policies(),
             last_sync: self.net.as_ref().and_then(Net::last_sync),
@@ -326,12 +327,8 @@ impl Driver {
         self.node = unique.parse().map_err(|_| taken)?;
         info!(node = %self.node, was = %self.config.mesh.node, "node name was taken, made unique");
         let boot_epoch_ms = unix_ms();
-        let mut stores = Stores::new(self.node.clone(), boot_epoch_ms);
-        seed(&self.config, &mut stores);
-        for worker in self.stores.workers().into_iter().filter(|worker| worker.spec.origin == WorkerOrigin::Api) {
-            stores.put_worker(boot_epoch_ms, worker.spec);
-        }
-        self.stores = stores;
+        self.stores = self.stores.renamed(boot_epoch_ms, self.node.clone(), boot_epoch_ms);
+        seed(&self.config, &mut self.stores);
         self.net = Some(Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip).await?);
         self.view_due = Some(Instant::now());
         Ok(())
@@ -341,7 +338,15 @@ impl Driver {
 impl View {
     /// What is known before the driver has spoken.
     fn empty(node: NodeName, mesh_enabled: bool) -> Self {
-        Self { node, mesh_enabled, nodes: Vec::new(), workers: Vec::new(), policies: Vec::new(), last_sync: None }
+        Self {
+            node,
+            mesh_enabled,
+            nodes: Vec::new(),
+            synced: false,
+            workers: Vec::new(),
+            policies: Vec::new(),
+            last_sync: None,
+        }
     }
 }
 

@@ -163,6 +163,11 @@ pub enum SyncEvent {
         /// From handing out the newest of them to its ack.
         latency: Duration,
     },
+    /// A peer has sent everything that it had when its pipe opened.
+    CaughtUp {
+        /// Who.
+        peer: NodeName,
+    },
     /// A peer's vectors and roots equal ours.
     InSync {
         /// Who.
@@ -331,6 +336,10 @@ impl Replicator {
                     Some(is_last) => SyncEvent::SnapshotReceived { peer, chunk_bytes: delta_bytes, is_last },
                     None => SyncEvent::DeltaReceived { peer, keys, delta_bytes },
                 });
+                if all_complete {
+                    let peer = self.pipes.get(&pipe).map(|pipe| pipe.peer.clone());
+                    peer.into_iter().for_each(|peer| self.push_event(SyncEvent::CaughtUp { peer }));
+                }
                 if let Some(grant) = self.grant.as_mut().filter(|grant| grant.pipe == pipe) {
                     grant.heard = now;
                     if all_complete {

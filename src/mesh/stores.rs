@@ -120,6 +120,26 @@ impl Stores {
         }
     }
 
+    /// The same state under another name, for a node that had to give its first one up: what this node wrote is written
+    /// anew by the new name, but for flags' workers, which the caller seeds again, and for what it saw of workers. What
+    /// others wrote comes from them again.
+    #[must_use]
+    pub fn renamed(&self, wall_ms: u64, node: NodeName, boot_epoch_ms: u64) -> Self {
+        let mut renamed = Self::new(node, boot_epoch_ms);
+        for namespace in Namespace::ALL {
+            let map = self.map(namespace);
+            let own = |live: &Live| live.dot.actor == map.own() && live.stamp != Timestamp::ZERO;
+            for (key, live) in map.range_from(&[]) {
+                let is_seen =
+                    namespace == Namespace::Workers && !matches!(WorkerKey::parse(key), Some(WorkerKey::Spec(_)));
+                if let Some(live) = lww_register::winner(map, live).filter(|live| own(live) && !is_seen) {
+                    renamed.write(namespace, wall_ms, key, &live.payload);
+                }
+            }
+        }
+        renamed
+    }
+
     /// One namespace.
     #[must_use]
     pub fn map(&self, namespace: Namespace) -> &Map {

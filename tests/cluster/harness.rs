@@ -230,6 +230,14 @@ pub async fn eventually(within: Duration, what: &str, mut holds: impl AsyncFnMut
     start.elapsed()
 }
 
+/// Asks as often as it can for a while, and fails when the answer is ever yes.
+pub async fn never_for(span: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while start.elapsed() < span {
+        assert!(!holds().await, "after {:?}: {what}", start.elapsed());
+    }
+}
+
 /// Seconds as a `Duration`, for short calls.
 pub const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Gateway, Network, eventually, joined, s, worker};
+use crate::harness::{Gateway, Network, eventually, joined, never_for, s, worker};
 
 fn three(network: Network, more: &[&str]) -> [Gateway; 3] {
     [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], more))
@@ -77,10 +77,27 @@ async fn a_removed_flag_worker_stays_removed_after_a_restart_with_the_flag() {
     }
     node1.process.kill();
     let node1 = Gateway::start(network, 1, &[1, 2, 3], &flags);
+    never_for(s(1), "a removed worker gets a request", async || matches!(node1.chat("m1").await, Ok((200, _)))).await;
     joined(&[&node1, &node2, &node3], 3, s(12)).await;
     for gateway in [&node1, &node2, &node3] {
         eventually(s(3), "it stays gone", async || worker_urls(gateway).await.is_empty()).await;
     }
+}
+
+#[tokio::test]
+async fn a_restarted_gateway_knows_the_models_before_it_is_ready() {
+    let network = Network::new();
+    let (_one, flagged) = worker(network, 100, "m1", &[]);
+    let (_two, added) = worker(network, 101, "m2", &[]);
+    let flags = ["--worker-urls", flagged.as_str()];
+    let [mut node1, node2, node3] = three(network, &flags);
+    joined(&[&node1, &node2, &node3], 3, s(5)).await;
+    assert_eq!(node2.post("/workers?wait=5", json!({"url": added})).await.0, 201);
+    node1.process.kill();
+    let node1 = Gateway::start(network, 1, &[1, 2, 3], &flags);
+    never_for(s(1), "a known model is unknown", async || matches!(node1.chat("m2").await, Ok((404, _)))).await;
+    eventually(s(3), "ready", async || node1.is_ready().await).await;
+    eventually(s(1), "the added worker serves", async || matches!(node1.chat("m2").await, Ok((200, _)))).await;
 }
 
 #[tokio::test]

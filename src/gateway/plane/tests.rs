@@ -134,6 +134,7 @@ fn view(workers: &[Arc<Worker>]) -> RoutingView {
         ..Route::default()
     });
     RoutingView {
+        is_joining: false,
         models: HashMap::from([("m".into(), route.clone())]),
         any: route,
         wildcard: Arc::default(),

@@ -51,6 +51,8 @@ pub(super) struct Keeper<P> {
     prober: Prober<P>,
     policies: Policies,
     policies_set: Vec<(String, PolicySpec)>,
+    /// The cluster's state is not here yet.
+    is_joining: bool,
     slots: BTreeMap<WorkerId, Slot>,
     leaving: Vec<Leaving>,
     sweep_due: Option<Instant>,
@@ -104,6 +106,7 @@ impl<P: Probe> Keeper<P> {
             view: mesh.watch(),
             policies: Policies::new(settings.policy, &[]),
             policies_set: Vec::new(),
+            is_joining: true,
             startup_deadline: now.checked_add(settings.startup_timeout),
             mesh,
             settings,
@@ -144,6 +147,10 @@ impl<P: Probe> Keeper<P> {
 
     fn on_view(&mut self) {
         let view = self.view.borrow_and_update().clone();
+        if self.is_joining == view.synced {
+            self.is_joining = !view.synced;
+            self.mark_stale();
+        }
         if view.policies != self.policies_set {
             self.policies = Policies::new(self.settings.policy, &view.policies);
             self.policies_set = view.policies.clone();
@@ -277,7 +284,11 @@ impl<P: Probe> Keeper<P> {
     fn rebuild(&mut self, now: Instant) {
         let entries: Vec<_> = self.slots.values().map(Slot::entry).collect();
         let unasked_until = self.slots.values().filter_map(Slot::unasked_until).max();
-        let table = build(&entries, &self.policies, unasked_until, &self.outputs.routing.load());
+        let table = if self.is_joining {
+            RoutingView { is_joining: true, workers_total: entries.len(), ..RoutingView::default() }
+        } else {
+            build(&entries, &self.policies, unasked_until, &self.outputs.routing.load())
+        };
         if table.workers_ready > 0 {
             self.startup_deadline = None;
         }

@@ -93,6 +93,7 @@ pub fn build(
         wildcard: renewed(Route::new("other".into(), default, wildcard), Some(&previous.wildcard)),
         unasked_until,
         registered,
+        is_joining: false,
         workers_total: entries.len(),
         workers_ready,
     }

@@ -46,6 +46,7 @@ impl FakeMesh {
             workers: Vec::new(),
             policies: Vec::new(),
             last_sync: None,
+            synced: true,
         };
         let view = Arc::new(watch::Sender::new(Arc::new(view)));
         let (commands, mut inbox) = mpsc::channel(COMMANDS_MAX);

@@ -26,6 +26,9 @@ pub struct View {
     pub mesh_enabled: bool,
     /// This node and every node it knows, sorted by name.
     pub nodes: Vec<NodeView>,
+    /// Whether this node knows what the cluster knows: a peer has sent all it had, there is no peer to ask, or none has
+    /// answered within 2 s of the start. Until then its workers may be of the past, and it routes no request.
+    pub synced: bool,
     /// Every live worker entry, sorted by id.
     pub workers: Vec<Arc<WorkerView>>,
     /// Policies set through the API, sorted by model.

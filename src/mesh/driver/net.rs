@@ -41,6 +41,9 @@ use crate::{
 /// A node that has been DOWN this long is masked: what it alone wrote about workers is not shown (DESIGN §4).
 const MASK_AFTER: Duration = Duration::from_secs(60);
 
+/// How long a starting node waits for a peer's state before it serves with what it has.
+const SYNC_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// Ports tried when `--mesh-port 0` asks for one that is free on both planes.
 const FREE_PORT_TRIES: usize = 16;
 
@@ -105,6 +108,8 @@ pub(super) struct Net {
     last_sync: Option<SystemTime>,
     story: Story,
     broken: Option<io::Error>,
+    /// When this node serves although no peer has sent its state; none once one has.
+    sync_due: Option<Instant>,
 }
 
 impl Net {
@@ -158,6 +163,7 @@ impl Net {
             down: BTreeMap::new(),
             last_sync: None,
             broken: None,
+            sync_due: (!config.peers.is_empty()).then_some(now + SYNC_WAIT_MAX),
             story: Story::default(),
         })
     }
@@ -207,12 +213,15 @@ impl Net {
         self.drain_replication(now, stores, &mut outcome);
         self.drain_pipes(now);
         self.mask(now, stores, &mut outcome);
+        if self.sync_due.is_some_and(|at| at <= now) {
+            self.on_synced(&mut outcome);
+        }
         outcome
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let masks = self.down.values().flatten().copied().min();
-        [self.swim.poll_timeout(), self.replicator.poll_timeout(), self.pipes.poll_timeout(), masks]
+        [self.swim.poll_timeout(), self.replicator.poll_timeout(), self.pipes.poll_timeout(), masks, self.sync_due]
             .into_iter()
             .flatten()
             .min()
@@ -223,6 +232,11 @@ impl Net {
         let mut nodes: Vec<NodeView> = self.swim.members().map(NodeView::of).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         nodes
+    }
+
+    /// Whether the cluster's state is here, as far as it can be had; see [`View::synced`](super::handle::View::synced).
+    pub(super) fn synced(&self) -> bool {
+        self.sync_due.is_none()
     }
 
     pub(super) fn last_sync(&self) -> Option<SystemTime> {
@@ -296,6 +310,9 @@ impl Net {
             Event::Joined => {
                 outcome.changed = true;
                 self.joined.send_replace(true);
+                if self.swim.members().count() == 1 {
+                    self.on_synced(outcome);
+                }
                 self.retarget(now);
             }
             Event::MemberChanged(MemberChange { name, to, addr, epoch_ms, .. }) => {
@@ -373,6 +390,9 @@ impl Net {
         }
         while let Some(event) = self.replicator.poll_event() {
             report::sync_event(&self.metrics, &event);
+            if matches!(event, SyncEvent::CaughtUp { .. } | SyncEvent::InSync { .. }) {
+                self.on_synced(outcome);
+            }
             if matches!(event, SyncEvent::InSync { .. } | SyncEvent::Acked { .. }) {
                 // That there was an exchange at all is news; when the last one was can wait.
                 outcome.changed |= self.last_sync.is_none();
@@ -380,6 +400,10 @@ impl Net {
                 self.last_sync = Some(SystemTime::now());
             }
         }
+    }
+
+    fn on_synced(&mut self, outcome: &mut Outcome) {
+        outcome.changed |= self.sync_due.take().is_some();
     }
 
     fn drain_pipes(&mut self, now: Instant) {

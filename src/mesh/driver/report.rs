@@ -29,7 +29,7 @@ pub(super) fn sync_event(metrics: &Metrics, event: &SyncEvent) {
         SyncEvent::SnapshotReceived { .. } => metrics.mesh_sync_operation("snapshot_received"),
         SyncEvent::DigestSent { .. } => metrics.mesh_sync_operation("digest"),
         SyncEvent::Acked { latency, .. } => metrics.mesh_sync_latency(*latency),
-        SyncEvent::InSync { .. } => {}
+        SyncEvent::CaughtUp { .. } | SyncEvent::InSync { .. } => {}
         SyncEvent::ClockAhead { peer, ahead_ms } => {
             warn!(peer = %peer, ahead_ms, "state from a clock that is ahead of ours; synchronise the clocks");
         }

@@ -181,3 +181,25 @@ fn policies_beyond_their_bounds_are_refused() {
     }
     assert_eq!(stores.policies(), [("m".to_owned(), fine)]);
 }
+
+#[test]
+fn a_renamed_node_keeps_what_was_said_at_it() {
+    let mut stores = stores();
+    let gone = stores.seed_worker(spec("http://gone:1"));
+    let kept = stores.seed_worker(spec("http://kept:1"));
+    let added = stores.put_worker(10, spec("http://added:1"));
+    assert!(stores.remove_worker(11, &gone));
+    let policy = PolicySpec { policy: "random".into(), config_json: "{}".into() };
+    stores.put_policy(12, "m", &policy).unwrap();
+    stores.observe_worker(13, &added, &seen(WorkerState::Ready));
+
+    let mut renamed = stores.renamed(14, "other".parse().unwrap(), 99);
+    for url in ["http://gone:1", "http://kept:1"] {
+        renamed.seed_worker(spec(url));
+    }
+    let mut expected = [kept, added.clone()];
+    expected.sort();
+    assert_eq!(renamed.workers().into_iter().map(|worker| worker.id).collect::<Vec<_>>(), expected);
+    assert_eq!(renamed.policies(), [("m".to_owned(), policy)]);
+    assert!(renamed.worker(&added).unwrap().observed.is_empty(), "what the old name saw is not this node's");
+}
