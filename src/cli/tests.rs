@@ -254,6 +254,15 @@ fn keys_come_from_words_and_files() {
 }
 
 #[test]
+fn a_key_flag_without_a_key_is_refused() {
+    for (flag, value) in [("--api-key", ""), ("--api-key", ","), ("--admin-api-key", " ")] {
+        let refused = launch(&[flag, value], &[]).unwrap_err();
+        assert!(refused.contains(flag), "{flag} {value:?}: {refused}");
+    }
+    assert!(accepted(&[]).auth.api_keys.is_empty());
+}
+
+#[test]
 fn the_node_is_named_by_flag_pod_or_host() {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     for (case, args, env, expected, is_derived) in [

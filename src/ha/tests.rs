@@ -191,6 +191,7 @@ async fn unknown_routes_and_methods_are_refused_in_shape() {
         (Method::GET, "/ha/%73tatus", 404, "not_found"),
         (Method::GET, "/ha/workers/", 404, "not_found"),
         (Method::DELETE, "/ha/nothing", 404, "not_found"),
+        (Method::GET, "/ha/policies/%ff", 400, "invalid_request"),
         (Method::POST, "/ha/status", 405, "method_not_allowed"),
         (Method::DELETE, "/ha/policies/m", 405, "method_not_allowed"),
     ] {

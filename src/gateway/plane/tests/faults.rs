@@ -262,3 +262,23 @@ async fn a_broken_http2_stream_says_so_and_is_reset() {
     assert!(next().await.is_err(), "the stream is reset");
     connection.abort();
 }
+
+#[tokio::test]
+async fn a_client_that_never_reads_frees_its_worker_after_the_deadline() {
+    let upstream = Upstream::new().await;
+    let plane = start_with_timeout(300, &[upstream.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(STREAM)).await;
+    let mut worker = upstream.accept().await;
+    worker.message().await;
+    worker.send(STREAM_HEAD).await;
+    let data = chunk(&"x".repeat(1 << 20));
+    // Fills every buffer on the way; the write fails once the gateway hangs up on the worker.
+    within(async { while worker.stream.write_all(data.as_bytes()).await.is_ok() {} }).await;
+    within(async {
+        while plane.in_flight() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
