@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod rules;
+
 use proptest::prelude::*;
 
 use super::{

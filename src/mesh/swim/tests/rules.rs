@@ -1,0 +1,148 @@
+//! Rules of DESIGN §3 as one machine shows them, each under its number. Those that need a cluster (1, 7, 9) are in
+//! `mesh::sim`, those that are a formula (2, 4, 6) beside it.
+
+use super::*;
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// A machine of zone `x` that knows the live peers of the given names and zones, at addresses 2, 3, …
+fn among(now: Instant, peers: &[(&str, &str)]) -> Swim {
+    let mut config = SwimConfig::new(name("a"), addr(1), 1000);
+    config.zone = "x".into();
+    let mut swim = Swim::new(config, now, 1);
+    for ((node, zone), last) in peers.iter().zip(2..) {
+        let said = Update { zone: (*zone).into(), ..update(node, NodeStatus::Alive, 0, last) };
+        hear(&mut swim, now, &packet(Body::Gossip { seq: 0 }, vec![said]));
+    }
+    sent(&mut swim);
+    events(&mut swim);
+    swim
+}
+
+/// Runs for `time`; everybody but `silent` answers pings and acknowledges gossip. Gives what was sent, with its time.
+fn run(swim: &mut Swim, from: Instant, time: Duration, silent: &[u8]) -> Vec<(Duration, Transmit, Packet)> {
+    let mut all = Vec::new();
+    let mut now = from;
+    loop {
+        for (transmit, said) in sent(swim) {
+            if !silent.iter().any(|last| addr(*last) == transmit.to) {
+                answer(swim, now, &said, transmit.to);
+            }
+            all.push((now - from, transmit, said));
+        }
+        let Some(due) = swim.poll_timeout().filter(|due| *due <= from + time) else { return all };
+        now = due.max(now);
+        swim.handle_timeout(now);
+    }
+}
+
+fn answer(swim: &mut Swim, now: Instant, said: &Packet, by: SocketAddr) {
+    let body = match &said.body {
+        Body::Ping { seq, .. } => Body::Ack { seq: *seq, target: None, digest: 0 },
+        Body::PingReq { seq, .. } => Body::Nack { seq: *seq },
+        Body::Gossip { seq } if *seq > 0 => Body::GossipAck { seq: *seq },
+        _ => return,
+    };
+    let Some(node) = swim.members().find(|member| member.addr == by).map(|member| member.name.clone()) else { return };
+    let ack = Packet { node, ..packet(body, vec![]) };
+    swim.handle_datagram(now, by, Via::Datagram, &wire::encode("smg", &ack)).unwrap();
+}
+
+fn status(swim: &Swim, node: &str) -> NodeStatus {
+    swim.member(&name(node)).unwrap().status
+}
+
+#[test]
+fn design_3_2_after_the_timeout_three_relays_of_other_zones_first_and_the_stream() {
+    let start = Instant::now();
+    let mut swim = among(start, &[("b", "x"), ("c", "x"), ("d", "x"), ("e", "x"), ("f", "y"), ("g", "y")]);
+    let all = run(&mut swim, start, ms(1500), &[2]);
+    let to_b = |via| all.iter().find(|(_, t, _)| t.to == addr(2) && t.via == via && t.kind == MessageKind::Ping);
+    let (pinged, ..) = to_b(Via::Datagram).expect("a direct ping");
+    let (streamed, ..) = to_b(Via::Stream).expect("a ping on the stream path");
+    // No answer was ever timed: the timeout is the initial 200 ms.
+    assert_eq!(*streamed - *pinged, ms(200));
+    let relays: Vec<_> = all.iter().filter(|(at, t, _)| t.kind == MessageKind::PingReq && at == streamed).collect();
+    let asked = |last| relays.iter().any(|(_, t, _)| t.to == addr(last));
+    assert!(relays.len() == 3 && asked(6) && asked(7), "{relays:?}");
+}
+
+#[test]
+fn design_3_3_a_suspicion_that_is_heard_is_looked_into_within_a_quarter_interval() {
+    for (case, silent, says_so) in [("the suspect answers and is told", &[][..], false), ("silence", &[3][..], true)] {
+        let start = Instant::now();
+        let mut swim = among(start, &[("b", "x"), ("c", "x"), ("d", "x")]);
+        let said = Update { accusers: vec![name("b")], ..update("c", NodeStatus::Suspected, 0, 3) };
+        hear(&mut swim, start, &packet(Body::Gossip { seq: 0 }, vec![said]));
+        let all = run(&mut swim, start, ms(900), silent);
+        let looked = |(at, t, _): &&(Duration, Transmit, Packet)| {
+            t.to == addr(3) && t.kind == MessageKind::Ping && t.via == Via::Datagram && *at <= ms(250)
+        };
+        assert!(all.iter().any(|sent| looked(&sent)), "{case}: {all:?}");
+        let confirms = |(_, _, packet): &(Duration, Transmit, Packet)| {
+            packet.updates.iter().any(|update| update.name == name("c") && update.accusers.contains(&name("a")))
+        };
+        assert_eq!(all.iter().any(confirms), says_so, "{case}: this node is among the accusers after its own failure");
+        let told = all.iter().any(|(_, t, packet)| {
+            t.to == addr(3) && packet.updates.iter().any(|update| update.status == NodeStatus::Suspected)
+        });
+        assert!(told, "{case}: a node that is suspected hears so from whoever pings it");
+    }
+}
+
+#[test]
+fn design_3_5_only_total_silence_in_a_last_round_is_down() {
+    for (case, answers_last_round, expected) in
+        [("total silence", false, NodeStatus::Down), ("an answer at last", true, NodeStatus::Suspected)]
+    {
+        let start = Instant::now();
+        let mut swim = among(start, &[("b", "x"), ("c", "x"), ("d", "x")]);
+        let accusers = vec![name("b"), name("d")];
+        hear(
+            &mut swim,
+            start,
+            &packet(Body::Gossip { seq: 0 }, vec![Update { accusers, ..update("c", NodeStatus::Suspected, 0, 3) }]),
+        );
+        // The last round is the one that begins with two equal pings at once.
+        let mut last_round = None;
+        let mut at = Duration::ZERO;
+        while last_round.is_none() && at < Duration::from_secs(10) {
+            let all = run(&mut swim, start + at, ms(1), &[3]);
+            at += ms(1);
+            let direct = all.iter().filter(|(_, t, _)| t.to == addr(3) && t.kind == MessageKind::Ping);
+            let direct: Vec<_> = direct.filter(|(_, t, _)| t.via == Via::Datagram).collect();
+            if let Some([_, (_, _, ping)]) =
+                direct.array_windows().find(|[(_, _, one), (_, _, two)]| one.body == two.body)
+            {
+                let other = |kind, via| all.iter().any(|(_, t, _)| t.kind == kind && t.via == via);
+                assert!(other(MessageKind::PingReq, Via::Datagram) && other(MessageKind::Ping, Via::Stream), "{case}");
+                last_round = Some(ping.clone());
+            }
+        }
+        let last_round = last_round.expect("a last round before the verdict");
+        assert_eq!(status(&swim, "c"), NodeStatus::Suspected, "{case}: no verdict before the last round is over");
+        if answers_last_round {
+            answer(&mut swim, start + at, &last_round, addr(3));
+        }
+        run(&mut swim, start + at, ms(650), &[3]);
+        assert_eq!(status(&swim, "c"), expected, "{case}");
+    }
+}
+
+#[test]
+fn design_3_10_down_peers_and_silent_seeds_are_contacted_for_ever_at_a_low_rate() {
+    let start = Instant::now();
+    let mut swim = among(start, &[("b", "x"), ("c", "x")]);
+    swim.handle_seeds(start, &[addr(9)]);
+    hear(&mut swim, start, &packet(Body::Gossip { seq: 0 }, vec![update("c", NodeStatus::Down, 0, 3)]));
+    let time = Duration::from_secs(3000);
+    let all = run(&mut swim, start, time, &[3, 9]);
+    for (who, last) in [("DOWN peer", 3), ("silent seed", 9)] {
+        let times: Vec<_> = all.iter().filter(|(_, t, _)| t.to == addr(last)).map(|(at, ..)| *at).collect();
+        // About one in each probe interval, and to the end.
+        assert!((2500..3800).contains(&times.len()), "{who}: {} in {time:?}", times.len());
+        assert!(*times.last().unwrap() + Duration::from_secs(5) > time, "{who}");
+    }
+}
