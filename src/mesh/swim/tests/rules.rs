@@ -113,12 +113,10 @@ fn design_3_5_only_total_silence_in_a_last_round_is_down() {
             at += ms(1);
             let direct = all.iter().filter(|(_, t, _)| t.to == addr(3) && t.kind == MessageKind::Ping);
             let direct: Vec<_> = direct.filter(|(_, t, _)| t.via == Via::Datagram).collect();
-            if let Some([_, (_, _, ping)]) =
-                direct.array_windows().find(|[(_, _, one), (_, _, two)]| one.body == two.body)
-            {
+            if let Some(twice) = direct.windows(2).find(|pair| pair[0].2.body == pair[1].2.body) {
                 let other = |kind, via| all.iter().any(|(_, t, _)| t.kind == kind && t.via == via);
                 assert!(other(MessageKind::PingReq, Via::Datagram) && other(MessageKind::Ping, Via::Stream), "{case}");
-                last_round = Some(ping.clone());
+                last_round = Some(twice[1].2.clone());
             }
         }
         let last_round = last_round.expect("a last round before the verdict");
