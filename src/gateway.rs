@@ -27,6 +27,7 @@ pub mod cors;
 pub mod budget;
 
 pub mod backoff;
+mod batch;
 
 pub mod body;
 

@@ -1,7 +1,11 @@
 //! A worker's response body on its way to the client: each frame as it comes, and the truth when it breaks.
 //!
 //! The client's reading drives the worker's writing: a frame is taken from the worker when the client's connection
-//! has room for it, so nothing is held but one frame and the two bounded connection buffers.
+//! has room for it, so nothing is held but one batch and the two bounded connection buffers.
+//!
+//! Frames that came from the worker together leave together: hyper hands them over one by one, with a turn of the
+//! connection's task between two, and each would cost a write of its own. After a frame the relay therefore lets the
+//! other tasks of its core run, and sends what there is when that brought no further one (`gateway::batch`).
 
 use std::{
     pin::Pin,
@@ -17,8 +21,8 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::gateway::{
-    body::BodyError, breaker::Outcome, connection::Connection, core::Core, error::GatewayError, finish::Finish,
-    pool::Sender, worker::InFlight,
+    batch::Batch, body::BodyError, breaker::Outcome, connection::Connection, core::Core, error::GatewayError,
+    finish::Finish, pool::Sender, worker::InFlight,
 };
 
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
@@ -62,6 +66,9 @@ pub(crate) struct Relay {
     incoming: Incoming,
     /// Bytes read ahead of the relay.
     prelude: Option<Bytes>,
+    batch: Batch,
+    /// The end of the body, behind what was held when it came.
+    trailers: Option<Frame<Bytes>>,
     lease: Option<Lease>,
     connection: Rc<Connection>,
     deadline: Pin<Box<Sleep>>,
@@ -76,6 +83,8 @@ pub(crate) struct Relay {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
     Open,
+    /// The worker broke off; what it sent before was handed over.
+    Cut,
     /// The error event was handed over; it must leave before the abort.
     Flushing,
     Broken,
@@ -98,6 +107,8 @@ impl Relay {
         Self {
             incoming,
             prelude,
+            batch: Batch::default(),
+            trailers: None,
             lease: Some(lease),
             connection,
             deadline,
@@ -112,9 +123,10 @@ impl Relay {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>, finish: Option<&mut Finish>) -> Polled {
         match self.state {
             State::Open => self.poll_open(cx, finish),
+            State::Cut => self.on_break(&GatewayError::WorkerTruncated, "truncated", finish),
             State::Flushing => self.poll_flushing(cx),
             State::Broken => Poll::Ready(Some(Err(BodyError::Relay))),
-            State::Done => Poll::Ready(None),
+            State::Done => Poll::Ready(self.trailers.take().map(Ok)),
         }
     }
 
@@ -123,20 +135,38 @@ impl Relay {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         // First of all: a worker that always has more is no reason to go on.
-        if self.deadline.as_mut().poll(cx).is_ready() {
+        // What is held leaves before it, within a few turns.
+        if self.batch.is_empty() && self.deadline.as_mut().poll(cx).is_ready() {
             return self.on_break(&GatewayError::WorkerTimeout, "timeout", finish);
         }
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.on_frame(&frame, finish);
-                Poll::Ready(Some(Ok(frame)))
+        self.poll_incoming(cx, finish)
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>, mut finish: Option<&mut Finish>) -> Polled {
+        loop {
+            let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Ready(Some(Err(_))) => {
+                    let Some(held) = self.batch.take() else {
+                        return self.on_break(&GatewayError::WorkerTruncated, "truncated", finish);
+                    };
+                    self.state = State::Cut;
+                    return Poll::Ready(Some(Ok(Frame::data(held))));
+                }
+                Poll::Ready(None) => {
+                    self.on_end();
+                    return Poll::Ready(self.batch.take().map(|held| Ok(Frame::data(held))));
+                }
+                Poll::Pending => return self.batch.poll_settled(cx).map(|held| Some(Ok(Frame::data(held)))),
+            };
+            self.on_frame(&frame, finish.as_deref_mut());
+            match frame.into_data() {
+                Ok(data) => self.batch.push(data),
+                Err(trailers) => return self.on_trailers(trailers),
             }
-            Poll::Ready(Some(Err(_))) => self.on_break(&GatewayError::WorkerTruncated, "truncated", finish),
-            Poll::Ready(None) => {
-                self.on_end();
-                Poll::Ready(None)
+            if self.state == State::Done || self.batch.is_full() {
+                return Poll::Ready(self.batch.take().map(|held| Ok(Frame::data(held))));
             }
-            Poll::Pending => Poll::Pending,
         }
     }
 
@@ -155,6 +185,16 @@ impl Relay {
         if self.incoming.is_end_stream() {
             self.on_end();
         }
+    }
+
+    /// Trailers end the body, behind what is held.
+    fn on_trailers(&mut self, trailers: Frame<Bytes>) -> Polled {
+        if self.state == State::Open {
+            self.on_end();
+        }
+        let Some(held) = self.batch.take() else { return Poll::Ready(Some(Ok(trailers))) };
+        self.trailers = Some(trailers);
+        Poll::Ready(Some(Ok(Frame::data(held))))
     }
 
     fn on_end(&mut self) {
@@ -191,13 +231,17 @@ impl Relay {
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.state == State::Done
-            || self.state == State::Open && self.prelude.is_none() && self.incoming.is_end_stream()
+        self.state == State::Done && self.trailers.is_none()
+            || self.state == State::Open
+                && self.prelude.is_none()
+                && self.batch.is_empty()
+                && self.incoming.is_end_stream()
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         let rest = self.incoming.size_hint();
         let ahead = self.prelude.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let ahead = ahead + self.batch.len() as u64;
         match rest.exact() {
             Some(rest) => SizeHint::with_exact(rest + ahead),
             None => SizeHint::default(),

@@ -141,3 +141,23 @@ async fn a_slow_reader_slows_its_worker() {
     }
     assert!(mebibytes < 64, "{mebibytes} MiB were taken from the worker");
 }
+
+#[tokio::test]
+async fn chunks_that_come_together_leave_together_and_what_follows_is_kept_in_order() {
+    for (case, end, expected) in
+        [("a whole stream", "0\r\n\r\n", "\r\n0\r\n\r\n"), ("a stream that breaks off", "5\r\nhal", "\"error\"")]
+    {
+        let upstream = Upstream::new().await;
+        let plane = start(&[upstream.worker()]);
+        let mut client = Wire::connect(&plane).await;
+        client.send(post(STREAM)).await;
+        let mut worker = upstream.accept().await;
+        worker.message().await;
+        let events = ["data: 1\n\n", "data: 2\n\n", "data: 3\n\n"];
+        worker.send(format!("{STREAM_HEAD}{}{end}", events.map(chunk).concat())).await;
+        drop(worker);
+        client.until("\r\n\r\n").await;
+        let body = client.until(expected).await;
+        assert!(body.contains(&events.concat()), "{case}: {body:?}");
+    }
+}
