@@ -6,6 +6,8 @@ mod syntax;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
+use smg_certs::IdentityFiles;
+
 use crate::mesh::node::NodeName;
 
 pub use syntax::{MESH_PORT, cors_origin, host, label, mesh_peer};
@@ -248,6 +250,8 @@ pub struct Mesh {
     pub cluster: String,
     /// Availability zone; empty when unset.
     pub zone: String,
+    /// Files of this node's identity: QUIC datagrams and gRPC, both with mutual TLS; none: UDP and plain gRPC.
+    pub tls: Option<IdentityFiles>,
     /// T: one probe of each peer per interval, default 1 s.
     pub probe_interval: Duration,
     /// Between two rounds of piggybacked gossip, default 100 ms.

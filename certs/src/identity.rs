@@ -89,6 +89,12 @@ impl Identity {
         Ok(check_chain(&self.chain, &self.authorities, now)?)
     }
 
+    /// Whether both hold the same certificates, key and authorities.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.chain == other.chain && self.key.der() == other.key.der() && self.authorities == other.authorities
+    }
+
     /// The node's own certificate.
     #[must_use]
     pub fn certificate(&self) -> &Certificate {

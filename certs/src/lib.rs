@@ -15,6 +15,7 @@ mod chain;
 mod files;
 mod identity;
 mod key;
+mod material;
 mod names;
 mod write;
 
@@ -25,6 +26,7 @@ pub use self::{
     files::{FILE_BYTES_MAX, LoadError, read_certificates},
     identity::{Identity, IdentityError, IdentityFiles},
     key::PrivateKey,
+    material::{Material, MaterialError, peer_names},
     names::{MeshName, NodeNames},
     write::{NewFile, WriteError, write_files},
 };

@@ -15,7 +15,7 @@ pub(crate) const NODE_BYTES_MAX: usize = 128;
 pub(crate) const CLUSTER_BYTES_MAX: usize = 64;
 
 /// The mesh names in the SANs of one certificate.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct NodeNames {
     /// From URIs.
     uris: Vec<(String, String)>,

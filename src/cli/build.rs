@@ -10,6 +10,7 @@ use std::{
 };
 
 use http::HeaderName;
+use smg_certs::IdentityFiles;
 
 use super::{
     Environment,
@@ -268,11 +269,50 @@ impl Check<'_> {
             peers,
             cluster: cluster.unwrap_or_default(),
             zone: zone.unwrap_or_default(),
+            tls: self.mesh_tls(flags),
             probe_interval: Duration::from_millis(flags.mesh_probe_interval_ms),
             gossip_interval: Duration::from_millis(flags.mesh_gossip_interval_ms),
             sync_interval: Duration::from_millis(flags.mesh_sync_interval_ms),
             suspicion_multiplier: flags.mesh_suspicion_multiplier,
         }
+    }
+
+    /// The files of the node's identity; none when the mesh is to be plain.
+    fn mesh_tls(&mut self, flags: &MeshFlags) -> Option<IdentityFiles> {
+        let set = |value: &Option<String>| value.as_deref().filter(|text| !text.is_empty()).map(PathBuf::from);
+        let files = [
+            ("mesh-tls-cert", set(&flags.mesh_tls_cert)),
+            ("mesh-tls-key", set(&flags.mesh_tls_key)),
+            ("mesh-tls-ca", set(&flags.mesh_tls_ca)),
+        ];
+        let dir = set(&flags.mesh_tls_dir);
+        let any = files.iter().find(|(_, file)| file.is_some()).map(|(long, _)| *long);
+        let transport = flags.mesh_transport.as_deref();
+        if !flags.mesh_tls && any.is_none() && dir.is_none() {
+            if transport == Some("quic") {
+                self.problem("mesh-transport", "`quic` needs --mesh-tls: add it and the files, or use `udp`");
+            }
+            return None;
+        }
+        if transport == Some("udp") {
+            self.problem("mesh-transport", "`udp` cannot be protected by --mesh-tls: use `quic`, or leave it out");
+        }
+        if let Some(dir) = dir {
+            if let Some(long) = any {
+                self.problem(long, "given beside --mesh-tls-dir, which holds that file: remove one of them");
+            }
+            return Some(IdentityFiles::in_dir(&dir));
+        }
+        if any.is_none() {
+            self.problem("mesh-tls", "needs --mesh-tls-dir, or --mesh-tls-cert, --mesh-tls-key and --mesh-tls-ca");
+            return None;
+        }
+        let given = any.unwrap_or_default();
+        for (long, _) in files.iter().filter(|(_, file)| file.is_none()) {
+            self.problem(given, &format!("needs --{long} too: add it"));
+        }
+        let [(_, certificate), (_, key), (_, authorities)] = files;
+        Some(IdentityFiles { certificate: certificate?, key: key?, authorities: authorities? })
     }
 
     /// The name of this node, and whether it was derived from the host.
@@ -361,6 +401,12 @@ pub(super) const MESH: &[&str] = &[
     "mesh-advertise-port",
     "mesh-peer-urls",
     "mesh-cluster",
+    "mesh-tls",
+    "mesh-tls-cert",
+    "mesh-tls-key",
+    "mesh-tls-ca",
+    "mesh-tls-dir",
+    "mesh-transport",
     "mesh-zone",
     "mesh-probe-interval-ms",
     "mesh-gossip-interval-ms",

@@ -251,6 +251,24 @@ pub struct MeshFlags {
     /// Label of the cluster: nodes with another label never merge with it
     #[arg(long, default_value = "smg", value_name = "LABEL")]
     pub mesh_cluster: String,
+    /// Protect both planes of the mesh with mutual TLS 1.3; implied by any file or directory below
+    #[arg(long)]
+    pub mesh_tls: bool,
+    /// Certificate of this node in PEM, its intermediates behind it; must name the node
+    #[arg(long, value_name = "FILE")]
+    pub mesh_tls_cert: Option<String>,
+    /// Private key of that certificate in PEM
+    #[arg(long, value_name = "FILE")]
+    pub mesh_tls_key: Option<String>,
+    /// Authorities that sign the nodes of this mesh, in PEM
+    #[arg(long, alias = "mesh-tls-ca-cert", value_name = "FILE")]
+    pub mesh_tls_ca: Option<String>,
+    /// Directory with `tls.crt`, `tls.key` and `ca.crt`, as of `smg certs issue` or a Kubernetes secret, instead of the three files
+    #[arg(long, value_name = "DIR")]
+    pub mesh_tls_dir: Option<String>,
+    /// Datagrams of the mesh: `quic` with TLS, `udp` without; anything else is refused
+    #[arg(long, value_name = "TRANSPORT", value_parser = ["udp", "quic"])]
+    pub mesh_transport: Option<String>,
     /// Availability zone of this node
     #[arg(long, value_name = "ZONE")]
     pub mesh_zone: Option<String>,

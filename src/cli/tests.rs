@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use smg_certs::IdentityFiles;
+
 use super::{sources::Origin, *};
 use crate::config::PolicyKind;
 
@@ -54,6 +56,7 @@ fn samples(long: &str, arg: &clap::Arg) -> [String; 3] {
     }
     let [one, two, three] = match long {
         "retry-jitter-factor" => ["0.3", "0.5", "0.7"],
+        "mesh-transport" => ["udp", "quic", "udp"],
         "mesh-suspicion-multiplier" | "retry-backoff-multiplier" => ["2.5", "3.5", "4.5"],
         _ => ["77", "78", "79"],
     };
@@ -318,7 +321,7 @@ fn what_is_harmless_is_accepted() {
 #[test]
 fn what_cannot_be_used_is_refused_by_name() {
     for (case, args, parts) in [
-        ("unknown flag", vec!["--mesh-tls"], vec!["--mesh-tls"]),
+        ("unknown flag", vec!["--mesh-tle"], vec!["--mesh-tle"]),
         ("flag of a later part", vec!["--rate-limit-burst", "3"], vec!["--rate-limit-burst"]),
         ("no request at all", vec!["--max-concurrent-requests", "0"], vec!["--max-concurrent-requests", "-1"]),
         ("less than none", vec!["--max-concurrent-requests", "-2"], vec!["--max-concurrent-requests", "-1"]),
@@ -366,6 +369,42 @@ fn what_cannot_be_used_is_refused_by_name() {
         ("file", vec!["--config", "/no/such/file"], vec!["--config /no/such/file"]),
     ] {
         assert_refused(case, &args, &parts);
+    }
+}
+
+#[test]
+fn the_mesh_is_protected_on_both_planes_or_on_none() {
+    let files = ["--enable-mesh", "--mesh-tls-cert=c", "--mesh-tls-key=k"];
+    let [_, cert, key] = files;
+    let three = IdentityFiles { certificate: "c".into(), key: "k".into(), authorities: "a".into() };
+    for (case, args, expected) in [
+        ("nothing", vec!["--enable-mesh"], None),
+        ("said so", vec!["--enable-mesh", "--mesh-transport=udp"], None),
+        ("files", [&files[..], &["--mesh-tls-ca=a"]].concat(), Some(three.clone())),
+        ("files by the old name", [&files[..], &["--mesh-tls-ca-cert=a"]].concat(), Some(three)),
+        ("directory", vec!["--enable-mesh", "--mesh-tls-dir=d"], Some(IdentityFiles::in_dir("d".as_ref()))),
+        (
+            "all said",
+            vec!["--enable-mesh", "--mesh-tls", "--mesh-transport=quic", "--mesh-tls-dir=d"],
+            Some(IdentityFiles::in_dir("d".as_ref())),
+        ),
+    ] {
+        assert_eq!(launch(&args, &[]).unwrap().mesh.tls, expected, "{case}");
+    }
+    for (case, args, parts) in [
+        ("no files", vec!["--mesh-tls"], vec!["--mesh-tls:", "--mesh-tls-dir", "--mesh-tls-cert"]),
+        ("two files", vec![cert, key], vec!["--mesh-tls-cert:", "--mesh-tls-ca"]),
+        ("both", vec!["--mesh-tls-dir=d", key], vec!["--mesh-tls-key:", "--mesh-tls-dir"]),
+        ("udp", vec!["--mesh-tls-dir=d", "--mesh-transport=udp"], vec!["--mesh-transport:", "--mesh-tls"]),
+        ("bare quic", vec!["--mesh-transport=quic"], vec!["--mesh-transport:", "--mesh-tls"]),
+        ("unknown transport", vec!["--mesh-transport=tcp"], vec!["--mesh-transport", "tcp", "quic"]),
+        ("no mesh", vec!["--mesh-tls-dir=d", "--enable-mesh=no"], vec![]),
+    ] {
+        if parts.is_empty() {
+            assert!(launch(&args, &[]).is_ok(), "{case}");
+        } else {
+            assert_refused(case, &[&["--enable-mesh"], &args[..]].concat(), &parts);
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! Without `--enable-mesh` the same loop runs with the store alone, so that a single gateway has no second path.
 
 pub mod advertise;
+pub mod identity;
 pub mod net;
 mod pipes;
 mod report;
@@ -35,6 +36,7 @@ use crate::{
     mesh::{
         driver::{
             handle::{COMMANDS_MAX, Command, MeshHandle, NodeView, View},
+            identity::TlsError,
             net::{Input, Net, NetError},
         },
         node::{NodeName, NodeStatus},
@@ -59,6 +61,9 @@ pub enum DriverError {
     /// The mesh could not start; nothing is bound. See the source for what to change.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// The certificate of this node cannot be used; nothing is bound.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// An older live node has this name. This node left; the cluster is unchanged.
     #[error("a live node named {name} is in the cluster already; choose another --mesh-server-name (or POD_NAME)")]
     NameTaken {
@@ -103,7 +108,10 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
     let node = config.mesh.node.clone();
     let boot_epoch_ms = unix_ms();
     let net = match config.mesh.enabled {
-        true => Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip).await?),
+        true => {
+            let tls = identity::open(&config.mesh, &node, &metrics)?;
+            Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls).await?)
+        }
         false => None,
     };
     let mut stores = Stores::new(node.clone(), boot_epoch_ms);
@@ -319,7 +327,8 @@ impl Driver {
         let taken = DriverError::NameTaken { name: self.node.clone() };
         let Some(net) = self.net.take() else { return Ok(()) };
         net.stop().await;
-        if !self.config.mesh.node_is_derived {
+        // A certificate names the node that it was issued for, and no other.
+        if !self.config.mesh.node_is_derived || self.config.mesh.tls.is_some() {
             return Err(taken);
         }
         let base = &self.config.mesh.node.as_str()[..self.config.mesh.node.as_str().len().min(120)];
@@ -329,7 +338,7 @@ impl Driver {
         let boot_epoch_ms = unix_ms();
         self.stores = self.stores.renamed(boot_epoch_ms, self.node.clone(), boot_epoch_ms);
         seed(&self.config, &mut self.stores);
-        self.net = Some(Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip).await?);
+        self.net = Some(Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None).await?);
         self.view_due = Some(Instant::now());
         Ok(())
     }

@@ -18,4 +18,5 @@ mod manual;
 mod shutdown;
 mod steering;
 mod surface;
+mod tls;
 mod workers;

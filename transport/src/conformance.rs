@@ -216,7 +216,7 @@ async fn until(to: &dyn Transport, payload: &[u8]) -> Received {
     loop {
         match to.recv().await.expect("the socket works") {
             Incoming::Datagram(received) if received.payload == payload => return received,
-            Incoming::Datagram(_) | Incoming::Unreachable(_) => {}
+            Incoming::Datagram(_) | Incoming::Unreachable(_) | Incoming::Rejected { .. } => {}
         }
     }
 }
@@ -227,7 +227,7 @@ async fn drain(to: &dyn Transport) -> Vec<Received> {
     while let Ok(incoming) = tokio::time::timeout(SILENCE, to.recv()).await {
         match incoming.expect("the socket works") {
             Incoming::Datagram(datagram) => received.push(datagram),
-            Incoming::Unreachable(_) => {}
+            Incoming::Unreachable(_) | Incoming::Rejected { .. } => {}
         }
     }
     received

@@ -22,8 +22,11 @@
 //! busy keeps new peers out. Message lengths are checked before memory is reserved. Refused greetings come as a
 //! [`StreamEvent::Closed`] that no `Opened` went before; what never got as far is counted in [`StreamStats`].
 //!
-//! Every task runs in a tracker that [`Streams::shutdown`] waits for. Peers are not authenticated: the byte stream under
-//! a connection is a type parameter and its identity a field, so that TLS goes below without a change above.
+//! **TLS.** With [`StreamConfig::tls`] a connection is mutual TLS 1.3 or nothing, the greeting must name a node that the
+//! peer's certificate names, and both are checked again while the pipe lives ([`crate::tls::RECHECK_INTERVAL`]). A
+//! refused handshake comes as a [`StreamEvent::Closed`] too. Without it peers are not authenticated.
+//!
+//! Every task runs in a tracker that [`Streams::shutdown`] waits for.
 
 use std::{
     fmt, io,
@@ -37,6 +40,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use smg_certs::Material;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -49,12 +53,14 @@ mod event;
 mod hello;
 mod pipe;
 mod pipes;
+mod secure;
 
 pub use event::{Lane, PipeError, PipeId, PipeSendError, StreamEvent};
 pub use hello::{CLUSTER_BYTES_MAX, Hello, NODE_BYTES_MAX, PROTOCOL_VERSION};
 pub use pipes::{INBOUND_BYTES_MAX, OUTBOUND_BYTES_MAX};
 
 use pipes::Pipes;
+use secure::Security;
 
 /// Largest payload of a frame, in bytes: 4 MiB.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -78,6 +84,8 @@ pub struct StreamConfig {
     pub bind: SocketAddr,
     /// What we say of ourselves on every pipe.
     pub hello: Hello,
+    /// What to show to peers and whom to believe; none: no TLS. Default none.
+    pub tls: Option<Arc<Material>>,
     /// Connections held at one time that others opened; more are dropped at once. Default 1024, one per node of a large
     /// cluster.
     pub inbound_pipes_max: usize,
@@ -99,6 +107,7 @@ impl StreamConfig {
         Self {
             bind,
             hello,
+            tls: None,
             inbound_pipes_max: 1024,
             connect_timeout: Duration::from_secs(3),
             hello_timeout: Duration::from_secs(5),
@@ -134,6 +143,7 @@ struct Shared {
     config: StreamConfig,
     local_addr: SocketAddr,
     pipes: Pipes,
+    security: Security,
     tasks: TaskTracker,
     /// Stops listening and closes every pipe in order.
     closing: CancellationToken,
@@ -155,6 +165,7 @@ impl Streams {
         let shared = Arc::new(Shared {
             local_addr: listener.local_addr()?,
             pipes: Pipes::new(&config),
+            security: Security::new(config.tls.as_ref(), config.hello_timeout),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             kill: CancellationToken::new(),

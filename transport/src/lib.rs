@@ -7,21 +7,33 @@
 use std::{
     fmt, io,
     net::SocketAddr,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
+use smg_certs::NodeNames;
 
 pub mod conformance;
 pub mod grpc;
+pub mod quic;
 pub mod sim;
+pub mod tls;
 pub mod udp;
 
-/// Name that a transport has verified for the far end of a datagram or pipe, as by a certificate.
+/// The names that a transport has verified for the far end of a datagram or pipe: those of its certificate.
 ///
 /// Transports that authenticate nobody (`udp`) give none.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct PeerIdentity(pub String);
+pub struct PeerIdentity(pub Arc<NodeNames>);
+
+impl PeerIdentity {
+    /// Whether the far end may speak for this node of this cluster.
+    #[must_use]
+    pub fn allows(&self, cluster: &str, node: &str) -> bool {
+        self.0.allow(cluster, node)
+    }
+}
 
 /// A datagram that arrived.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -52,6 +64,9 @@ pub enum SendError {
     /// The host answered that nobody listens there (ICMP unreachable) or the route is gone; the datagram is lost.
     #[error("peer is unreachable")]
     Unreachable(#[source] io::Error),
+    /// The peer refused our certificate, or we refused its, some seconds ago; nothing is sent to it for now.
+    #[error("peer was refused lately")]
+    Refused,
     /// The socket failed; the transport may work again later.
     #[error("datagram socket failed")]
     Io(#[source] io::Error),
@@ -64,6 +79,13 @@ pub enum Incoming {
     Datagram(Received),
     /// An earlier datagram to this address found nobody (ICMP port unreachable, connection refused). A hint, never a proof.
     Unreachable(SocketAddr),
+    /// Somebody at this address was refused before it could send anything, or refuses us.
+    Rejected {
+        /// Where it is.
+        from: SocketAddr,
+        /// Why: one of a closed set, for metrics.
+        reason: &'static str,
+    },
 }
 
 /// Datagrams between peers: unordered, lossy, whole or not at all.

@@ -70,13 +70,7 @@ impl UdpTransport {
     /// # Errors
     /// The address cannot be bound (in use, not local, family not supported). Nothing is left open.
     pub fn bind(addr: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-        if let IpAddr::V6(ip) = addr.ip() {
-            socket.set_only_v6(!ip.is_unspecified())?;
-        }
-        socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
-        socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
-        socket.set_nonblocking(true)?;
+        let socket = socket(addr)?;
         #[cfg(target_os = "linux")]
         error_queue::enable(&socket, addr)?;
         socket.bind(&addr.into())?;
@@ -208,12 +202,24 @@ impl fmt::Debug for UdpTransport {
     }
 }
 
+/// A socket for this address, not bound yet; `::` will take both families.
+pub(crate) fn socket(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if let IpAddr::V6(ip) = addr.ip() {
+        socket.set_only_v6(!ip.is_unspecified())?;
+    }
+    socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
 async fn readiness(socket: Arc<UdpSocket>) -> io::Result<Ready> {
     socket.ready(Interest::READABLE | Interest::ERROR).await
 }
 
 /// The address as peers and members know it: IPv4 where it is one, without a flow label.
-fn canonical(addr: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     match addr {
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
             Some(v4) => SocketAddr::new(v4.into(), v6.port()),

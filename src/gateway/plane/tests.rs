@@ -106,6 +106,7 @@ fn config() -> Config {
             gossip_interval: second,
             sync_interval: second,
             suspicion_multiplier: 1.0,
+            tls: None,
         },
     }
 }

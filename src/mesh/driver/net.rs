@@ -9,9 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use smg_certs::Material;
 use smg_transport::{
-    Incoming, SendError, Transport,
-    grpc::{Hello, Lane, PipeId, StreamConfig, StreamEvent, StreamEvents, Streams},
+    Incoming, PeerIdentity, SendError, Transport,
+    grpc::{Hello, Lane, PipeError, PipeId, StreamConfig, StreamEvent, StreamEvents, Streams},
+    quic::QuicTransport,
     udp::UdpTransport,
 };
 use tokio::{
@@ -27,13 +29,15 @@ use crate::{
             advertise::{self, AdvertiseError},
             handle::{Command, NodeView},
             pipes::{Action, Pipes},
-            report, resolve,
+            report::{self, Refusals},
+            resolve,
             story::Story,
         },
         node::{NodeName, NodeStatus},
         replication::{self, Replicator, SyncEvent, topology::Topology},
         stores::Stores,
         swim::{Event, MemberChange, Swim, SwimConfig, Transmit, Via},
+        wire::membership,
     },
     telemetry::metrics::Metrics,
 };
@@ -98,8 +102,10 @@ pub(super) struct Net {
     streams: Streams,
     events: StreamEvents,
     pipes: Pipes,
-    /// Address of the far end of each open pipe, as [`Pipes`] knows it.
-    open: BTreeMap<PipeId, SocketAddr>,
+    /// Address of the far end of each open pipe, as [`Pipes`] knows it, and who is there by its certificate.
+    open: BTreeMap<PipeId, (SocketAddr, Option<PeerIdentity>)>,
+    cluster: String,
+    refusals: Refusals,
     seeds: mpsc::Receiver<Vec<SocketAddr>>,
     resolver: AbortHandle,
     joined: watch::Sender<bool>,
@@ -123,9 +129,10 @@ impl Net {
         boot_epoch_ms: u64,
         metrics: &Arc<Metrics>,
         pod_ip: Option<IpAddr>,
+        tls: Option<Arc<Material>>,
     ) -> Result<Self, NetError> {
         let hello = Hello { cluster: config.cluster.clone(), node: node.to_string(), boot_epoch_ms };
-        let (transport, streams, events) = bind_planes(config.bind, &hello).await?;
+        let (transport, streams, events) = bind_planes(config.bind, &hello, tls.as_ref())?;
         let bound = transport.local_addr();
         let advertised = advertise::choose(config, bound, pod_ip).await?;
         info!(node = %node, bound = %bound, addr = %advertised.addr, cluster = %config.cluster, "mesh listening");
@@ -152,11 +159,13 @@ impl Net {
                 now,
                 rand::random(),
             ),
-            transport: Arc::new(transport),
+            transport,
             streams,
             events,
             pipes: Pipes::default(),
             open: BTreeMap::new(),
+            cluster: config.cluster.clone(),
+            refusals: Refusals::default(),
             seeds,
             resolver,
             joined,
@@ -180,7 +189,12 @@ impl Net {
     pub(super) fn handle(&mut self, now: Instant, wall_ms: u64, stores: &mut Stores, input: Input) {
         match input {
             Input::Datagram(Ok(Incoming::Datagram(received))) => {
-                self.on_membership(now, received.from, Via::Datagram, &received.payload);
+                if self.is_named(received.from, Via::Datagram, received.identity.as_ref(), &received.payload) {
+                    self.on_membership(now, received.from, Via::Datagram, &received.payload);
+                }
+            }
+            Input::Datagram(Ok(Incoming::Rejected { from, reason })) => {
+                self.refusals.tell(now, &self.metrics, "datagram", from, reason);
             }
             Input::Datagram(Ok(Incoming::Unreachable(addr))) => self.swim.handle_hint(now, addr),
             Input::Datagram(Err(error)) => self.broken = Some(error),
@@ -243,6 +257,16 @@ impl Net {
         self.last_sync
     }
 
+    /// Whether a packet says that it is from whom its connection is; nothing else of it has been read yet.
+    fn is_named(&self, from: SocketAddr, via: Via, identity: Option<&PeerIdentity>, bytes: &[u8]) -> bool {
+        let Some(identity) = identity else { return true };
+        let is_named = membership::sender(bytes).is_some_and(|node| identity.allows(&self.cluster, &node));
+        if !is_named {
+            report::wrong_name(&self.metrics, from, via);
+        }
+        is_named
+    }
+
     fn on_membership(&mut self, now: Instant, from: SocketAddr, via: Via, bytes: &[u8]) {
         match self.swim.handle_datagram(now, from, via, bytes) {
             Ok(kind) => self.metrics.mesh_gossip_message("received", kind.as_str()),
@@ -252,9 +276,9 @@ impl Net {
 
     fn on_stream(&mut self, now: Instant, wall_ms: u64, stores: &mut Stores, event: StreamEvent) {
         match event {
-            StreamEvent::Opened { pipe, dialed, addr, hello, .. } => {
+            StreamEvent::Opened { pipe, dialed, addr, hello, identity } => {
                 debug!(peer = %hello.node, addr = %addr, dialed, "pipe opened");
-                self.open.insert(pipe, addr);
+                self.open.insert(pipe, (addr, identity));
                 if dialed {
                     for message in self.pipes.opened(now, pipe, hello.boot_epoch_ms) {
                         self.send_on_pipe(pipe, message);
@@ -268,13 +292,15 @@ impl Net {
                 }
             }
             StreamEvent::Frame { pipe, lane: Lane::Datagram, payload } => {
-                if let Some(&from) = self.open.get(&pipe) {
-                    self.on_membership(now, from, Via::Stream, &payload);
+                if let Some((from, identity)) = self.open.get(&pipe)
+                    && self.is_named(*from, Via::Stream, identity.as_ref(), &payload)
+                {
+                    self.on_membership(now, *from, Via::Stream, &payload);
                 }
             }
             StreamEvent::Frame { pipe, lane: Lane::Sync, payload } => {
                 if let Err(error) = self.replicator.handle_frame(now, wall_ms, stores, pipe_id(pipe), &payload) {
-                    report::frame_refused(&self.metrics, self.open.get(&pipe), &error);
+                    report::frame_refused(&self.metrics, self.open.get(&pipe).map(|(addr, _)| addr), &error);
                     // At once, not with the pipe's end: nothing more is to be sent on it meanwhile.
                     self.replicator.handle_disconnected(now, pipe_id(pipe));
                     self.streams.close(pipe, "malformed replication frame");
@@ -282,6 +308,9 @@ impl Net {
             }
             StreamEvent::Writable { .. } => {}
             StreamEvent::Closed { pipe, addr, dialed, error } => {
+                if let Some(PipeError::Refused(reason)) = error {
+                    self.refusals.tell(now, &self.metrics, "grpc", addr, reason);
+                }
                 report::pipe_closed(&self.metrics, addr, dialed, error.as_ref());
                 let lost = error.is_some();
                 self.open.remove(&pipe);
@@ -454,17 +483,32 @@ fn pipe_id(pipe: PipeId) -> replication::PipeId {
 }
 
 /// Binds datagrams and streams on one port number; port 0 looks for one that is free on both.
-async fn bind_planes(addr: SocketAddr, hello: &Hello) -> Result<(UdpTransport, Streams, StreamEvents), NetError> {
+///
+/// With an identity both planes are protected by it; without one neither is.
+fn bind_planes(
+    addr: SocketAddr,
+    hello: &Hello,
+    tls: Option<&Arc<Material>>,
+) -> Result<(Arc<dyn Transport>, Streams, StreamEvents), NetError> {
     let mut tries = 0;
     loop {
-        let transport = UdpTransport::bind(addr).map_err(|source| NetError::Bind { addr, plane: "udp", source })?;
-        let config = StreamConfig::new(transport.local_addr(), hello.clone());
+        let transport = bind_datagrams(addr, tls.cloned());
+        let transport = transport.map_err(|source| NetError::Bind { addr, plane: "udp", source })?;
+        let mut config = StreamConfig::new(transport.local_addr(), hello.clone());
+        config.tls = tls.cloned();
         match Streams::bind(config) {
             Ok((streams, events)) => return Ok((transport, streams, events)),
             Err(_) if addr.port() == 0 && tries < FREE_PORT_TRIES => tries += 1,
             Err(source) => return Err(NetError::Bind { addr, plane: "tcp", source }),
         }
     }
+}
+
+fn bind_datagrams(addr: SocketAddr, tls: Option<Arc<Material>>) -> io::Result<Arc<dyn Transport>> {
+    Ok(match tls {
+        Some(material) => Arc::new(QuicTransport::bind(addr, material)?),
+        None => Arc::new(UdpTransport::bind(addr)?),
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Events of the machines as logs and metrics. The machines say what happened; only this file decides how loud.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use smg_transport::{SendError, grpc::PipeError};
 use tracing::{debug, trace, warn};
@@ -13,6 +16,9 @@ use crate::{
     },
     telemetry::metrics::Metrics,
 };
+
+/// Refused peers are logged this often at most.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A change of the stores.
 pub(super) fn store_event(event: &StoreEvent) {
@@ -43,6 +49,36 @@ pub(super) fn refused(metrics: &Metrics, from: SocketAddr, via: Via, error: &Dat
     debug!(addr = %from, plane, reason = error.reason(), %error, "datagram dropped");
 }
 
+/// A packet whose sender's name is not that of its connection.
+pub(super) fn wrong_name(metrics: &Metrics, from: SocketAddr, via: Via) {
+    let plane = if via == Via::Datagram { "datagram" } else { "grpc" };
+    metrics.mesh_rejected(plane, "wrong_name");
+    debug!(addr = %from, plane, reason = "wrong_name", "packet in another's name dropped");
+}
+
+/// Peers that TLS refused: all are counted, one a minute is told.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    told: Option<Instant>,
+}
+
+impl Refusals {
+    pub(super) fn tell(
+        &mut self,
+        now: Instant,
+        metrics: &Metrics,
+        plane: &'static str,
+        from: SocketAddr,
+        reason: &'static str,
+    ) {
+        metrics.mesh_rejected(plane, reason);
+        if self.told.is_none_or(|told| now.saturating_duration_since(told) >= REFUSAL_LOG_INTERVAL) {
+            self.told = Some(now);
+            warn!(addr = %from, plane, reason, "mesh peer refused by TLS; more within a minute are counted, not logged");
+        }
+    }
+}
+
 /// A replication frame that was refused.
 pub(super) fn frame_refused(metrics: &Metrics, from: Option<&SocketAddr>, error: &FrameError) {
     metrics.mesh_rejected("grpc", error.reason());
@@ -57,6 +93,7 @@ pub(super) fn pipe_closed(metrics: &Metrics, addr: SocketAddr, dialed: bool, err
         PipeError::BadHello
             | PipeError::UnknownVersion
             | PipeError::ForeignCluster
+            | PipeError::WrongName
             | PipeError::TooManyPipes
             | PipeError::BadFrame
             | PipeError::FrameTooLarge
@@ -69,7 +106,11 @@ pub(super) fn pipe_closed(metrics: &Metrics, addr: SocketAddr, dialed: bool, err
 
 /// A packet that this host did not send.
 pub(super) fn datagram_lost(metrics: &Metrics, to: SocketAddr, error: &SendError) {
-    let reason = if matches!(error, SendError::Full) { "send_buffer_full" } else { "send_failed" };
+    let reason = match error {
+        SendError::Full => "send_buffer_full",
+        SendError::Refused => "peer_refused",
+        _ => "send_failed",
+    };
     metrics.mesh_rejected("datagram", reason);
     debug!(addr = %to, reason, %error, "datagram not sent");
 }

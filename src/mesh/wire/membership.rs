@@ -103,6 +103,18 @@ pub fn decode(cluster: &str, bytes: &[u8]) -> Result<Packet, DecodeError> {
     })
 }
 
+/// The sender's name as the packet says it, with everything else skipped unread; none when the bytes are no packet.
+#[must_use]
+pub fn sender(bytes: &[u8]) -> Option<String> {
+    /// The one field of `Datagram` that is wanted, by its number.
+    #[derive(prost::Message)]
+    struct Sender {
+        #[prost(string, tag = "3")]
+        node: String,
+    }
+    Sender::decode(bytes).ok().map(|sender| sender.node)
+}
+
 fn to_wire(cluster: &str, packet: &Packet) -> pb::Datagram {
     pb::Datagram {
         version: VERSION,

@@ -59,6 +59,7 @@ fn busy() -> Arc<Metrics> {
     metrics.mesh_sync_operation("delta_sent");
     metrics.mesh_sync_latency(elapsed);
     metrics.mesh_gossip_message("sent", "ping");
+    metrics.tls_expiry("mesh", 1);
     metrics.mesh_rejected("datagram", "malformed");
     metrics
 }

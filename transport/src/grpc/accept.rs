@@ -16,7 +16,7 @@ use smg_proto::stream::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 use tonic::{Request, Response, Status, Streaming, transport::Server};
@@ -25,6 +25,7 @@ use super::{
     HTTP2_FRAME_BYTES, Hello, LINGER, MESSAGE_BYTES_MAX, PipeError, Shared, WINDOW_BYTES,
     connection::{Connection, ConnectionIo},
     pipe::{self, Outbound},
+    secure::ByteStream,
 };
 
 /// Connections that the kernel keeps for us until they are accepted.
@@ -84,15 +85,16 @@ async fn stopped(shared: &Shared) {
     }
 }
 
-/// Accepted connections, each with its place among those that may be held.
-fn incoming(shared: Arc<Shared>, listener: TcpListener) -> impl Stream<Item = io::Result<ConnectionIo<TcpStream>>> {
+/// Accepted connections, each with its place among those that may be held. Hands are shaken side by side.
+fn incoming(shared: Arc<Shared>, listener: TcpListener) -> impl Stream<Item = io::Result<ConnectionIo<ByteStream>>> {
     let places = Arc::new(Semaphore::new(shared.config.inbound_pipes_max));
-    stream::unfold((shared, listener, places), |(shared, listener, places)| async move {
+    let handshakes_max = shared.config.inbound_pipes_max;
+    let admitted = stream::unfold((shared, listener, places), |(shared, listener, places)| async move {
         loop {
             match listener.accept().await {
                 Ok((stream, addr)) => {
-                    if let Some(io) = admit(&shared, &places, stream, addr) {
-                        return Some((Ok(io), (shared, listener, places)));
+                    if let Some(admitted) = admit(&shared, &places, stream, addr) {
+                        return Some((secure(shared.clone(), admitted), (shared, listener, places)));
                     }
                 }
                 Err(error) => {
@@ -101,15 +103,18 @@ fn incoming(shared: Arc<Shared>, listener: TcpListener) -> impl Stream<Item = io
                 }
             }
         }
-    })
+    });
+    admitted.buffer_unordered(handshakes_max).filter_map(|secured| std::future::ready(secured.map(Ok)))
 }
 
-fn admit(
-    shared: &Shared,
-    places: &Arc<Semaphore>,
+/// A connection that may be held.
+struct Admitted {
     stream: TcpStream,
     addr: SocketAddr,
-) -> Option<ConnectionIo<TcpStream>> {
+    permit: OwnedSemaphorePermit,
+}
+
+fn admit(shared: &Shared, places: &Arc<Semaphore>, stream: TcpStream, addr: SocketAddr) -> Option<Admitted> {
     let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
     let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
         shared.connections_refused.fetch_add(1, Ordering::Relaxed);
@@ -118,10 +123,29 @@ fn admit(
     };
     // Fails only where the peer has already gone.
     let _ = stream.set_nodelay(true);
-    let connection = Connection::new(addr, &shared.kill);
-    // A refused greeting may linger, so that the refusal is read before the connection is cut.
-    let deadline = Instant::now() + shared.config.hello_timeout + LINGER;
-    Some(ConnectionIo::accepted(stream, connection, deadline, permit, Arc::clone(&shared.connections_unopened)))
+    Some(Admitted { stream, addr, permit })
+}
+
+/// The connection once hands are shaken; a refused peer is reported as a pipe that closed.
+async fn secure(shared: Arc<Shared>, admitted: Admitted) -> Option<ConnectionIo<ByteStream>> {
+    let Admitted { stream, addr, permit } = admitted;
+    match shared.security.accept(stream).await {
+        Ok(secured) => {
+            let (stream, connection) = Connection::new(addr, secured, &shared.kill);
+            // A refused greeting may linger, so that the refusal is read before the connection is cut.
+            let deadline = Instant::now() + shared.config.hello_timeout + LINGER;
+            let unopened = Arc::clone(&shared.connections_unopened);
+            Some(ConnectionIo::accepted(stream, connection, deadline, permit, unopened))
+        }
+        Err(error) => {
+            shared.connections_unopened.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(target: "smg::mesh::transport", %addr, reason = error.reason(), "handshake refused");
+            if let Some((id, _)) = shared.pipes.begin_accepted(addr) {
+                shared.pipes.finish(id, Some(error));
+            }
+            None
+        }
+    }
 }
 
 /// The gRPC service.
@@ -140,7 +164,7 @@ impl Peer for Accepting {
             return Err(Status::resource_exhausted("one pipe per connection"));
         };
         let mut inbound = request.into_inner();
-        let greeting = greeting(shared, &mut inbound).await;
+        let greeting = greeting(shared, &connection, &mut inbound).await;
 
         // From here to the end nothing awaits: a call that is dropped leaves no pipe behind.
         let Some((id, closing)) = shared.pipes.begin_accepted(connection.addr) else {
@@ -160,10 +184,14 @@ impl Peer for Accepting {
     }
 }
 
-async fn greeting(shared: &Shared, inbound: &mut Streaming<Frame>) -> Result<Hello, PipeError> {
+async fn greeting(
+    shared: &Shared,
+    connection: &Connection,
+    inbound: &mut Streaming<Frame>,
+) -> Result<Hello, PipeError> {
     let first = tokio::time::timeout(shared.config.hello_timeout, inbound.message());
     let frame = first.await.map_err(|_| PipeError::HelloTimeout)?.map_err(PipeError::from_status)?;
-    Hello::from_frame(frame, &shared.config.hello.cluster)
+    Hello::of_peer(frame, &shared.config.hello.cluster, connection.identity.as_ref())
 }
 
 fn refuse(shared: &Shared, id: super::PipeId, error: PipeError) -> Status {

@@ -11,6 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::OwnedSemaphorePermit,
@@ -19,6 +20,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::secure::{ByteStream, Secured};
 use crate::PeerIdentity;
 
 /// What is known of a connection; shared by its I/O, its call and its pipe.
@@ -28,6 +30,8 @@ pub(super) struct Connection {
     pub(super) addr: SocketAddr,
     /// Who the peer is by its certificate; none without TLS.
     pub(super) identity: Option<PeerIdentity>,
+    /// The peer's certificate and its intermediates; empty without TLS.
+    pub(super) chain: Vec<CertificateDer<'static>>,
     /// Cuts the connection.
     pub(super) kill: CancellationToken,
     /// Cancelled when the connection is gone.
@@ -56,15 +60,17 @@ struct Stranger {
 }
 
 impl Connection {
-    pub(super) fn new(addr: SocketAddr, plane: &CancellationToken) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(addr: SocketAddr, secured: Secured, plane: &CancellationToken) -> (ByteStream, Arc<Self>) {
+        let connection = Arc::new(Self {
             addr,
-            identity: None,
+            identity: secured.identity,
+            chain: secured.chain,
             kill: plane.child_token(),
             gone: CancellationToken::new(),
             is_called: AtomicBool::new(false),
             is_open: AtomicBool::new(false),
-        })
+        });
+        (secured.stream, connection)
     }
 
     /// True for the first call on this connection.

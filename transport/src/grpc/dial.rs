@@ -15,29 +15,29 @@ use super::{
     HTTP2_FRAME_BYTES, Hello, MESSAGE_BYTES_MAX, PipeError, PipeId, Shared, WINDOW_BYTES,
     connection::{Connection, ConnectionIo},
     pipe::{self, Outbound},
+    secure::ByteStream,
 };
 
 /// Connects, greets and reads the pipe to its end.
 pub(super) async fn dial(shared: Arc<Shared>, pipe: PipeId, to: SocketAddr, closing: CancellationToken) {
-    let connection = Connection::new(to, &shared.kill);
+    // Cuts the connection unless it becomes a pipe.
+    let attempt = shared.kill.child_token();
+    let cut = attempt.clone().drop_guard();
     let opened = tokio::select! {
         biased;
         () = closing.cancelled() => None,
         () = shared.kill.cancelled() => None,
-        opened = open(&shared, pipe, &connection) => Some(opened),
+        opened = open(&shared, pipe, to, &attempt) => Some(opened),
     };
-    let (hello, inbound) = match opened {
+    let (connection, hello, inbound) = match opened {
         Some(Ok(opened)) => opened,
         Some(Err(error)) => {
             tracing::debug!(target: "smg::mesh::transport", addr = %to, reason = error.reason(), %error, "dialing failed");
-            connection.kill.cancel();
             return shared.pipes.finish(pipe, Some(error));
         }
-        None => {
-            connection.kill.cancel();
-            return shared.pipes.finish(pipe, None);
-        }
+        None => return shared.pipes.finish(pipe, None),
     };
+    cut.disarm();
     shared.pipes.open(pipe, hello, connection.identity.clone());
     pipe::read(shared, pipe, inbound, connection, closing).await;
 }
@@ -45,15 +45,19 @@ pub(super) async fn dial(shared: Arc<Shared>, pipe: PipeId, to: SocketAddr, clos
 async fn open(
     shared: &Arc<Shared>,
     pipe: PipeId,
-    connection: &Arc<Connection>,
-) -> Result<(Hello, Streaming<Frame>), PipeError> {
+    to: SocketAddr,
+    attempt: &CancellationToken,
+) -> Result<(Arc<Connection>, Hello, Streaming<Frame>), PipeError> {
     let config = &shared.config;
-    let stream = tokio::time::timeout(config.connect_timeout, connect(config.bind, connection.addr))
+    let stream = tokio::time::timeout(config.connect_timeout, connect(config.bind, to))
         .await
         .map_err(|_| PipeError::ConnectTimeout)?
         .map_err(PipeError::Connect)?;
-    let io = ConnectionIo::dialed(stream, Arc::clone(connection));
-    tokio::time::timeout(config.hello_timeout, greet(shared, pipe, io)).await.map_err(|_| PipeError::HelloTimeout)?
+    let (stream, connection) = Connection::new(to, shared.security.connect(stream).await?, attempt);
+    let io = ConnectionIo::dialed(stream, Arc::clone(&connection));
+    let greeted = tokio::time::timeout(config.hello_timeout, greet(shared, pipe, &connection, io));
+    let (hello, inbound) = greeted.await.map_err(|_| PipeError::HelloTimeout)??;
+    Ok((connection, hello, inbound))
 }
 
 /// Connects from the IP address that we are bound to, so that both planes and both directions show the same one.
@@ -69,7 +73,8 @@ async fn connect(bind: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
 async fn greet(
     shared: &Arc<Shared>,
     pipe: PipeId,
-    io: ConnectionIo<TcpStream>,
+    connection: &Connection,
+    io: ConnectionIo<ByteStream>,
 ) -> Result<(Hello, Streaming<Frame>), PipeError> {
     let channel = http2(shared, io).await.map_err(|error| PipeError::Lost(Box::new(error)))?;
     let mut client = PeerClient::new(channel)
@@ -78,11 +83,12 @@ async fn greet(
     let outbound = Outbound { shared: Arc::clone(shared), pipe };
     let mut inbound = client.open(outbound).await.map_err(PipeError::from_refusal)?.into_inner();
     let first = inbound.message().await.map_err(PipeError::from_refusal)?;
-    Ok((Hello::from_frame(first, &shared.config.hello.cluster)?, inbound))
+    let hello = Hello::of_peer(first, &shared.config.hello.cluster, connection.identity.as_ref())?;
+    Ok((hello, inbound))
 }
 
 /// An HTTP/2 connection over these bytes and no others: it is never made again.
-async fn http2(shared: &Shared, io: ConnectionIo<TcpStream>) -> Result<Channel, tonic::transport::Error> {
+async fn http2(shared: &Shared, io: ConnectionIo<ByteStream>) -> Result<Channel, tonic::transport::Error> {
     let mut io = Some(TokioIo::new(io));
     let connector = tower::service_fn(move |_| {
         let io = io.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));

@@ -107,6 +107,13 @@ pub enum PipeError {
     /// The peer belongs to another cluster. Does not help until one side changes.
     #[error("foreign cluster")]
     ForeignCluster,
+    /// The peer's certificate does not name the node of its greeting. Does not help until one side changes.
+    #[error("the certificate does not name the node")]
+    WrongName,
+    /// The TLS handshake failed, or the peer's certificate is no longer good; the reason is one of a closed set. Does
+    /// not help until one side changes, but for `tls_closed`: the peer went away.
+    #[error("refused by TLS: {0}")]
+    Refused(&'static str),
     /// The accepting side has as many pipes as it takes. May help later.
     #[error("too many pipes")]
     TooManyPipes,
@@ -137,6 +144,8 @@ impl PipeError {
             Self::BadHello => "bad_hello",
             Self::UnknownVersion => "unknown_version",
             Self::ForeignCluster => "foreign_cluster",
+            Self::WrongName => "wrong_name",
+            Self::Refused(reason) => reason,
             Self::TooManyPipes => "too_many_pipes",
             Self::BadFrame => "bad_frame",
             Self::FrameTooLarge => "frame_too_large",
@@ -158,6 +167,7 @@ impl PipeError {
                 Self::BadHello,
                 Self::UnknownVersion,
                 Self::ForeignCluster,
+                Self::WrongName,
                 Self::TooManyPipes,
                 Self::ShutDown,
             ];

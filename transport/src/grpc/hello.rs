@@ -5,6 +5,7 @@ use smg_proto::stream as proto;
 use tonic_prost::prost::Message as _;
 
 use super::PipeError;
+use crate::PeerIdentity;
 
 /// Version of the pipe protocol that we speak, and the only one that we know.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -52,11 +53,22 @@ impl Hello {
         proto::Frame { lane: proto::Lane::Hello.into(), payload: Bytes::from(hello.encode_to_vec()) }
     }
 
-    /// Reads the first frame of the peer's direction; none is a peer that ended before it spoke.
+    /// Reads the first frame of the peer's direction; none is a peer that ended before it spoke. Where the connection
+    /// has an identity, that must name the node.
     ///
     /// # Errors
-    /// `BadHello`, `UnknownVersion` or `ForeignCluster`.
-    pub(super) fn from_frame(frame: Option<proto::Frame>, cluster: &str) -> Result<Self, PipeError> {
+    /// `BadHello`, `UnknownVersion`, `ForeignCluster` or `WrongName`.
+    pub(super) fn of_peer(
+        frame: Option<proto::Frame>,
+        cluster: &str,
+        identity: Option<&PeerIdentity>,
+    ) -> Result<Self, PipeError> {
+        let hello = Self::from_frame(frame, cluster)?;
+        let is_named = identity.is_none_or(|identity| identity.allows(cluster, &hello.node));
+        if is_named { Ok(hello) } else { Err(PipeError::WrongName) }
+    }
+
+    fn from_frame(frame: Option<proto::Frame>, cluster: &str) -> Result<Self, PipeError> {
         let frame = frame.filter(|frame| frame.lane() == proto::Lane::Hello && frame.payload.len() <= HELLO_BYTES_MAX);
         let hello = frame.and_then(|frame| proto::Hello::decode(frame.payload).ok()).ok_or(PipeError::BadHello)?;
         // The version comes first: it says how the other fields are to be read.

@@ -49,6 +49,7 @@ pub(super) async fn read(
         biased;
         () = closing.cancelled() => End::Here,
         end = read_frames(&shared, pipe, &mut inbound) => end,
+        error = shared.security.until_distrusted(&connection.chain) => End::Failed(error),
     };
     match end {
         End::Here => {

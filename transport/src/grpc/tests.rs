@@ -8,6 +8,7 @@ use super::*;
 mod exchange;
 mod failures;
 mod strangers;
+mod tls;
 
 /// How long anything may take.
 const DEADLINE: Duration = Duration::from_secs(20);

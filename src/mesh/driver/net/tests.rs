@@ -26,8 +26,9 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
         gossip_interval: Duration::from_millis(100),
         sync_interval: Duration::from_secs(1),
         suspicion_multiplier: 1.0,
+        tls: None,
     };
-    Net::bind(&config, &config.node, 1, metrics, None).await.unwrap()
+    Net::bind(&config, &config.node, 1, metrics, None, None).await.unwrap()
 }
 
 /// Drives the node until `done`, and takes what the peer hears meanwhile.

@@ -1,0 +1,73 @@
+//! A mesh under mutual TLS: certificates from `smg certs` alone, and who stays out.
+
+use std::{io::Write as _, net::TcpStream, path::Path, process::Command};
+
+use crate::harness::{Gateway, Network, SMG, all_alive, eventually, joined, s};
+
+fn certs(dir: &Path, line: &str) {
+    let done = Command::new(SMG).arg("certs").args(line.split_whitespace()).current_dir(dir).output().unwrap();
+    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn start(network: Network, dir: &Path, n: u8, peers: &[u8], identity: &str) -> Gateway {
+    let files = dir.join(identity).display().to_string();
+    Gateway::start(network, n, peers, &["--mesh-tls", "--mesh-tls-dir", &files])
+}
+
+fn counted(metrics: &str, plane: &str, reason: &str) -> bool {
+    let labels = [format!("plane=\"{plane}\""), format!("reason=\"{reason}\"")];
+    metrics.lines().any(|line| {
+        line.starts_with("smg_mesh_rejected_total{")
+            && labels.iter().all(|label| line.contains(label))
+            && !line.ends_with(" 0")
+    })
+}
+
+#[tokio::test]
+async fn three_nodes_join_by_their_certificates_and_strangers_stay_out() {
+    let dir = tempfile::tempdir().unwrap();
+    for line in ["ca --out ca", "ca --out other", "issue --ca other --node node4 --out node4"] {
+        certs(dir.path(), line);
+    }
+    for n in 1..=3 {
+        certs(dir.path(), &format!("issue --ca ca --node node{n} --out node{n}"));
+    }
+    let network = Network::new();
+    let peers = [1, 2, 3];
+    let nodes: Vec<Gateway> =
+        peers.iter().map(|&n| start(network, dir.path(), n, &peers, &format!("node{n}"))).collect();
+    joined(&nodes.iter().collect::<Vec<_>>(), 3, s(15)).await;
+    let metrics = nodes[0].metrics().await;
+    assert!(metrics.contains("smg_tls_cert_expiry_timestamp_seconds{role=\"mesh\"}"), "{metrics}");
+
+    let stranger = start(network, dir.path(), 4, &[1], "node4");
+    let plain = Gateway::start(network, 5, &[1], &[]);
+    let mut greeting = TcpStream::connect((network.ip(1), 39527)).unwrap();
+    greeting.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    for (plane, reason) in [("datagram", "refused_by_peer"), ("grpc", "plaintext")] {
+        let what = format!("node1 counts {plane} {reason}");
+        eventually(s(20), &what, async || counted(&nodes[0].metrics().await, plane, reason)).await;
+    }
+    eventually(s(20), "node4 counts the authority that it does not trust", async || {
+        counted(&stranger.metrics().await, "datagram", "unknown_issuer")
+    })
+    .await;
+    for node in &nodes {
+        assert_eq!(node.statuses().await, all_alive(3), "{}", node.name);
+    }
+    for alone in [stranger, plain] {
+        let known = alone.statuses().await;
+        assert!(known.iter().all(|node| node.starts_with(&alone.name)), "{}: {known:?}", alone.name);
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_node_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    certs(dir.path(), "ca --out ca");
+    certs(dir.path(), "issue --ca ca --node node9 --out node9");
+    let mut gateway = start(Network::new(), dir.path(), 1, &[], "node9");
+    assert!(!gateway.process.exit(s(10)).await.success());
+    let log = gateway.process.log();
+    assert!(log.contains("names node9, not node node1") && log.contains("--mesh-server-name"), "{log}");
+}

@@ -1,0 +1,448 @@
+//! Datagrams over QUIC (RFC 9221): UDP with mutual TLS 1.3, so that every datagram has an identity.
+//!
+//! - **Connections** are made by the first datagram to an address, which waits with up to [`QUEUE_MAX`] others while
+//!   hands are shaken. The newest authenticated connection with an address carries what is sent there; a connection that
+//!   answers nothing for [`SILENCE_MAX`] is replaced, as after a restart of the peer. At most [`PEERS_MAX`] addresses
+//!   are held, the least used one goes first; a connection without traffic ends after [`IDLE_MAX`].
+//! - **Strangers.** Beyond [`UNPROVEN_MAX`] handshakes under way an address must prove that it can receive (Retry, RFC
+//!   9000 §8.1.2), beyond [`HANDSHAKES_MAX`] it is ignored. What is refused comes as [`Incoming::Rejected`]. An address
+//!   that refused us, or that we refused, is not dialed again for [`REFUSED_FOR`].
+//! - **MTU.** UDP payloads have at most [`UDP_BYTES`], so datagrams of [`DATAGRAM_BYTES_MAX`] always fit.
+//! - **Not used:** 0-RTT, resumption, migration, streams. Names are not sent in clear.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quinn::{
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, SendDatagramError, TokioRuntime,
+    TransportConfig, VarInt,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
+use rustls_pki_types::CertificateDer;
+use smg_certs::Material;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::{
+    Incoming, PeerIdentity, Received, SendError, Transport,
+    tls::{self, ALPN_DATAGRAMS},
+    udp::{self, DATAGRAM_BYTES_MAX, canonical},
+};
+
+/// Size of UDP payloads in bytes: a full datagram and what QUIC adds (RFC 9000 §17.3, RFC 9221 §4).
+pub const UDP_BYTES: u16 = 1242;
+
+/// Datagrams that wait for one handshake; more push out the oldest.
+pub const QUEUE_MAX: usize = 16;
+
+/// Addresses that are remembered.
+pub const PEERS_MAX: usize = 2048;
+
+/// A connection without traffic ends after this.
+pub const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// A connection on which a datagram brought no sign of life for so long is given up.
+pub const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Handshakes of strangers under way, beyond which an address must prove itself.
+pub const UNPROVEN_MAX: usize = 16;
+
+/// Handshakes of strangers under way at most.
+pub const HANDSHAKES_MAX: usize = 128;
+
+/// Time for one handshake.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
+
+/// An address that was refused is left alone for this long.
+pub const REFUSED_FOR: Duration = Duration::from_secs(5);
+
+/// Datagrams that wait for the reader; with full ones 5 MB.
+const INBOX_MAX: usize = 4096;
+
+/// Bytes that one connection keeps for sending and for its reader, each.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Datagrams over QUIC. See the [module](self) for what it promises. Must be used within a tokio runtime.
+pub struct QuicTransport {
+    shared: Arc<Shared>,
+    inbox: Mutex<mpsc::Receiver<Incoming>>,
+}
+
+struct Shared {
+    endpoint: Endpoint,
+    client: quinn::ClientConfig,
+    material: Arc<Material>,
+    local_addr: SocketAddr,
+    peers: Mutex<BTreeMap<SocketAddr, Peer>>,
+    inbox: mpsc::Sender<Incoming>,
+}
+
+/// What is known of an address.
+struct Peer {
+    used: Instant,
+    state: State,
+}
+
+enum State {
+    Dialing(VecDeque<Bytes>),
+    Open(Link),
+    Refused(Instant),
+}
+
+/// The connection that carries what is sent.
+struct Link {
+    connection: Connection,
+    /// Packets received so far, as last looked at.
+    received: u64,
+    /// When something was first sent after that.
+    asked: Option<Instant>,
+}
+
+impl QuicTransport {
+    /// Binds a socket; must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The address cannot be bound (in use, not local, family not supported). Nothing is left open.
+    pub fn bind(addr: SocketAddr, material: Arc<Material>) -> io::Result<Self> {
+        let server = QuicServerConfig::try_from(material.server_config(&[ALPN_DATAGRAMS])).map_err(io::Error::other)?;
+        let client = QuicClientConfig::try_from(material.client_config(&[ALPN_DATAGRAMS])).map_err(io::Error::other)?;
+        let transport = Arc::new(transport_config());
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
+        server.transport_config(transport.clone()).migration(false).max_incoming(4 * HANDSHAKES_MAX);
+        let mut client = quinn::ClientConfig::new(Arc::new(client));
+        client.transport_config(transport);
+
+        let socket = udp::socket(addr)?;
+        socket.bind(&addr.into())?;
+        let config = EndpointConfig::default();
+        let endpoint = Endpoint::new(config, Some(server), socket.into(), Arc::new(TokioRuntime))?;
+        let (inbox, received) = mpsc::channel(INBOX_MAX);
+        let local_addr = endpoint.local_addr()?;
+        let peers = Mutex::new(BTreeMap::new());
+        let shared = Arc::new(Shared { endpoint, client, material, local_addr, peers, inbox });
+        tokio::spawn(accept(shared.clone()));
+        Ok(Self { shared, inbox: Mutex::new(received) })
+    }
+}
+
+fn transport_config() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_MAX).expect("30 s fit")))
+        .initial_mtu(UDP_BYTES)
+        .min_mtu(UDP_BYTES)
+        .mtu_discovery_config(None)
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(Some(BUFFER_BYTES))
+        .datagram_send_buffer_size(BUFFER_BYTES)
+        // Peers are near: the first retransmission of a handshake must not wait the 1 s of the default.
+        .initial_rtt(Duration::from_millis(100));
+    config
+}
+
+impl Transport for QuicTransport {
+    fn local_addr(&self) -> SocketAddr {
+        self.shared.local_addr
+    }
+
+    fn max_datagram_bytes(&self, _peer: SocketAddr) -> usize {
+        DATAGRAM_BYTES_MAX
+    }
+
+    fn try_send(&self, peer: SocketAddr, payload: &[u8]) -> Result<(), SendError> {
+        if payload.len() > DATAGRAM_BYTES_MAX {
+            return Err(SendError::TooLarge { len: payload.len(), max: DATAGRAM_BYTES_MAX });
+        }
+        self.shared.send(canonical(peer), Bytes::copy_from_slice(payload))
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming>> {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.poll_recv(cx).map(|incoming| incoming.ok_or_else(|| io::ErrorKind::NotConnected.into()))
+    }
+}
+
+impl Drop for QuicTransport {
+    fn drop(&mut self) {
+        self.shared.endpoint.close(VarInt::from_u32(0), b"");
+        self.shared.peers().clear();
+    }
+}
+
+impl fmt::Debug for QuicTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicTransport").field("local_addr", &self.shared.local_addr).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(self: &Arc<Self>, to: SocketAddr, payload: Bytes) -> Result<(), SendError> {
+        let now = Instant::now();
+        let mut peers = self.peers();
+        if let Some(peer) = peers.get_mut(&to) {
+            peer.used = now;
+            match &mut peer.state {
+                State::Open(link) => {
+                    if link.is_alive(now) {
+                        return link.send(now, payload);
+                    }
+                }
+                State::Dialing(queue) => {
+                    enqueue(queue, payload);
+                    return Ok(());
+                }
+                State::Refused(until) if *until > now => return Err(SendError::Refused),
+                State::Refused(_) => {}
+            }
+        }
+        let dialing = self.endpoint.connect_with(self.client.clone(), to, UNSENT_NAME).map_err(unreachable)?;
+        make_room(&mut peers, to);
+        peers.insert(to, Peer { used: now, state: State::Dialing(VecDeque::from([payload])) });
+        tokio::spawn(dial(self.clone(), to, dialing));
+        Ok(())
+    }
+
+    /// Makes this connection the one that carries what is sent to its address.
+    fn opened(&self, at: SocketAddr, connection: &Connection) {
+        let now = Instant::now();
+        let mut link = Link { connection: connection.clone(), received: 0, asked: None };
+        let mut peers = self.peers();
+        if let Some(Peer { state: State::Dialing(queue), .. }) = peers.get_mut(&at) {
+            for payload in std::mem::take(queue) {
+                // Lost like any other that finds no room.
+                let _ = link.send(now, payload);
+            }
+        }
+        make_room(&mut peers, at);
+        peers.insert(at, Peer { used: now, state: State::Open(link) });
+    }
+
+    /// Forgets a dial that failed; true when nothing else had opened meanwhile.
+    fn undialed(&self, at: SocketAddr, refused: bool) -> bool {
+        let mut peers = self.peers();
+        if !matches!(peers.get(&at), Some(Peer { state: State::Dialing(_), .. })) {
+            return false;
+        }
+        peers.remove(&at);
+        if refused {
+            let now = Instant::now();
+            peers.insert(at, Peer { used: now, state: State::Refused(now + REFUSED_FOR) });
+        }
+        true
+    }
+
+    fn closed(&self, at: SocketAddr, connection: &Connection) {
+        let mut peers = self.peers();
+        if let Some(Peer { state: State::Open(link), .. }) = peers.get(&at)
+            && link.connection.stable_id() == connection.stable_id()
+        {
+            peers.remove(&at);
+        }
+    }
+
+    /// Hands something to the reader; lost when it does not read.
+    fn tell(&self, incoming: Incoming) {
+        let _ = self.inbox.try_send(incoming);
+    }
+
+    fn reject(&self, from: SocketAddr, reason: &'static str) {
+        tracing::debug!(target: "smg::mesh::transport", addr = %from, reason, "datagram peer refused");
+        self.tell(Incoming::Rejected { from, reason });
+    }
+}
+
+impl Link {
+    /// False once the connection has ended, or has been silent for too long although it was spoken to.
+    fn is_alive(&mut self, now: Instant) -> bool {
+        let received = self.connection.stats().udp_rx.datagrams;
+        if received != self.received {
+            (self.received, self.asked) = (received, None);
+        }
+        self.connection.close_reason().is_none() && self.asked.is_none_or(|asked| now - asked < SILENCE_MAX)
+    }
+
+    fn send(&mut self, now: Instant, payload: Bytes) -> Result<(), SendError> {
+        let len = payload.len();
+        self.connection.send_datagram(payload).map_err(|error| match error {
+            SendDatagramError::TooLarge => {
+                SendError::TooLarge { len, max: self.connection.max_datagram_size().unwrap_or_default() }
+            }
+            error => SendError::Io(io::Error::other(error)),
+        })?;
+        self.asked.get_or_insert(now);
+        Ok(())
+    }
+}
+
+async fn accept(shared: Arc<Shared>) {
+    let endpoint = shared.endpoint.clone();
+    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            incoming.ignore();
+            continue;
+        };
+        let under_way = HANDSHAKES_MAX - places.available_permits();
+        if under_way > UNPROVEN_MAX && incoming.may_retry() {
+            // Only an address that is proven already may not be asked.
+            let _ = incoming.retry();
+            continue;
+        }
+        let from = canonical(incoming.remote_address());
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let shaken = match incoming.accept() {
+                Ok(connecting) => shake(connecting).await,
+                Err(error) => Err(error),
+            };
+            drop(place);
+            match shaken {
+                Ok(connection) => serve(&shared, from, connection).await,
+                Err(error) => {
+                    if let Some(reason) = refusal(&error) {
+                        shared.reject(from, reason);
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn dial(shared: Arc<Shared>, to: SocketAddr, connecting: quinn::Connecting) {
+    match shake(connecting).await {
+        Ok(connection) => serve(&shared, to, connection).await,
+        Err(error) => {
+            let reason = refusal(&error);
+            if shared.undialed(to, reason.is_some()) {
+                shared.tell(Incoming::Unreachable(to));
+            }
+            if let Some(reason) = reason {
+                shared.reject(to, reason);
+            }
+        }
+    }
+}
+
+async fn shake(connecting: quinn::Connecting) -> Result<Connection, ConnectionError> {
+    tokio::time::timeout(HANDSHAKE_MAX, connecting).await.unwrap_or(Err(ConnectionError::TimedOut))
+}
+
+/// Reads a connection to its end.
+async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
+    let chain = chain(&connection);
+    let Some(identity) = tls::identity(&chain) else {
+        connection.close(VarInt::from_u32(1), b"");
+        return shared.reject(at, "bad_certificate");
+    };
+    shared.opened(at, &connection);
+    let error = tokio::select! {
+        error = read(shared, at, &connection, &identity) => error,
+        reason = tls::until_distrusted(&shared.material, &chain) => {
+            connection.close(VarInt::from_u32(1), b"");
+            shared.reject(at, reason);
+            ConnectionError::LocallyClosed
+        }
+    };
+    shared.closed(at, &connection);
+    match error {
+        // An end in order, or nothing to say to each other.
+        ConnectionError::LocallyClosed | ConnectionError::TimedOut => {}
+        ConnectionError::ApplicationClosed(_) | ConnectionError::Reset => shared.tell(Incoming::Unreachable(at)),
+        // The far end refuses our certificate only after we have taken the connection for made.
+        error => {
+            if let Some(reason) = refusal(&error) {
+                shared
+                    .peers()
+                    .insert(at, Peer { used: Instant::now(), state: State::Refused(Instant::now() + REFUSED_FOR) });
+                shared.reject(at, reason);
+            }
+        }
+    }
+}
+
+async fn read(shared: &Shared, at: SocketAddr, connection: &Connection, identity: &PeerIdentity) -> ConnectionError {
+    loop {
+        match connection.read_datagram().await {
+            Ok(payload) => {
+                let received = Received { from: at, identity: Some(identity.clone()), payload };
+                shared.tell(Incoming::Datagram(received));
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+fn chain(connection: &Connection) -> Vec<CertificateDer<'static>> {
+    let identity = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    identity.map(|chain| *chain).unwrap_or_default()
+}
+
+/// Why a handshake failed on either side's word; none for what the network did.
+fn refusal(error: &ConnectionError) -> Option<&'static str> {
+    match error {
+        ConnectionError::TransportError(error) => Some(refused_here(u64::from(error.code), &error.reason)),
+        ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
+            NO_ALPN => Some("no_alpn"),
+            0x100..=0x1ff => Some("refused_by_peer"),
+            _ => None,
+        },
+        ConnectionError::VersionMismatch => Some("quic_version"),
+        _ => None,
+    }
+}
+
+/// RFC 9001 §4.8: 0x100 and the number of the TLS alert (RFC 8446 §6) that we sent.
+fn refused_here(code: u64, text: &str) -> &'static str {
+    match code {
+        0x12a | 0x12b | 0x12e => "bad_certificate",
+        // One alert for both; the library's own words tell them apart.
+        0x12d if text.contains("not valid yet") => "not_yet_valid",
+        0x12d => "expired",
+        0x130 | 0x133 => "unknown_issuer",
+        0x146 => "tls_version",
+        0x174 => "no_certificate",
+        NO_ALPN => "no_alpn",
+        _ => "tls",
+    }
+}
+
+/// The alert no_application_protocol as an error of QUIC.
+const NO_ALPN: u64 = 0x178;
+
+/// Required by the library, never sent.
+const UNSENT_NAME: &str = "0.0.0.0";
+
+fn unreachable(error: quinn::ConnectError) -> SendError {
+    SendError::Unreachable(io::Error::other(error))
+}
+
+fn enqueue(queue: &mut VecDeque<Bytes>, payload: Bytes) {
+    if queue.len() == QUEUE_MAX {
+        queue.pop_front();
+    }
+    queue.push_back(payload);
+}
+
+/// Drops the address that was used least recently, where there is no room for one more.
+fn make_room(peers: &mut BTreeMap<SocketAddr, Peer>, coming: SocketAddr) {
+    if peers.len() < PEERS_MAX || peers.contains_key(&coming) {
+        return;
+    }
+    if let Some(oldest) = peers.iter().min_by_key(|(_, peer)| peer.used).map(|(addr, _)| *addr) {
+        peers.remove(&oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,68 @@
+//! Mutual TLS under both planes: one identity, and one name for each reason to refuse a peer.
+
+use std::{io, sync::Arc, time::Duration};
+
+use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use smg_certs::{Material, peer_names};
+
+use crate::PeerIdentity;
+
+/// ALPN of the datagram plane.
+pub const ALPN_DATAGRAMS: &[u8] = b"smg-mesh/1";
+
+/// ALPN of the stream plane: gRPC is HTTP/2.
+pub const ALPN_STREAMS: &[u8] = b"h2";
+
+/// A living connection's peer is checked again this often against the clock and the authorities of the moment.
+pub const RECHECK_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Why a peer was refused, or refused us: a closed set, for metrics and logs.
+#[must_use]
+pub fn refusal(error: &Error) -> &'static str {
+    match error {
+        Error::NoCertificatesPresented => "no_certificate",
+        Error::InvalidCertificate(error) => match error {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => "unknown_issuer",
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "not_yet_valid",
+            _ => "bad_certificate",
+        },
+        Error::PeerIncompatible(
+            PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::Tls13RequiredForQuic
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled,
+        ) => "tls_version",
+        Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => "no_alpn",
+        Error::InvalidMessage(_) => "plaintext",
+        Error::AlertReceived(_) => "refused_by_peer",
+        _ => "tls",
+    }
+}
+
+/// The same for what a TLS stream gives; ends of the connection below are `closed`.
+pub(crate) fn io_refusal(error: &io::Error) -> &'static str {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    inner.map_or("tls_closed", refusal)
+}
+
+/// Whom a verified chain speaks for; none when its certificate cannot be read.
+pub(crate) fn identity(chain: &[CertificateDer<'_>]) -> Option<PeerIdentity> {
+    peer_names(chain).ok().map(|names| PeerIdentity(Arc::new(names)))
+}
+
+/// Waits until the peer's chain is no longer good, and says why.
+pub(crate) async fn until_distrusted(material: &Material, chain: &[CertificateDer<'static>]) -> &'static str {
+    loop {
+        tokio::time::sleep(RECHECK_INTERVAL).await;
+        if let Err(error) = material.check_peer(chain, UnixTime::now()) {
+            return refusal(&error);
+        }
+    }
+}
+
+/// The name that the libraries want; never sent.
+pub(crate) fn unsent_name() -> ServerName<'static> {
+    ServerName::IpAddress(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED).into())
+}
