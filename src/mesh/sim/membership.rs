@@ -9,10 +9,10 @@ pub mod checker;
 pub mod network;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -24,6 +24,7 @@ use rand_pcg::Pcg64Mcg;
 use self::{
     checker::Checker,
     network::{Faults, Network},
+    trace::Trace,
 };
 use crate::mesh::{
     node::{NodeName, NodeStatus},
@@ -82,12 +83,14 @@ pub struct Cluster {
     pub checker: Checker,
     /// All processes by index, dead ones included.
     pub nodes: Vec<Node>,
+    /// Hash over all that happened.
+    pub trace: Trace,
     seed: u64,
     start: Instant,
     now: Instant,
     rng: Pcg64Mcg,
-    queue: BinaryHeap<Reverse<(Instant, u64)>>,
-    steps: BTreeMap<u64, Step>,
+    /// What is to happen, by time; steps of one instant in the order in which they were planned.
+    steps: BTreeMap<(Instant, u64), Step>,
     by_addr: BTreeMap<SocketAddr, usize>,
     next_step: u64,
     next_addr: u32,
@@ -104,11 +107,11 @@ impl Cluster {
             network: Network::default(),
             checker: Checker::default(),
             nodes: Vec::new(),
+            trace: Trace::default(),
             seed,
             start,
             now: start,
             rng: Pcg64Mcg::seed_from_u64(seed),
-            queue: BinaryHeap::new(),
             steps: BTreeMap::new(),
             by_addr: BTreeMap::new(),
             next_step: 0,
@@ -291,15 +294,13 @@ impl Cluster {
     /// Runs for `time`.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
-        while let Some(&Reverse((at, id))) = self.queue.peek()
-            && at <= end
+        while let Some(entry) = self.steps.first_entry()
+            && entry.key().0 <= end
         {
-            self.queue.pop();
-            self.now = at;
-            match self.steps.remove(&id) {
-                Some(Step::Deliver(to, arrival)) => self.deliver(to, arrival),
-                Some(Step::Wake(index)) => self.wake(index),
-                None => {}
+            self.now = entry.key().0;
+            match entry.remove() {
+                Step::Deliver(to, arrival) => self.deliver(to, arrival),
+                Step::Wake(index) => self.wake(index),
             }
         }
         self.now = end;
@@ -388,8 +389,7 @@ impl Cluster {
 
     fn push(&mut self, at: Instant, step: Step) {
         self.next_step += 1;
-        self.queue.push(Reverse((at, self.next_step)));
-        self.steps.insert(self.next_step, step);
+        self.steps.insert((at, self.next_step), step);
     }
 
     fn deliver(&mut self, to: SocketAddr, arrival: Arrival) {
@@ -410,14 +410,19 @@ impl Cluster {
 
     fn arrive(&mut self, index: usize, arrival: Arrival) {
         let local = self.local_now(index);
-        let Some(swim) = &mut self.nodes[index].swim else { return };
+        let (elapsed, node) = (self.elapsed(), &mut self.nodes[index]);
+        let Some(swim) = &mut node.swim else { return };
         match arrival {
             Arrival::Packet { from, via, payload } => {
+                self.trace.delivered(elapsed, node.addr, &payload);
                 if swim.handle_datagram(local, from, via, &payload).is_err() {
                     self.network.faults.refused += 1;
                 }
             }
-            Arrival::Hint(addr) => swim.handle_hint(local, addr),
+            Arrival::Hint(addr) => {
+                self.trace.delivered(elapsed, node.addr, &[]);
+                swim.handle_hint(local, addr);
+            }
         }
         self.drain(index);
     }
@@ -468,6 +473,7 @@ impl Cluster {
         }
         for at in from..self.nodes[index].events.len() {
             let event = self.nodes[index].events[at].1.clone();
+            self.trace.reported(self.elapsed(), index, &event);
             checker::watch(self, index, &event);
         }
         if let Some(due) = due {

@@ -25,6 +25,22 @@ fn has(cluster: &Cluster, index: usize, wanted: impl Fn(&Event) -> bool) -> bool
 }
 
 #[test]
+fn same_seed_same_trace_hash() {
+    let run = |seed| {
+        let mut cluster = Cluster::converged(seed, 5);
+        cluster.network.loss = 0.1;
+        cluster.kill(1);
+        cluster.run_for(secs(10));
+        cluster.restart(1, None, Duration::ZERO);
+        cluster.run_for(secs(5));
+        assert!(cluster.faults().lost > 0 && cluster.faults().refusals > 0, "{:?}", cluster.faults());
+        cluster.trace.hash()
+    };
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1), run(2));
+}
+
+#[test]
 fn nodes_join_in_any_order_of_starts() {
     for count in [3, 5] {
         check(20, |cluster| {
