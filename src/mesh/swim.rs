@@ -295,6 +295,12 @@ impl Swim {
         self.members.get(name)
     }
 
+    /// Hash over the live members with their epochs and incarnations: equal at nodes that agree on them.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.members.digest()
+    }
+
     /// This node's own status.
     #[must_use]
     pub fn status(&self) -> NodeStatus {

@@ -158,14 +158,20 @@ impl Members {
             return false;
         }
         self.forgotten.remove(&member.name);
-        self.unlist(&member.name);
-        if member.is_live() {
-            self.digest ^= member.hash();
-            if let Err(at) = self.live.binary_search(&member.name) {
-                self.live.insert(at, member.name.clone());
+        match self.by_name.get_mut(&member.name) {
+            // The usual case: nothing but the record of a live member changes.
+            Some(known) if known.is_live() && member.is_live() => {
+                self.digest ^= known.hash() ^ member.hash();
+                *known = member;
+            }
+            _ => {
+                self.unlist(&member.name);
+                if member.is_live() {
+                    self.enlist(&member);
+                }
+                self.by_name.insert(member.name.clone(), member);
             }
         }
-        self.by_name.insert(member.name.clone(), member);
         true
     }
 
@@ -214,6 +220,14 @@ impl Members {
             oldest.map(|name| self.forgotten.remove(&name));
         }
         self.forgotten.insert(name.clone(), (member.key(), now));
+    }
+
+    /// Adds a member to the derived values.
+    fn enlist(&mut self, member: &Member) {
+        self.digest ^= member.hash();
+        if let Err(at) = self.live.binary_search(&member.name) {
+            self.live.insert(at, member.name.clone());
+        }
     }
 
     /// Takes `name` out of the derived values.
