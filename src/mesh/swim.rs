@@ -286,7 +286,7 @@ impl Swim {
 
     /// Every member, this node included, sorted by name.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
-        self.members.iter()
+        self.members.by_name().into_iter()
     }
 
     /// The member `name`.

@@ -28,7 +28,7 @@ use self::{
 };
 use crate::mesh::{
     node::{NodeName, NodeStatus},
-    swim::{Event, Member, Swim, SwimConfig, Via},
+    swim::{Event, Member, MessageKind, Swim, SwimConfig, Via},
 };
 
 /// Unix milliseconds at the start of every run.
@@ -85,6 +85,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// Hash over all that happened.
     pub trace: Trace,
+    /// Packets and bytes of payload sent, by kind.
+    pub traffic: BTreeMap<MessageKind, (u64, u64)>,
     seed: u64,
     start: Instant,
     now: Instant,
@@ -108,6 +110,7 @@ impl Cluster {
             checker: Checker::default(),
             nodes: Vec::new(),
             trace: Trace::default(),
+            traffic: BTreeMap::new(),
             seed,
             start,
             now: start,
@@ -464,6 +467,8 @@ impl Cluster {
         let Some(swim) = &mut node.swim else { return };
         while let Some(transmit) = swim.poll_transmit() {
             node.sent_bytes += transmit.payload.len() as u64 + HEADER_BYTES;
+            let kind = self.traffic.entry(transmit.kind).or_default();
+            *kind = (kind.0 + 1, kind.1 + transmit.payload.len() as u64);
             sends.push(transmit);
         }
         let from = node.events.len();

@@ -2,15 +2,14 @@
 //! clusters of up to 32 nodes (DESIGN §3.8).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
-
-use rand::seq::IndexedRandom;
 
 use super::{
     Body, Packet, Swim, Via,
     config::{ACKED_NODES_MAX, FANOUT},
+    member::NameMap,
     message::DATAGRAM_BYTES_MAX,
 };
 use crate::mesh::{node::NodeName, wire::membership as wire};
@@ -21,39 +20,90 @@ const RETRANSMIT_FACTOR: u32 = 4;
 /// Sendings of one post at most; what is still not acked is left to the exchange of lists.
 const POST_TRIES_MAX: u32 = 5;
 
-/// Names whose record still has to be told, those told least first. Bounded by the member list; newest record wins.
+/// Names whose record still has to be told, those told least first; newest record wins.
+///
+/// Each name waits in the queue of the number of times that it was told. A name that is pushed anew leaves its old place
+/// behind as a stale one, which is skipped, and swept once the stale ones are as many as the names: so the whole is
+/// bounded by twice the member list.
 #[derive(Debug, Default)]
 pub(super) struct Rumours {
-    sent: BTreeMap<NodeName, u32>,
-    order: BTreeSet<(u32, NodeName)>,
+    /// Times told, and the push that counts. Never iterated: its order means nothing.
+    told: NameMap<(u32, u64)>,
+    queues: Vec<VecDeque<(NodeName, u64)>>,
+    places: usize,
+    pushes: u64,
 }
 
 impl Rumours {
     pub(super) fn push(&mut self, name: &NodeName) {
-        self.remove(name);
-        self.sent.insert(name.clone(), 0);
-        self.order.insert((0, name.clone()));
+        self.pushes += 1;
+        self.told.insert(name.clone(), (0, self.pushes));
+        self.place(0, name.clone(), self.pushes);
+        if self.places > 2 * self.told.len() {
+            self.sweep();
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.sent.is_empty()
+        self.told.is_empty()
     }
 
-    fn remove(&mut self, name: &NodeName) {
-        if let Some(sent) = self.sent.remove(name) {
-            self.order.remove(&(sent, name.clone()));
+    fn place(&mut self, times: u32, name: NodeName, push: u64) {
+        let queue = times as usize;
+        if self.queues.len() <= queue {
+            self.queues.resize_with(queue + 1, VecDeque::new);
         }
+        self.queues[queue].push_back((name, push));
+        self.places += 1;
     }
 
-    /// Counts one more sending of `name`, which is told no more after `limit` of them.
-    fn count(&mut self, name: &NodeName, limit: u32) {
-        let Some(sent) = self.sent.get(name).copied() else { return };
-        self.remove(name);
-        if sent + 1 < limit {
-            self.sent.insert(name.clone(), sent + 1);
-            self.order.insert((sent + 1, name.clone()));
+    fn sweep(&mut self) {
+        for (times, queue) in (0..).zip(&mut self.queues) {
+            queue.retain(|(name, push)| self.told.get(name) == Some(&(times, *push)));
+        }
+        self.places = self.told.len();
+    }
+
+    /// Takes names, those told least first and longest waiting first among them, as long as `tell` tells them; each is
+    /// told `limit` times in all. A name that `tell` does not know any more is dropped.
+    fn tell(&mut self, limit: u32, mut tell: impl FnMut(&NodeName) -> Telling) {
+        let mut told = Vec::new();
+        'queues: for times in 0..self.queues.len() {
+            while let Some((name, push)) = self.queues[times].pop_front() {
+                self.places -= 1;
+                if self.told.get(&name) != Some(&(times as u32, push)) {
+                    continue;
+                }
+                match tell(&name) {
+                    Telling::Told => told.push((times as u32 + 1, name, push)),
+                    Telling::Unknown => {
+                        self.told.remove(&name);
+                    }
+                    Telling::NoRoom => {
+                        self.queues[times].push_front((name, push));
+                        self.places += 1;
+                        break 'queues;
+                    }
+                }
+            }
+        }
+        for (times, name, push) in told {
+            if times < limit {
+                self.told.insert(name.clone(), (times, push));
+                self.place(times, name, push);
+            } else {
+                self.told.remove(&name);
+            }
         }
     }
+}
+
+/// What became of one rumour.
+enum Telling {
+    Told,
+    Unknown,
+    /// It does not fit any more; nothing further is tried.
+    NoRoom,
 }
 
 /// What one peer has still to ack.
@@ -164,25 +214,21 @@ impl Swim {
             return;
         }
         let limit = RETRANSMIT_FACTOR * ((self.members.live().len() + 1) as f64).log10().ceil().max(1.0) as u32;
-        let mut told = Vec::new();
-        for (_, name) in &self.rumours.order {
-            let Some(update) = self.update_of(now, name) else {
-                told.push((name.clone(), 0));
-                continue;
-            };
+        let before = packet.updates.len();
+        let mut rumours = std::mem::take(&mut self.rumours);
+        rumours.tell(limit, |name| {
+            let Some(update) = self.update_of(now, name) else { return Telling::Unknown };
             let len = wire::update_len(&update);
             if len > room {
-                break;
+                return Telling::NoRoom;
             }
-            if packet.updates.iter().all(|other| other.name != *name) {
+            if packet.updates[..before].iter().all(|other| other.name != *name) {
                 room -= len;
                 packet.updates.push(update);
             }
-            told.push((name.clone(), limit));
-        }
-        for (name, limit) in told {
-            self.rumours.count(&name, limit);
-        }
+            Telling::Told
+        });
+        self.rumours = rumours;
     }
 
     /// One gossip round of a large cluster, while there is news.
@@ -196,8 +242,13 @@ impl Swim {
             return;
         }
         self.gossip_due = Some(now + self.config.gossip_interval.max(Duration::from_millis(10)));
-        let others: Vec<_> = self.members.live().iter().filter(|name| **name != self.config.node).collect();
-        let chosen = others.sample(&mut self.rng, FANOUT).filter_map(|name| self.members.get(name));
+        let live = self.members.live();
+        let own = live.binary_search(&self.config.node).ok();
+        // The own place in the list is passed over: what is drawn at or behind it means the next one.
+        let others = live.len() - usize::from(own.is_some());
+        let drawn = rand::seq::index::sample(&mut self.rng, others, FANOUT.min(others));
+        let chosen = drawn.iter().map(|at| &live[at + usize::from(own.is_some_and(|own| at >= own))]);
+        let chosen = chosen.filter_map(|name| self.members.get(name));
         for addr in chosen.map(|member| member.addr).collect::<Vec<_>>() {
             self.send(now, addr, Via::Datagram, Body::Gossip { seq: 0 }, None);
         }

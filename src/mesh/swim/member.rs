@@ -1,15 +1,20 @@
 //! Records of nodes, their order, and the list of them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
+use foldhash::fast::FixedState;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{config::MEMBERS_MAX, message::Update, rtt::RttEstimate};
 use crate::mesh::node::{NodeName, NodeStatus};
+
+/// A map by name whose hasher has no random seed: equal runs are equal. Names come from the network, so somebody may
+/// choose them to collide; what holds members has at most [`MEMBERS_MAX`] of them.
+pub(super) type NameMap<V> = HashMap<NodeName, V, FixedState>;
 
 /// A node as this one knows it.
 #[derive(Clone, Debug)]
@@ -110,7 +115,10 @@ impl Update {
 pub(super) struct Members {
     /// This node itself, which is never evicted or forgotten.
     me: Option<NodeName>,
-    by_name: BTreeMap<NodeName, Member>,
+    /// In the order of their arrival, but that the last one takes the place of one that goes.
+    list: Vec<Member>,
+    /// Places in `list`.
+    places: NameMap<usize>,
     /// Names of the live ones, sorted.
     live: Vec<NodeName>,
     /// Order-independent hash over the live ones.
@@ -126,11 +134,22 @@ impl Members {
     }
 
     pub(super) fn get(&self, name: &NodeName) -> Option<&Member> {
-        self.by_name.get(name)
+        self.places.get(name).map(|place| &self.list[*place])
     }
 
+    fn get_mut(&mut self, name: &NodeName) -> Option<&mut Member> {
+        self.places.get(name).map(|place| &mut self.list[*place])
+    }
+
+    /// In no order, but the same in equal runs.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Member> {
-        self.by_name.values()
+        self.list.iter()
+    }
+
+    pub(super) fn by_name(&self) -> Vec<&Member> {
+        let mut members: Vec<_> = self.list.iter().collect();
+        members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        members
     }
 
     pub(super) fn live(&self) -> &[NodeName] {
@@ -138,7 +157,7 @@ impl Members {
     }
 
     pub(super) fn at(&self, addr: SocketAddr) -> Option<&Member> {
-        self.by_name.values().find(|member| member.addr == addr && member.is_live())
+        self.list.iter().find(|member| member.addr == addr && member.is_live())
     }
 
     /// Hash over the live members, never 0.
@@ -148,42 +167,57 @@ impl Members {
 
     /// The key below which nothing is believed of `name`: that of its record, or of the one it was forgotten with.
     pub(super) fn floor(&self, name: &NodeName) -> Option<Key> {
-        let known = self.by_name.get(name).map(Member::key);
+        let known = self.get(name).map(Member::key);
         known.or_else(|| self.forgotten.get(name).map(|(key, _)| *key))
     }
 
     /// Puts a record in place; `false` when the list is full of live members.
     pub(super) fn put(&mut self, member: Member, now: Instant) -> bool {
-        if !self.by_name.contains_key(&member.name) && self.by_name.len() >= MEMBERS_MAX && !self.make_room(now) {
+        let Some(known) = self.places.get(&member.name).map(|place| &mut self.list[*place]) else {
+            return self.add(member, now);
+        };
+        if known.is_live() && member.is_live() {
+            // The usual case: nothing but the record changes.
+            self.digest ^= known.hash() ^ member.hash();
+            *known = member;
+            return true;
+        }
+        let was_live = known.is_live();
+        let before = std::mem::replace(known, member.clone());
+        if was_live {
+            self.unlist(&before);
+        }
+        if member.is_live() {
+            self.enlist(&member);
+        }
+        true
+    }
+
+    fn add(&mut self, member: Member, now: Instant) -> bool {
+        if self.list.len() >= MEMBERS_MAX && !self.make_room(now) {
             return false;
         }
         self.forgotten.remove(&member.name);
-        match self.by_name.get_mut(&member.name) {
-            // The usual case: nothing but the record of a live member changes.
-            Some(known) if known.is_live() && member.is_live() => {
-                self.digest ^= known.hash() ^ member.hash();
-                *known = member;
-            }
-            _ => {
-                self.unlist(&member.name);
-                if member.is_live() {
-                    self.enlist(&member);
-                }
-                self.by_name.insert(member.name.clone(), member);
-            }
+        if member.is_live() {
+            self.enlist(&member);
         }
+        self.places.insert(member.name.clone(), self.list.len());
+        self.list.push(member);
         true
     }
 
     /// Changes what is not part of the order of records.
     pub(super) fn note(&mut self, name: &NodeName, change: impl FnOnce(&mut Member)) {
-        if let Some(member) = self.by_name.get_mut(name) {
+        if let Some(member) = self.get_mut(name) {
             change(member);
         }
     }
 
     /// Forgets members DOWN or LEAVING for their time, and records of forgotten ones after theirs.
     pub(super) fn forget(&mut self, now: Instant, down: Duration, left: Duration, keep: Duration) -> Vec<NodeName> {
+        if self.live.len() >= self.list.len() && self.forgotten.is_empty() {
+            return Vec::new();
+        }
         let over = |member: &Member| {
             if self.me.as_ref() == Some(&member.name) {
                 return false;
@@ -195,7 +229,7 @@ impl Members {
             };
             now.saturating_duration_since(member.since) >= wait
         };
-        let names: Vec<_> = self.by_name.values().filter(|member| over(member)).map(|m| m.name.clone()).collect();
+        let names: Vec<_> = self.list.iter().filter(|member| over(member)).map(|m| m.name.clone()).collect();
         for name in &names {
             self.drop_member(name, now);
         }
@@ -204,7 +238,7 @@ impl Members {
     }
 
     fn make_room(&mut self, now: Instant) -> bool {
-        let gone = self.by_name.values().filter(|member| !member.is_live() && self.me.as_ref() != Some(&member.name));
+        let gone = self.list.iter().filter(|member| !member.is_live() && self.me.as_ref() != Some(&member.name));
         let Some(oldest) = gone.min_by_key(|member| member.since).map(|member| member.name.clone()) else {
             return false;
         };
@@ -213,8 +247,14 @@ impl Members {
     }
 
     fn drop_member(&mut self, name: &NodeName, now: Instant) {
-        self.unlist(name);
-        let Some(member) = self.by_name.remove(name) else { return };
+        let Some(place) = self.places.remove(name) else { return };
+        let member = self.list.swap_remove(place);
+        if let Some(moved) = self.list.get(place) {
+            self.places.insert(moved.name.clone(), place);
+        }
+        if member.is_live() {
+            self.unlist(&member);
+        }
         if self.forgotten.len() >= MEMBERS_MAX {
             let oldest = self.forgotten.iter().min_by_key(|(_, (_, at))| *at).map(|(name, _)| name.clone());
             oldest.map(|name| self.forgotten.remove(&name));
@@ -230,11 +270,10 @@ impl Members {
         }
     }
 
-    /// Takes `name` out of the derived values.
-    fn unlist(&mut self, name: &NodeName) {
-        let Some(member) = self.by_name.get(name).filter(|member| member.is_live()) else { return };
+    /// Takes a member out of the derived values.
+    fn unlist(&mut self, member: &Member) {
         self.digest ^= member.hash();
-        if let Ok(at) = self.live.binary_search(name) {
+        if let Ok(at) = self.live.binary_search(&member.name) {
             self.live.remove(at);
         }
     }

@@ -1,6 +1,7 @@
 //! Probe rounds: direct, then indirect and over the stream path (SWIM §3.1, DESIGN §3.2), and the relay's side of them.
 
 use std::{
+    borrow::Cow,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -67,10 +68,10 @@ impl Swim {
             self.forget_gone(now);
             let interval = self.config.probe_interval;
             let me = &self.config.node;
-            let mut nodes = self.members.live().to_vec();
+            let mut nodes = Cow::Borrowed(self.members.live());
             if let Err(at) = nodes.binary_search(me) {
                 // A leaving node is probed by nobody, but keeps its view true as long as it runs.
-                nodes.insert(at, me.clone());
+                nodes.to_mut().insert(at, me.clone());
             }
             let plan = ring::plan(round, &nodes, me, interval);
             let starts = plan.into_iter().map(|(phase, target)| (self.clock.instant(round, phase), target));

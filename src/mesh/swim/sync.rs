@@ -102,8 +102,8 @@ impl Swim {
     }
 
     fn send_list(&mut self, now: Instant, to: SocketAddr, seq: u64, reply_wanted: bool) {
-        let names: Vec<_> = self.members.iter().map(|member| member.name.clone()).collect();
-        let updates = names.iter().filter_map(|name| self.update_of(now, name)).collect();
+        let members = self.members.by_name();
+        let updates = members.iter().filter_map(|member| self.update_of(now, &member.name)).collect();
         let packet = self.packet(Body::Sync { seq, reply_wanted }, updates);
         self.transmit(to, Via::Datagram, &packet);
     }

@@ -14,6 +14,8 @@ use crate::mesh::{
     swim::message::{Body, Packet, Update},
 };
 
+mod put;
+
 /// The protocol version that this build speaks.
 pub const VERSION: u32 = 1;
 
@@ -59,20 +61,44 @@ pub enum DecodeError {
 /// Encodes `packet` under the label `cluster`.
 #[must_use]
 pub fn encode(cluster: &str, packet: &Packet) -> Bytes {
-    to_wire(cluster, packet).encode_to_vec().into()
+    let body = body_to_wire(&packet.body);
+    let mut bytes = Vec::with_capacity(head_len(cluster, packet, &body) + updates_len(packet));
+    put::number(1, VERSION.into(), &mut bytes);
+    put::text(2, cluster, &mut bytes);
+    put::text(3, packet.node.as_str(), &mut bytes);
+    put::number(4, packet.epoch_ms, &mut bytes);
+    put::number(5, packet.incarnation, &mut bytes);
+    body.encode(&mut bytes);
+    for update in &packet.updates {
+        put::update(update, &mut bytes);
+    }
+    bytes.into()
 }
 
 /// Size in bytes of `packet` as [`encode`] would make it.
 #[must_use]
 pub fn packet_len(cluster: &str, packet: &Packet) -> usize {
-    to_wire(cluster, packet).encoded_len()
+    head_len(cluster, packet, &body_to_wire(&packet.body)) + updates_len(packet)
 }
 
 /// Size in bytes that `update` adds to a packet.
 #[must_use]
 pub fn update_len(update: &Update) -> usize {
-    let len = update_to_wire(update).encoded_len();
-    1 + prost::length_delimiter_len(len) + len
+    put::update_len(update)
+}
+
+/// The packet without its updates.
+fn head_len(cluster: &str, packet: &Packet, body: &pb::datagram::Body) -> usize {
+    put::number_len(VERSION.into())
+        + put::text_len(cluster)
+        + put::text_len(packet.node.as_str())
+        + put::number_len(packet.epoch_ms)
+        + put::number_len(packet.incarnation)
+        + body.encoded_len()
+}
+
+fn updates_len(packet: &Packet) -> usize {
+    packet.updates.iter().map(update_len).sum()
 }
 
 /// Decodes a packet of the cluster `cluster`.
@@ -115,18 +141,6 @@ pub fn sender(bytes: &[u8]) -> Option<String> {
     Sender::decode(bytes).ok().map(|sender| sender.node)
 }
 
-fn to_wire(cluster: &str, packet: &Packet) -> pb::Datagram {
-    pb::Datagram {
-        version: VERSION,
-        cluster: cluster.to_owned(),
-        node: packet.node.to_string(),
-        epoch_ms: packet.epoch_ms,
-        incarnation: packet.incarnation,
-        updates: packet.updates.iter().map(update_to_wire).collect(),
-        body: Some(body_to_wire(&packet.body)),
-    }
-}
-
 fn body_to_wire(body: &Body) -> pb::datagram::Body {
     use pb::datagram::Body as Wire;
     match body {
@@ -159,23 +173,12 @@ fn body_from_wire(body: pb::datagram::Body) -> Result<Body, DecodeError> {
     })
 }
 
-fn update_to_wire(update: &Update) -> pb::Update {
-    let status = match update.status {
+fn status_to_wire(status: NodeStatus) -> pb::Status {
+    match status {
         NodeStatus::Init | NodeStatus::Alive => pb::Status::Alive,
         NodeStatus::Suspected => pb::Status::Suspected,
         NodeStatus::Down => pb::Status::Down,
         NodeStatus::Leaving => pb::Status::Leaving,
-    };
-    pb::Update {
-        name: update.name.to_string(),
-        status: status.into(),
-        epoch_ms: update.epoch_ms,
-        incarnation: update.incarnation,
-        addr: Some(addr_to_wire(update.addr)),
-        host: update.host.clone(),
-        zone: update.zone.clone(),
-        age_s: u32::try_from(update.age.as_secs()).unwrap_or(u32::MAX),
-        accusers: update.accusers.iter().take(ACCUSERS_MAX).map(NodeName::to_string).collect(),
     }
 }
 
@@ -304,6 +307,30 @@ mod tests {
     }
 
     #[test]
+    fn updates_are_written_as_the_schema_says() {
+        let few = Update {
+            status: NodeStatus::Alive,
+            incarnation: 0,
+            addr: "10.0.0.1:1".parse().unwrap(),
+            host: String::new(),
+            zone: String::new(),
+            age: Duration::ZERO,
+            accusers: vec![],
+            ..update()
+        };
+        let many = Update { accusers: vec!["node3".parse().unwrap(); ACCUSERS_MAX + 1], ..update() };
+        for (case, update) in [("everything", update()), ("what may be absent is", few), ("too many accusers", many)] {
+            let mut bytes = Vec::new();
+            put::update(&update, &mut bytes);
+            assert_eq!(bytes.len(), update_len(&update), "{case}");
+            let read = pb::Datagram::decode(&*bytes).unwrap();
+            assert_eq!((read.encoded_len(), read.updates.len()), (bytes.len(), 1), "{case}: as the library writes it");
+            assert_eq!(read.encode_to_vec(), bytes, "{case}");
+            assert_eq!(read.updates[0].accusers.len(), update.accusers.len().min(ACCUSERS_MAX), "{case}");
+        }
+    }
+
+    #[test]
     fn update_len_is_what_an_update_adds() {
         let mut sent = packet(Body::Nack { seq: 1 });
         let with = packet_len("smg", &sent);
@@ -313,7 +340,7 @@ mod tests {
 
     #[test]
     fn bad_packets_are_refused_with_the_reason() {
-        let good = to_wire("smg", &packet(Body::Nack { seq: 1 }));
+        let good = pb::Datagram::decode(encode("smg", &packet(Body::Nack { seq: 1 }))).unwrap();
         let edit = |change: fn(&mut pb::Datagram)| {
             let mut bad = good.clone();
             change(&mut bad);
