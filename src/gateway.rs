@@ -39,7 +39,7 @@ mod listener;
 
 mod connection;
 
-mod head_guard;
+pub mod head_guard;
 
 mod client_io;
 

@@ -12,14 +12,15 @@
 //! themselves.
 
 /// Ends a head in a way that no head may end: a NUL, and the empty line that makes the parser look.
-pub(crate) const SPOILER: &[u8] = b"\0\r\n\r\n";
+pub const SPOILER: &[u8] = b"\0\r\n\r\n";
 
-/// What is kept of a line that is split between two reads. Longer ones are none of ours, or no valid ones.
+/// What is kept of a line that is split between two reads. A line of ours that is as long, by blanks or leading zeros, is
+/// refused: its end would be missing where a read ends within it.
 const LINE_BYTES_MAX: usize = 64;
 
 /// The state between two reads of one connection.
 #[derive(Debug)]
-pub(crate) struct HeadGuard {
+pub struct HeadGuard {
     state: State,
     /// Heads that were complete so far.
     heads: u64,
@@ -52,13 +53,21 @@ enum Line {
     Refused,
 }
 
-impl HeadGuard {
-    pub(crate) fn new() -> Self {
+impl Default for HeadGuard {
+    fn default() -> Self {
         Self { state: State::Head(Head::default()), heads: 0 }
+    }
+}
+
+impl HeadGuard {
+    /// Before the first byte of a connection.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Whether the next bytes may belong to a head, after so many requests have `ended`.
-    pub(crate) fn is_due(&mut self, ended: u64) -> bool {
+    pub fn is_due(&mut self, ended: u64) -> bool {
         if matches!(self.state, State::Blind) && ended >= self.heads {
             *self = Self { state: State::Head(Head::default()), heads: ended };
         }
@@ -66,7 +75,7 @@ impl HeadGuard {
     }
 
     /// Looks at bytes that were read: how many of them may pass. After fewer than all comes the [`SPOILER`].
-    pub(crate) fn check(&mut self, read: &[u8]) -> usize {
+    pub fn check(&mut self, read: &[u8]) -> usize {
         let mut bytes = read;
         while !bytes.is_empty() {
             match &mut self.state {
@@ -143,12 +152,13 @@ impl Head {
         let Some(colon) = memchr::memchr(b':', line) else { return Line::Fine };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         let is_framed = self.is_chunked || self.content_length.is_some();
+        let is_whole = line.len() < LINE_BYTES_MAX;
         let is_good = if name.eq_ignore_ascii_case(b"content-length") {
             self.content_length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-            self.content_length.is_some() && !is_framed
+            self.content_length.is_some() && !is_framed && is_whole
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.is_chunked = true;
-            value.eq_ignore_ascii_case(b"chunked") && !is_framed
+            value.eq_ignore_ascii_case(b"chunked") && !is_framed && is_whole
         } else {
             true
         };
@@ -174,7 +184,9 @@ mod tests {
         format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n{body}")
     }
 
-    const CASES: [(&str, &str, bool); 15] = [
+    const ZEROS: &str = "Content-Length: 000000000000000000000000000000000000000000000000000002\r\n";
+
+    const CASES: [(&str, &str, bool); 16] = [
         ("length", "Content-Length: 2\r\n", true),
         ("chunked", "Transfer-Encoding: chunked\r\n", true),
         ("chunked in capitals", "TRANSFER-ENCODING:Chunked \r\n", true),
@@ -190,6 +202,7 @@ mod tests {
         ("another coding", "Transfer-Encoding: gzip, chunked\r\n", false),
         ("identity", "Transfer-Encoding: identity\r\nContent-Length: 2\r\n", false),
         ("empty coding", "Transfer-Encoding:\r\n", false),
+        ("a length with more zeros than are kept", ZEROS, false),
     ];
 
     #[test]
