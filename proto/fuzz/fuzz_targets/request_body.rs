@@ -1,11 +1,6 @@
-//! Request bodies of clients: whatever they hold, the scan ends, and the model it names is no longer than the body.
+//! libFuzzer on the target `request_body`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use smg::gateway::scan;
+use smg_fuzz::REQUEST_BODY;
 
-fuzz_target!(|body: &[u8]| {
-    if let Ok(found) = scan::scan(body) {
-        assert!(found.model.is_none_or(|model| model.len() <= body.len()), "a name is not longer than its body");
-    }
-});
+libfuzzer_sys::fuzz_target!(init: REQUEST_BODY.write_seeds(), |input: &[u8]| (REQUEST_BODY.run)(input));

@@ -1,14 +1,6 @@
-//! Payloads of the replicated stores: what decodes encodes again, to something that means the same.
+//! libFuzzer on the target `state_payload`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use smg::mesh::wire::state;
+use smg_fuzz::STATE_PAYLOAD;
 
-fuzz_target!(|payload: &[u8]| {
-    if let Ok(worker) = state::decode_worker(payload) {
-        let again = state::encode_worker(&worker).expect("what was read can be written");
-        assert_eq!(state::decode_worker(&again).ok().as_ref(), Some(&worker));
-    }
-    let _ = state::decode_observation(payload);
-    let _ = state::decode_policy(payload);
-});
+libfuzzer_sys::fuzz_target!(init: STATE_PAYLOAD.write_seeds(), |input: &[u8]| (STATE_PAYLOAD.run)(input));

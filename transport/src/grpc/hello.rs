@@ -42,15 +42,21 @@ impl Hello {
         Ok(())
     }
 
-    /// The first frame of our direction.
-    pub(super) fn to_frame(&self) -> proto::Frame {
+    /// The bytes of a greeting, in the version that we speak.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         let hello = proto::Hello {
             version: PROTOCOL_VERSION,
             cluster: self.cluster.clone(),
             node: self.node.clone(),
             boot_epoch_ms: self.boot_epoch_ms,
         };
-        proto::Frame { lane: proto::Lane::Hello.into(), payload: Bytes::from(hello.encode_to_vec()) }
+        hello.encode_to_vec()
+    }
+
+    /// The first frame of our direction.
+    pub(super) fn to_frame(&self) -> proto::Frame {
+        proto::Frame { lane: proto::Lane::Hello.into(), payload: Bytes::from(self.encode()) }
     }
 
     /// Reads the first frame of the peer's direction; none is a peer that ended before it spoke. Where the connection
@@ -69,8 +75,19 @@ impl Hello {
     }
 
     fn from_frame(frame: Option<proto::Frame>, cluster: &str) -> Result<Self, PipeError> {
-        let frame = frame.filter(|frame| frame.lane() == proto::Lane::Hello && frame.payload.len() <= HELLO_BYTES_MAX);
-        let hello = frame.and_then(|frame| proto::Hello::decode(frame.payload).ok()).ok_or(PipeError::BadHello)?;
+        let frame = frame.filter(|frame| frame.lane() == proto::Lane::Hello).ok_or(PipeError::BadHello)?;
+        Self::decode(&frame.payload, cluster)
+    }
+
+    /// The greeting of a node of `cluster` that the bytes are.
+    ///
+    /// # Errors
+    /// `BadHello`, `UnknownVersion` or `ForeignCluster`.
+    pub fn decode(bytes: &[u8], cluster: &str) -> Result<Self, PipeError> {
+        if bytes.len() > HELLO_BYTES_MAX {
+            return Err(PipeError::BadHello);
+        }
+        let hello = proto::Hello::decode(bytes).map_err(|_| PipeError::BadHello)?;
         // The version comes first: it says how the other fields are to be read.
         if hello.version == 0 {
             return Err(PipeError::BadHello);
