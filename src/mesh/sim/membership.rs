@@ -28,6 +28,7 @@ use self::{
 };
 use crate::mesh::{
     node::{NodeName, NodeStatus},
+    replication::topology::Topology,
     swim::{Event, Member, MessageKind, Swim, SwimConfig, Via},
 };
 
@@ -239,10 +240,27 @@ impl Cluster {
         node.refuses = false;
     }
 
-    /// The process is killed and its kernel answers that nobody listens.
+    /// The process is killed and its kernel says so: at once to those who dialed a pipe to it, since their connections
+    /// are reset, and from then on to whoever sends a datagram.
     pub fn kill(&mut self, index: usize) {
+        let dialers = self.dialers_of(index);
         self.crash(index);
         self.nodes[index].refuses = true;
+        let addr = self.nodes[index].addr;
+        for dialer in dialers {
+            let at = self.now + self.network.latency(&mut self.rng);
+            self.network.faults.refusals += 1;
+            self.push(at, Step::Deliver(self.nodes[dialer].addr, Arrival::Hint(addr)));
+        }
+    }
+
+    /// Who holds a pipe of its own to node `index`, as the driver dials them: in a ring by name.
+    fn dialers_of(&self, index: usize) -> Vec<usize> {
+        let mut ring: Vec<_> = self.running().collect();
+        ring.sort_by(|a, b| self.nodes[*a].name.cmp(&self.nodes[*b].name));
+        let topology = Topology::of(ring.len());
+        let dials = |own: &usize| topology.targets(*own, ring.len()).any(|target| ring[target] == index);
+        (0..ring.len()).filter(dials).map(|own| ring[own]).collect()
     }
 
     /// The process starts again under its name: at `addr` or where it was, with a clock `clock_back` behind.
