@@ -89,7 +89,7 @@ impl Network {
     }
 
     /// The delays after which copies of a packet arrive.
-    pub(super) fn plan(
+    pub(in crate::mesh::sim) fn plan(
         &mut self,
         rng: &mut impl Rng,
         from: SocketAddr,
