@@ -354,7 +354,12 @@ impl Metrics {
 
     /// `smg_mesh_rejected_total{plane,reason}`; plane datagram or grpc.
     pub fn mesh_rejected(&self, plane: &'static str, reason: &'static str) {
-        self.mesh_rejected.with(&(plane, reason), |counter| counter.add(1));
+        self.mesh_rejected_times(plane, reason, 1);
+    }
+
+    /// The same for several at once.
+    pub fn mesh_rejected_times(&self, plane: &'static str, reason: &'static str, times: u64) {
+        self.mesh_rejected.with(&(plane, reason), |counter| counter.add(times));
     }
 
     /// `smg_tls_cert_expiry_timestamp_seconds{role}`.

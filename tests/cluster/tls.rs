@@ -4,6 +4,8 @@ use std::{io::Write as _, net::TcpStream, path::Path, process::Command};
 
 use crate::harness::{Gateway, Network, SMG, all_alive, eventually, joined, s};
 
+mod strangers;
+
 fn certs(dir: &Path, line: &str) {
     let done = Command::new(SMG).arg("certs").args(line.split_whitespace()).current_dir(dir).output().unwrap();
     assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));

@@ -79,12 +79,14 @@ pub enum Incoming {
     Datagram(Received),
     /// An earlier datagram to this address found nobody (ICMP port unreachable, connection refused). A hint, never a proof.
     Unreachable(SocketAddr),
-    /// Somebody at this address was refused before it could send anything, or refuses us.
+    /// Somebody was refused before it could send anything, or refuses us.
     Rejected {
-        /// Where it is.
+        /// Where it is; the last one where there were several.
         from: SocketAddr,
         /// Why: one of a closed set, for metrics.
         reason: &'static str,
+        /// How often since it was said last, at least 1.
+        times: u64,
     },
 }
 

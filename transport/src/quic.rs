@@ -5,8 +5,8 @@
 //!   answers nothing for [`SILENCE_MAX`] is replaced, as after a restart of the peer. At most [`PEERS_MAX`] addresses
 //!   are held, the least used one goes first; a connection without traffic ends after [`IDLE_MAX`].
 //! - **Strangers.** Beyond [`UNPROVEN_MAX`] handshakes under way an address must prove that it can receive (Retry, RFC
-//!   9000 §8.1.2), beyond [`HANDSHAKES_MAX`] it is ignored. What is refused comes as [`Incoming::Rejected`]. An address
-//!   that refused us, or that we refused, is not dialed again for [`REFUSED_FOR`].
+//!   9000 §8.1.2), beyond [`HANDSHAKES_MAX`] it is ignored. What is refused comes as [`Incoming::Rejected`], plain and
+//!   replayed packets included. An address that refused us, or that we refused, is not dialed again for [`REFUSED_FOR`].
 //! - **MTU.** UDP payloads have at most [`UDP_BYTES`], so datagrams of [`DATAGRAM_BYTES_MAX`] always fit.
 //! - **Not used:** 0-RTT, resumption, migration, streams. Names are not sent in clear.
 
@@ -21,7 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, SendDatagramError, TokioRuntime,
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, SendDatagramError, TokioRuntime,
     TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
@@ -34,6 +34,10 @@ use crate::{
     tls::{self, ALPN_DATAGRAMS},
     udp::{self, DATAGRAM_BYTES_MAX, canonical},
 };
+
+mod watch;
+
+use watch::{Ids, Tally, VERSION, Watched};
 
 /// Size of UDP payloads in bytes: a full datagram and what QUIC adds (RFC 9000 §17.3, RFC 9221 §4).
 pub const UDP_BYTES: u16 = 1242;
@@ -81,6 +85,7 @@ struct Shared {
     local_addr: SocketAddr,
     peers: Mutex<BTreeMap<SocketAddr, Peer>>,
     inbox: mpsc::Sender<Incoming>,
+    tally: Arc<Tally>,
 }
 
 /// What is known of an address.
@@ -120,15 +125,25 @@ impl QuicTransport {
 
         let socket = udp::socket(addr)?;
         socket.bind(&addr.into())?;
-        let config = EndpointConfig::default();
-        let endpoint = Endpoint::new(config, Some(server), socket.into(), Arc::new(TokioRuntime))?;
+        let ids = Ids::new();
+        let tally = Arc::new(Tally::new(ids));
+        let socket = Arc::new(Watched::new(TokioRuntime.wrap_udp_socket(socket.into())?, tally.clone()));
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(ids), Some(server), socket, runtime)?;
         let (inbox, received) = mpsc::channel(INBOX_MAX);
         let local_addr = endpoint.local_addr()?;
         let peers = Mutex::new(BTreeMap::new());
-        let shared = Arc::new(Shared { endpoint, client, material, local_addr, peers, inbox });
+        let shared = Arc::new(Shared { endpoint, client, material, local_addr, peers, inbox, tally });
         tokio::spawn(accept(shared.clone()));
         Ok(Self { shared, inbox: Mutex::new(received) })
     }
+}
+
+/// The fixed bit is never greased (RFC 9287), so that plain datagrams can be told.
+fn endpoint_config(ids: Ids) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config.cid_generator(move || Box::new(ids.generator())).supported_versions(vec![VERSION]).grease_quic_bit(false);
+    config
 }
 
 fn transport_config() -> TransportConfig {
@@ -165,7 +180,13 @@ impl Transport for QuicTransport {
 
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming>> {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        inbox.poll_recv(cx).map(|incoming| incoming.ok_or_else(|| io::ErrorKind::NotConnected.into()))
+        if let Poll::Ready(incoming) = inbox.poll_recv(cx) {
+            return Poll::Ready(incoming.ok_or_else(|| io::ErrorKind::NotConnected.into()));
+        }
+        match self.shared.tally.poll_next(cx.waker()) {
+            Some((reason, from, times)) => Poll::Ready(Ok(Incoming::Rejected { from, reason, times })),
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -258,7 +279,7 @@ impl Shared {
 
     fn reject(&self, from: SocketAddr, reason: &'static str) {
         tracing::debug!(target: "smg::mesh::transport", addr = %from, reason, "datagram peer refused");
-        self.tell(Incoming::Rejected { from, reason });
+        self.tell(Incoming::Rejected { from, reason, times: 1 });
     }
 }
 

@@ -66,3 +66,6 @@ pub(crate) async fn until_distrusted(material: &Material, chain: &[CertificateDe
 pub(crate) fn unsent_name() -> ServerName<'static> {
     ServerName::IpAddress(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED).into())
 }
+
+#[cfg(test)]
+pub(crate) mod pki;

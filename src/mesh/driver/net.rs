@@ -193,8 +193,9 @@ impl Net {
                     self.on_membership(now, received.from, Via::Datagram, &received.payload);
                 }
             }
-            Input::Datagram(Ok(Incoming::Rejected { from, reason })) => {
-                self.refusals.tell(now, &self.metrics, "datagram", from, reason);
+            Input::Datagram(Ok(Incoming::Rejected { from, reason, times })) => {
+                self.metrics.mesh_rejected_times("datagram", reason, times);
+                self.refusals.tell(now, "datagram", from, reason);
             }
             Input::Datagram(Ok(Incoming::Unreachable(addr))) => self.swim.handle_hint(now, addr),
             Input::Datagram(Err(error)) => self.broken = Some(error),
@@ -309,7 +310,8 @@ impl Net {
             StreamEvent::Writable { .. } => {}
             StreamEvent::Closed { pipe, addr, dialed, error } => {
                 if let Some(PipeError::Refused(reason)) = error {
-                    self.refusals.tell(now, &self.metrics, "grpc", addr, reason);
+                    self.metrics.mesh_rejected("grpc", reason);
+                    self.refusals.tell(now, "grpc", addr, reason);
                 }
                 report::pipe_closed(&self.metrics, addr, dialed, error.as_ref());
                 let lost = error.is_some();

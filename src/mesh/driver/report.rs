@@ -56,22 +56,14 @@ pub(super) fn wrong_name(metrics: &Metrics, from: SocketAddr, via: Via) {
     debug!(addr = %from, plane, reason = "wrong_name", "packet in another's name dropped");
 }
 
-/// Peers that TLS refused: all are counted, one a minute is told.
+/// Peers that TLS refused: one a minute is told.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     told: Option<Instant>,
 }
 
 impl Refusals {
-    pub(super) fn tell(
-        &mut self,
-        now: Instant,
-        metrics: &Metrics,
-        plane: &'static str,
-        from: SocketAddr,
-        reason: &'static str,
-    ) {
-        metrics.mesh_rejected(plane, reason);
+    pub(super) fn tell(&mut self, now: Instant, plane: &'static str, from: SocketAddr, reason: &'static str) {
         if self.told.is_none_or(|told| now.saturating_duration_since(told) >= REFUSAL_LOG_INTERVAL) {
             self.told = Some(now);
             warn!(addr = %from, plane, reason, "mesh peer refused by TLS; more within a minute are counted, not logged");

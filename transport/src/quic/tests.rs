@@ -6,38 +6,10 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use smg_certs::{Authority, IdentityFiles, NodeRequest};
-use time::OffsetDateTime;
+use tokio::net::UdpSocket;
 
 use super::*;
-use crate::conformance::Fixture;
-
-/// One authority, and material of nodes from it.
-struct Pki {
-    dir: tempfile::TempDir,
-    authority: Authority,
-}
-
-impl Pki {
-    fn new() -> Self {
-        let authority = Authority::create("smg", 30, OffsetDateTime::now_utc()).unwrap();
-        Self { dir: tempfile::tempdir().unwrap(), authority }
-    }
-
-    fn write(&self, node: &str) -> IdentityFiles {
-        let request = NodeRequest { cluster: "smg".into(), node: node.into(), ..NodeRequest::default() };
-        let issued = self.authority.issue(&request, OffsetDateTime::now_utc()).unwrap();
-        let files = IdentityFiles::in_dir(self.dir.path());
-        std::fs::write(&files.certificate, issued.chain_pem).unwrap();
-        std::fs::write(&files.key, issued.key_pem).unwrap();
-        std::fs::write(&files.authorities, self.authority.bundle_pem()).unwrap();
-        files
-    }
-
-    fn material(&self, node: &str) -> Arc<Material> {
-        Material::open(self.write(node), OffsetDateTime::now_utc()).unwrap()
-    }
-}
+use crate::{conformance::Fixture, tls::pki::Pki};
 
 /// Transports of nodes `n0`, `n1`, … of one cluster.
 struct Nodes {
@@ -100,7 +72,7 @@ async fn another_authority_is_refused_by_both_and_left_alone() {
     a.try_send(b.local_addr(), b"hello").unwrap();
     loop {
         match next(&a).await {
-            Incoming::Rejected { from, reason } => {
+            Incoming::Rejected { from, reason, .. } => {
                 assert_eq!((from, reason), (b.local_addr(), "unknown_issuer"));
                 break;
             }
@@ -114,36 +86,94 @@ async fn another_authority_is_refused_by_both_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_client_without_alpn_or_certificate_is_refused() {
+async fn bad_clients_are_refused_by_reason() {
     let pki = Pki::new();
     let server = QuicTransport::bind(local(), pki.material("n1")).unwrap();
-    let node = pki.material("n2");
-    let mut anonymous = node.client_config(&[ALPN_DATAGRAMS]);
-    anonymous.client_auth_cert_resolver = Arc::new(Anonymous);
-    for (case, crypto, expected) in
-        [("no ALPN", node.client_config(&[]), "no_alpn"), ("no certificate", anonymous, "no_certificate")]
-    {
+    for (expected, crypto) in pki.refused_clients(ALPN_DATAGRAMS) {
         let mut endpoint = Endpoint::client(local()).unwrap();
         let crypto = QuicClientConfig::try_from(crypto).unwrap();
         endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
         let _ = endpoint.connect(server.local_addr(), UNSENT_NAME).unwrap().await;
-        let Incoming::Rejected { reason, .. } = next(&server).await else { panic!("{case}: no refusal") };
-        assert_eq!(reason, expected, "{case}");
+        let Incoming::Rejected { reason, .. } = next(&server).await else { panic!("{expected}: no refusal") };
+        assert_eq!(reason, expected);
     }
 }
 
-/// Shows no certificate.
-#[derive(Debug)]
-struct Anonymous;
-
-impl rustls::client::ResolvesClientCert for Anonymous {
-    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        None
+/// Counts refusals by their reason until `times` of one have been said; datagrams in between are an error.
+async fn refused(transport: &QuicTransport, wanted: &str, times: u64) {
+    let mut seen = 0;
+    while seen < times {
+        match next(transport).await {
+            Incoming::Rejected { reason, times, .. } if reason == wanted => seen += times,
+            Incoming::Rejected { .. } => {}
+            other => panic!("{wanted}: {other:?}"),
+        }
     }
+    assert_eq!(seen, times, "{wanted}");
+}
 
-    fn has_certs(&self) -> bool {
-        false
+#[tokio::test]
+async fn packets_of_no_connection_are_counted_and_do_no_harm() {
+    let pki = Pki::new();
+    let server = QuicTransport::bind(local(), pki.material("n1")).unwrap();
+    let stranger = UdpSocket::bind(local()).await.unwrap();
+    let mut other_version = vec![0xc0, 0, 0, 0, 2];
+    other_version.resize(1200, 0);
+    for (expected, packet) in [
+        ("plaintext", b"\x08\x01\x12\x03smg\x1a\x02n1".to_vec()),
+        ("plaintext", vec![0x40; 5]),
+        ("unknown_connection", vec![0x41; 64]),
+        ("quic_version", other_version),
+    ] {
+        stranger.send_to(&packet, server.local_addr()).await.unwrap();
+        refused(&server, expected, 1).await;
     }
+    let peer = QuicTransport::bind(local(), pki.material("n2")).unwrap();
+    peer.try_send(server.local_addr(), b"still here").unwrap();
+    assert!(matches!(next(&server).await, Incoming::Datagram(_)));
+}
+
+/// Forwards packets between whoever spoke first and `to`, and keeps those of the former.
+async fn tap(relay: Arc<UdpSocket>, to: SocketAddr, tape: Arc<Mutex<Vec<Vec<u8>>>>) {
+    let mut client = None;
+    let mut buffer = [0; 2048];
+    loop {
+        let (len, from) = relay.recv_from(&mut buffer).await.unwrap();
+        let at = if from == to { client } else { Some(to) };
+        if from != to {
+            client = Some(from);
+            tape.lock().unwrap().push(buffer[..len].to_vec());
+        }
+        let Some(at) = at else { continue };
+        relay.send_to(&buffer[..len], at).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_replayed_recording_is_counted_and_delivers_nothing() {
+    let pki = Pki::new();
+    let a = QuicTransport::bind(local(), pki.material("n1")).unwrap();
+    let b = QuicTransport::bind(local(), pki.material("n2")).unwrap();
+    let relay = Arc::new(UdpSocket::bind(local()).await.unwrap());
+    let tape = Arc::new(Mutex::new(Vec::new()));
+    let tapping = tokio::spawn(tap(relay.clone(), b.local_addr(), tape.clone()));
+    for round in 0..20_u8 {
+        a.try_send(relay.local_addr().unwrap(), &[round]).unwrap();
+        let Incoming::Datagram(received) = next(&b).await else { panic!("a refusal") };
+        assert_eq!(received.payload[..], [round]);
+    }
+    let recorded = tape.lock().unwrap().clone();
+    assert!(recorded.len() >= 20, "{} packets", recorded.len());
+    let elsewhere = UdpSocket::bind(local()).await.unwrap();
+    for from in [&*relay, &elsewhere] {
+        for packet in &recorded {
+            from.send_to(packet, b.local_addr()).await.unwrap();
+        }
+        refused(&b, "replayed", recorded.len().try_into().unwrap()).await;
+    }
+    a.try_send(relay.local_addr().unwrap(), b"still here").unwrap();
+    assert!(matches!(next(&b).await, Incoming::Datagram(_)));
+    tapping.abort();
 }
 
 #[tokio::test]

@@ -1,30 +1,13 @@
 //! Pipes under mutual TLS: who is let in, and under which reason others are not.
 
-use smg_certs::{Authority, IdentityFiles, NodeRequest};
-use time::OffsetDateTime;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use super::*;
-
-fn material(authority: &Authority, node: &str) -> Arc<Material> {
-    let now = OffsetDateTime::now_utc();
-    let dir = tempfile::tempdir().unwrap();
-    let request = NodeRequest { cluster: "smg".into(), node: node.into(), ..NodeRequest::default() };
-    let issued = authority.issue(&request, now).unwrap();
-    let files = IdentityFiles::in_dir(dir.path());
-    std::fs::write(&files.certificate, issued.chain_pem).unwrap();
-    std::fs::write(&files.key, issued.key_pem).unwrap();
-    std::fs::write(&files.authorities, authority.bundle_pem()).unwrap();
-    Material::open(files, now).unwrap()
-}
-
-fn authority() -> Authority {
-    Authority::create("smg", 30, OffsetDateTime::now_utc()).unwrap()
-}
+use crate::tls::{ALPN_STREAMS, pki::Pki};
 
 /// A node that says it is `name` and has the certificate of `certified`.
-fn node(authority: &Authority, name: &str, certified: &str) -> Node {
-    Node::with(name, |config| config.tls = Some(material(authority, certified)))
+fn node(pki: &Pki, name: &str, certified: &str) -> Node {
+    Node::with(name, |config| config.tls = Some(pki.material(certified)))
 }
 
 /// The reason of the next pipe that closes.
@@ -39,8 +22,8 @@ async fn refused(node: &mut Node) -> &'static str {
 
 #[tokio::test]
 async fn frames_flow_between_certified_nodes() {
-    let ca = authority();
-    let (mut a, mut b) = (node(&ca, "a", "a"), node(&ca, "b", "b"));
+    let pki = Pki::new();
+    let (mut a, mut b) = (node(&pki, "a", "a"), node(&pki, "b", "b"));
     let dialed = a.streams.dial(b.addr());
     for (node, name) in [(&mut a, "b"), (&mut b, "a")] {
         let StreamEvent::Opened { hello, identity, .. } = node.next().await else { panic!("not opened") };
@@ -60,8 +43,8 @@ async fn frames_flow_between_certified_nodes() {
 
 #[tokio::test]
 async fn a_borrowed_name_is_refused_in_both_directions() {
-    let ca = authority();
-    let (mut honest, mut thief) = (node(&ca, "a", "a"), node(&ca, "b", "n9"));
+    let pki = Pki::new();
+    let (mut honest, mut thief) = (node(&pki, "a", "a"), node(&pki, "b", "n9"));
     thief.streams.dial(honest.addr());
     assert_eq!(refused(&mut honest).await, "wrong_name");
     assert_eq!(refused(&mut thief).await, "wrong_name", "it is told so");
@@ -71,7 +54,7 @@ async fn a_borrowed_name_is_refused_in_both_directions() {
 
 #[tokio::test]
 async fn another_authority_is_refused_by_name() {
-    let (mut a, mut b) = (node(&authority(), "a", "a"), node(&authority(), "b", "b"));
+    let (mut a, mut b) = (node(&Pki::new(), "a", "a"), node(&Pki::new(), "b", "b"));
     a.streams.dial(b.addr());
     assert_eq!(refused(&mut a).await, "unknown_issuer");
     assert_eq!(refused(&mut b).await, "refused_by_peer");
@@ -79,8 +62,8 @@ async fn another_authority_is_refused_by_name() {
 
 #[tokio::test]
 async fn plain_peers_are_refused_on_both_sides() {
-    let ca = authority();
-    let (mut a, plain) = (node(&ca, "a", "a"), Node::new("b"));
+    let pki = Pki::new();
+    let (mut a, plain) = (node(&pki, "a", "a"), Node::new("b"));
     plain.streams.dial(a.addr());
     assert_eq!(refused(&mut a).await, "plaintext");
     let mut stranger = TcpStream::connect(a.addr()).await.unwrap();
@@ -88,31 +71,44 @@ async fn plain_peers_are_refused_on_both_sides() {
     assert_eq!(refused(&mut a).await, "plaintext");
 }
 
-/// Shows no certificate.
-#[derive(Debug)]
-struct Anonymous;
-
-impl rustls::client::ResolvesClientCert for Anonymous {
-    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        None
-    }
-
-    fn has_certs(&self) -> bool {
-        false
-    }
-}
-
 #[tokio::test]
-async fn a_client_without_certificate_or_alpn_is_refused() {
-    let ca = authority();
-    let mut a = node(&ca, "a", "a");
-    let mut anonymous = material(&ca, "b").client_config(&[b"h2"]);
-    anonymous.client_auth_cert_resolver = Arc::new(Anonymous);
-    let without_alpn = material(&ca, "b").client_config(&[]);
-    for (config, expected) in [(anonymous, "no_certificate"), (without_alpn, "no_alpn")] {
+async fn bad_clients_are_refused_by_reason() {
+    let pki = Pki::new();
+    let mut a = node(&pki, "a", "a");
+    for (expected, config) in pki.refused_clients(ALPN_STREAMS) {
         let stream = TcpStream::connect(a.addr()).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let _stream = connector.connect(crate::tls::unsent_name(), stream).await;
         assert_eq!(refused(&mut a).await, expected);
     }
+}
+
+/// A ClientHello of RFC 5246 §7.4.1.2 for TLS 1.2: ECDHE-ECDSA with AES-128-GCM, P-256, no supported_versions.
+fn client_hello_1_2() -> Vec<u8> {
+    let extensions = [
+        &[0, 10, 0, 4, 0, 2, 0, 23][..], // supported_groups: secp256r1
+        &[0, 11, 0, 2, 1, 0],            // ec_point_formats: uncompressed
+        &[0, 13, 0, 4, 0, 2, 4, 3],      // signature_algorithms: ecdsa_secp256r1_sha256
+    ]
+    .concat();
+    let suites_and_compression = [0, 2, 0xc0, 0x2b, 1, 0];
+    let body = [
+        &[3, 3][..],
+        &[7; 32],
+        &[0],
+        &suites_and_compression,
+        &u16::try_from(extensions.len()).unwrap().to_be_bytes(),
+        &extensions,
+    ]
+    .concat();
+    let message = [&[1, 0][..], &u16::try_from(body.len()).unwrap().to_be_bytes(), &body].concat();
+    [&[22, 3, 1][..], &u16::try_from(message.len()).unwrap().to_be_bytes(), &message].concat()
+}
+
+#[tokio::test]
+async fn tls_1_2_is_refused() {
+    let mut a = node(&Pki::new(), "a", "a");
+    let mut stream = TcpStream::connect(a.addr()).await.unwrap();
+    stream.write_all(&client_hello_1_2()).await.unwrap();
+    assert_eq!(refused(&mut a).await, "tls_version");
 }
