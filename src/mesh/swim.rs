@@ -107,6 +107,8 @@ pub struct Swim {
     rng: Pcg64Mcg,
     members: Members,
     health: LocalHealth,
+    /// When another node was heard last.
+    heard_at: Option<Instant>,
     /// The round whose ring probes are in `ring_due`.
     round: Option<u64>,
     /// Ring probes still to send in this round, the next one last.
@@ -152,6 +154,7 @@ impl Swim {
             rng: Pcg64Mcg::seed_from_u64(seed),
             members,
             health: LocalHealth::default(),
+            heard_at: None,
             round: None,
             ring_due: Vec::new(),
             probes: BTreeMap::new(),
@@ -343,6 +346,7 @@ impl Swim {
     /// A packet of another node: first what it says of others, then what its header says of itself, then its message.
     fn on_packet(&mut self, now: Instant, from: SocketAddr, via: Via, packet: Packet) {
         self.join(now);
+        self.heard_at = Some(now);
         for update in &packet.updates {
             self.learn(now, update, &packet.node);
         }

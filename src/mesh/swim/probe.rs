@@ -193,8 +193,18 @@ impl Swim {
         }
         match probe.kind {
             ProbeKind::Verify => self.declare_down(now, &probe.target),
-            ProbeKind::Ring | ProbeKind::Corroborate | ProbeKind::Hint => self.suspect(now, &probe.target),
+            ProbeKind::Ring | ProbeKind::Corroborate | ProbeKind::Hint => {
+                let heard = self.has_heard_since(probe.sent_at);
+                self.suspect(now, &probe.target, heard);
+            }
         }
+    }
+
+    /// Whether any node was heard after `sent_at`: else the silence of one of several says nothing of that one. With a
+    /// single peer nobody can tell, and its silence counts.
+    fn has_heard_since(&self, sent_at: Instant) -> bool {
+        let peers = self.members.live().iter().filter(|name| **name != self.config.node).count();
+        peers < 2 || self.heard_at.is_some_and(|at| at > sent_at)
     }
 
     /// An ack by the target itself (`target` none) or through a relay.

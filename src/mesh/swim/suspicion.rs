@@ -39,7 +39,8 @@ const DAMPING_DOUBLINGS_MAX: usize = 3;
 /// One suspected node.
 #[derive(Debug)]
 pub(super) struct Suspicion {
-    /// Who suspects it, in the order heard; at most [`ACCUSERS_MAX`].
+    /// Who suspects it, in the order heard; at most [`ACCUSERS_MAX`]. None while all evidence is that of a node that
+    /// heard nobody at all.
     pub(super) accusers: Vec<NodeName>,
     pub(super) started: Instant,
     /// Shortest and longest time to refute.
@@ -89,8 +90,9 @@ pub(super) fn time_bounds(config: &SwimConfig, live: usize, doublings: usize) ->
 }
 
 impl Swim {
-    /// This node's own probe of `name` failed.
-    pub(super) fn suspect(&mut self, now: Instant, name: &NodeName) {
+    /// This node's own probe of `name` failed. Where this node `heard` nobody else either it accuses nobody: others would
+    /// look into it and refute it in vain.
+    pub(super) fn suspect(&mut self, now: Instant, name: &NodeName, heard: bool) {
         let Some(mut member) = self.members.get(name).cloned() else { return };
         let known = member.status == NodeStatus::Suspected;
         if !known {
@@ -104,7 +106,7 @@ impl Swim {
         let Some(suspicion) = self.suspicions.get_mut(name) else { return };
         suspicion.mine = true;
         suspicion.corroborate_at = None;
-        if !suspicion.accusers.contains(&me) && suspicion.accusers.len() < ACCUSERS_MAX {
+        if heard && !suspicion.accusers.contains(&me) && suspicion.accusers.len() < ACCUSERS_MAX {
             suspicion.accusers.push(me);
             self.broadcast(now, name);
         }
@@ -151,16 +153,18 @@ impl Swim {
         }
     }
 
-    /// The suspected node showed that it lives.
+    /// The suspected node showed that it lives. That damps later suspicions of it (DESIGN §3.6), unless this one was the
+    /// work of a node that was cut off, which says nothing of the suspected one.
     pub(super) fn end_suspicion(&mut self, now: Instant, name: &NodeName) {
-        if self.suspicions.remove(name).is_some() {
+        let Some(suspicion) = self.suspicions.remove(name) else { return };
+        if !suspicion.accusers.is_empty() {
             self.members.note(name, |member| {
                 member.refuted_at.retain(|at| now.saturating_duration_since(*at) < DAMPING_WINDOW);
                 member.refuted_at.truncate(7);
                 member.refuted_at.push(now);
             });
-            self.events.push_back(Event::FalseSuspicion { name: name.clone() });
         }
+        self.events.push_back(Event::FalseSuspicion { name: name.clone() });
     }
 
     /// Corroborates and verifies what is due.

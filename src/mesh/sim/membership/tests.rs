@@ -135,6 +135,24 @@ fn design_3_7_a_hint_starts_the_probe_and_is_no_verdict() {
 }
 
 #[test]
+fn a_node_that_was_cut_off_slows_nobodys_detection() {
+    check(20, |cluster| {
+        *cluster = Cluster::converged(cluster.seed, 5);
+        for _ in 0..3 {
+            cluster.run_for(secs(5));
+            cluster.partition(&[0], &[1, 2, 3, 4]);
+            cluster.run_for(secs(2));
+            cluster.network.heal();
+            assert!(cluster.run_until(secs(3), Cluster::is_converged).is_some());
+        }
+        assert!(has(cluster, 0, |event| matches!(event, Event::Suspected { local: true, .. })));
+        cluster.crash(2);
+        let time = cluster.run_until(secs(20), |c| c.all_see(2, Down)).expect("DOWN within 20 s");
+        assert!(time <= secs(4), "{time:?}");
+    });
+}
+
+#[test]
 fn a_partition_makes_two_clusters_and_heals_by_itself() {
     check(20, |cluster| {
         *cluster = Cluster::converged(cluster.seed, 5);

@@ -1,5 +1,5 @@
 //! Rules of DESIGN §3 as one machine shows them, each under its number. Those that need a cluster (1, 7, 9) are in
-//! `mesh::sim`, those that are a formula (2, 4, 6) beside it.
+//! `mesh::sim`, those that are a formula (2, 4, part of 6) beside it.
 
 use super::*;
 
@@ -126,6 +126,31 @@ fn design_3_5_only_total_silence_in_a_last_round_is_down() {
         }
         run(&mut swim, start + at, ms(650), &[3]);
         assert_eq!(status(&swim, "c"), expected, "{case}");
+    }
+}
+
+#[test]
+fn design_3_6_what_a_cut_off_node_suspected_is_kept_to_itself_and_damps_nothing() {
+    let others = [("b", "x"), ("c", "x"), ("d", "x")];
+    for (case, silent, suspected, damped) in
+        [("everybody is silent", &[2, 3, 4][..], 3, 0), ("one of three is", &[3][..], 1, 1)]
+    {
+        let start = Instant::now();
+        let mut swim = among(start, &others);
+        let all = run(&mut swim, start, ms(3000), silent);
+        let is_suspected = |(node, _): &&(&str, &str)| status(&swim, node) == NodeStatus::Suspected;
+        assert_eq!(others.iter().filter(is_suspected).count(), suspected, "{case}");
+        let accuses = |(_, t, packet): &(Duration, Transmit, Packet)| {
+            t.kind == MessageKind::Gossip && packet.updates.iter().any(|update| update.status == NodeStatus::Suspected)
+        };
+        assert_eq!(all.iter().any(accuses), damped > 0, "{case}: tells others");
+        for (last, (node, _)) in (2..).zip(others) {
+            let refuted = Packet { node: name(node), incarnation: 1, ..packet(Body::Gossip { seq: 0 }, vec![]) };
+            swim.handle_datagram(start + ms(3000), addr(last), Via::Datagram, &wire::encode("smg", &refuted)).unwrap();
+            assert_eq!(status(&swim, node), NodeStatus::Alive, "{case}: {node}");
+        }
+        let counted = others.iter().map(|(node, _)| swim.member(&name(node)).unwrap().refuted_at.len()).sum::<usize>();
+        assert_eq!(counted, damped, "{case}: refutations that double the time to refute");
     }
 }
 
