@@ -61,6 +61,9 @@ impl Namespace {
     /// Every namespace, in the order in which they are brought up to date.
     pub const ALL: [Self; 2] = [Self::Policies, Self::Workers];
 
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
     /// The position in [`ALL`](Self::ALL).
     #[must_use]
     pub fn index(self) -> usize {
@@ -99,7 +102,7 @@ pub struct EntryCounts {
 pub struct Stores {
     node: NodeName,
     clock: Clock,
-    maps: [Map; 2],
+    maps: [Map; Namespace::COUNT],
     masked: BTreeSet<NodeName>,
     events: VecDeque<StoreEvent>,
     waiting: BTreeSet<StoreEvent>,
@@ -113,7 +116,7 @@ impl Stores {
         Self {
             node,
             clock: Clock::default(),
-            maps: [Map::new(&own), Map::new(&own)],
+            maps: Namespace::ALL.map(|_| Map::new(&own)),
             masked: BTreeSet::new(),
             events: VecDeque::new(),
             waiting: BTreeSet::new(),

@@ -66,7 +66,7 @@ pub struct Body {
     pub covers: Vec<Cover>,
     /// Present in a chunk of a snapshot.
     pub chunk: Option<Chunk>,
-    /// The receiver now has seen all that the sender has.
+    /// The receiver now has seen all that the sender has, in every namespace that both know.
     pub complete: bool,
 }
 

@@ -25,7 +25,6 @@ struct InNamespace {
     context: VersionVector,
     acked: VersionVector,
     acked_root: Option<u64>,
-    complete: bool,
 }
 
 /// State of an accepted pipe: O(actors).
@@ -40,7 +39,7 @@ pub(super) struct Inbound {
     pub(super) check_due: Instant,
     quiet: u32,
     quiet_limit: u32,
-    namespaces: [InNamespace; 2],
+    namespaces: [InNamespace; Namespace::COUNT],
 }
 
 impl Inbound {
@@ -73,14 +72,12 @@ impl Inbound {
         &mut self.namespaces[namespace.index()].context
     }
 
-    /// Counts an applied body; gives whether the dialer has now sent everything it has.
-    pub(super) fn on_applied(&mut self, now: Instant, namespace: Namespace, complete: bool) -> bool {
+    /// Counts an applied body.
+    pub(super) fn on_applied(&mut self, now: Instant) {
         self.received += 1;
         self.unacked += 1;
         let due = if self.unacked >= ACK_FRAMES { now } else { now + ACK_DELAY };
         self.ack_due = Some(self.ack_due.map_or(due, |earlier| earlier.min(due)));
-        self.namespaces[namespace.index()].complete |= complete;
-        self.namespaces.iter().all(|namespace| namespace.complete)
     }
 
     /// Half-interval check: an ack is due when there is news, or after a silence that doubles each time.

@@ -74,6 +74,8 @@ struct OutNamespace {
     full: bool,
     /// The size of what is missing was checked.
     sized: bool,
+    /// All that was here at some moment of this pipe was sent.
+    was_complete: bool,
     /// What was seen here a sync interval ago.
     mark: VersionVector,
     snapshot: Option<Snapshot>,
@@ -95,7 +97,7 @@ pub(super) struct Outbound {
     granted: bool,
     timed: VecDeque<(u64, Instant)>,
     pub(super) tick_due: Instant,
-    namespaces: [OutNamespace; 2],
+    namespaces: [OutNamespace; Namespace::COUNT],
 }
 
 /// What an ack meant.
@@ -138,11 +140,11 @@ impl Outbound {
             let index = told.namespace.index();
             self.namespaces[index].on_told(now, stores.map(told.namespace), told);
         }
-        let mut equal = true;
+        outcome.in_sync = true;
         for namespace in Namespace::ALL {
-            equal &= self.namespaces[namespace.index()].compare(now, stores.map(namespace));
+            let equal = self.namespaces[namespace.index()].compare(now, stores.map(namespace));
+            outcome.in_sync &= equal.unwrap_or(true);
         }
-        outcome.in_sync = equal;
         outcome
     }
 
@@ -195,7 +197,8 @@ impl Outbound {
             let map = stores.map(namespace);
             // What is still arriving would be pushed in pieces, most of it to where it comes from.
             let waits = is_receiving && map.progress().is_some();
-            if let Some(body) = self.namespaces[namespace.index()].poll_body(map, self.granted, waits, topology) {
+            if let Some(mut body) = self.namespaces[namespace.index()].poll_body(map, self.granted, waits, topology) {
+                body.complete &= self.namespaces.iter().all(|out| out.peer.is_none() || out.was_complete);
                 let seq = self.frames;
                 self.frames += 1;
                 if self.timed.len() == TIMED_MAX {
@@ -234,9 +237,9 @@ impl OutNamespace {
         self.sent.join(&vector(map, peer.iter().map(|(actor, counter)| (actor, *counter))));
     }
 
-    /// Whether both sides are equal, as far as the last ack tells.
-    fn compare(&mut self, now: Instant, map: &Map) -> bool {
-        let Some(peer) = &self.peer else { return false };
+    /// Whether both sides are equal, as far as the last ack tells; none when the peer does not know the namespace.
+    fn compare(&mut self, now: Instant, map: &Map) -> Option<bool> {
+        let peer = self.peer.as_ref()?;
         let knows_more = peer.iter().any(|(actor, counter)| map.seen_of(actor) < *counter);
         let theirs = vector(map, peer.iter().map(|(actor, counter)| (actor, *counter)));
         let knows_all = map.seen().iter().all(|(actor, counter)| counter <= map.actors().counter(&theirs, actor));
@@ -247,7 +250,7 @@ impl OutNamespace {
         } else {
             self.diverged_since.get_or_insert(now);
         }
-        equal_vectors && equal_roots
+        Some(equal_vectors && equal_roots)
     }
 
     fn wants(&self, map: &Map, granted: bool, topology: Topology) -> bool {
@@ -425,7 +428,7 @@ impl OutNamespace {
         }
         let complete = fits && self.full;
         if complete {
-            self.resume = None;
+            (self.resume, self.was_complete) = (None, true);
         }
         self.full &= !fits;
         let mut body = packer.finish(&mut self.context_sent);

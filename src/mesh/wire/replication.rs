@@ -30,6 +30,9 @@ pub const KEY_DOTS_MAX: usize = 4096;
 /// Dead dots by which one key was found at most.
 pub const KEY_RECORDS_MAX: usize = 65_536;
 
+/// Namespaces that one ack names at most, unknown ones included.
+pub const NAMESPACES_MAX: usize = 64;
+
 /// Why bytes are no frame. Nothing was applied; the pipe is to be closed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -165,12 +168,15 @@ fn namespace_to_proto(namespace: Namespace) -> i32 {
 // --- from proto ---
 
 fn ack_from_proto(ack: &pb::Ack) -> Result<Ack, DecodeError> {
-    bounded("namespaces", ack.namespaces.len(), Namespace::ALL.len())?;
-    let namespaces = ack.namespaces.iter().map(namespace_ack_from_proto).collect::<Result<_, _>>()?;
+    bounded("namespaces", ack.namespaces.len(), NAMESPACES_MAX)?;
+    // A newer peer may know more namespaces. What it says of them means nothing here.
+    let known = ack.namespaces.iter().filter_map(|told| Some((namespace_from_proto(told.namespace)?, told)));
+    let namespaces =
+        known.map(|(namespace, told)| namespace_ack_from_proto(namespace, told)).collect::<Result<_, _>>()?;
     Ok(Ack { received: ack.received, grant: ack.grant, namespaces })
 }
 
-fn namespace_ack_from_proto(ack: &pb::NamespaceAck) -> Result<NamespaceAck, DecodeError> {
+fn namespace_ack_from_proto(namespace: Namespace, ack: &pb::NamespaceAck) -> Result<NamespaceAck, DecodeError> {
     bounded("actors", ack.actors.len(), 2 * ACTORS_MAX)?;
     bounded("resume key", ack.resume_from.len(), KEY_BYTES_MAX + 1)?;
     let actors = ack.actors.iter().map(actor_from_proto).collect::<Result<Vec<_>, _>>()?;
@@ -182,13 +188,7 @@ fn namespace_ack_from_proto(ack: &pb::NamespaceAck) -> Result<NamespaceAck, Deco
     };
     let resume =
         if ack.resume_from.is_empty() { None } else { Some((ack.resume_from.clone(), named(&ack.resume_base)?)) };
-    Ok(NamespaceAck {
-        namespace: namespace_from_proto(ack.namespace)?,
-        seen: named(&ack.seen)?,
-        root: ack.root,
-        guarded: ack.guarded,
-        resume,
-    })
+    Ok(NamespaceAck { namespace, seen: named(&ack.seen)?, root: ack.root, guarded: ack.guarded, resume })
 }
 
 fn body_from_proto(body: pb::Body, is_chunk: bool) -> Result<Kind, DecodeError> {
@@ -210,7 +210,7 @@ fn body_from_proto(body: pb::Body, is_chunk: bool) -> Result<Kind, DecodeError> 
         bounded("cover", usize::from(cover.from > to), 0)?;
         Ok::<_, DecodeError>(Cover { actor, from: cover.from, to })
     };
-    let namespace = namespace_from_proto(body.namespace)?;
+    let namespace = namespace_from_proto(body.namespace).ok_or(DecodeError::Missing("a known namespace"))?;
     let body = Body {
         context: counters_from_proto(&body.context, count)?,
         keys: body.keys.into_iter().map(|key| key_from_proto(&key, count)).collect::<Result<_, _>>()?,
@@ -268,12 +268,8 @@ fn actor_from_proto(actor: &pb::Actor) -> Result<Actor, DecodeError> {
     Ok(Actor { node, boot_epoch_ms: actor.boot_epoch_ms })
 }
 
-fn namespace_from_proto(namespace: i32) -> Result<Namespace, DecodeError> {
-    match pb::Namespace::try_from(namespace) {
-        Ok(pb::Namespace::Policies) => Ok(Namespace::Policies),
-        Ok(pb::Namespace::Workers) => Ok(Namespace::Workers),
-        Ok(pb::Namespace::Unspecified) | Err(_) => Err(DecodeError::Missing("a known namespace")),
-    }
+fn namespace_from_proto(number: i32) -> Option<Namespace> {
+    Namespace::ALL.into_iter().find(|namespace| namespace_to_proto(*namespace) == number)
 }
 
 fn bounded(what: &'static str, value: usize, max: usize) -> Result<(), DecodeError> {
@@ -325,6 +321,18 @@ mod tests {
     }
 
     #[test]
+    fn an_ack_of_a_newer_version_is_read_without_its_unknown_namespaces() {
+        let Kind::Ack(ack) = &frames()[2].kind else { panic!("the last frame is an ack") };
+        let mut newer = ack_to_proto(ack);
+        newer.namespaces.insert(
+            0,
+            pb::NamespaceAck { namespace: 40, resume_from: vec![1; 5000].into(), ..pb::NamespaceAck::default() },
+        );
+        let bytes = pb::Frame { seq: 6, kind: Some(pb::frame::Kind::Ack(newer)) }.encode_to_vec();
+        assert_eq!(decode(&bytes).unwrap(), frames()[2]);
+    }
+
+    #[test]
     fn absurd_frames_are_refused() {
         let change = |change: fn(&mut pb::Body)| {
             let mut proto = body_to_proto(Namespace::Workers, &body(false));
@@ -334,6 +342,8 @@ mod tests {
         let mut damaged = encode(&frames()[1]).to_vec();
         let last = damaged.len() - 20;
         damaged[last] ^= 1;
+        let ack = pb::Ack { namespaces: vec![pb::NamespaceAck::default(); NAMESPACES_MAX + 1], ..pb::Ack::default() };
+        let many_namespaces = pb::Frame { seq: 0, kind: Some(pb::frame::Kind::Ack(ack)) }.encode_to_vec();
         for (case, bytes) in [
             ("empty", Vec::new()),
             ("too long", vec![0; FRAME_BYTES_MAX + 1]),
@@ -348,6 +358,8 @@ mod tests {
             ("large payload", change(|body| body.keys[0].live[0].payload = vec![1; PAYLOAD_BYTES_MAX + 1].into())),
             ("cover that runs backwards", change(|body| body.covers[0].from = 9)),
             ("unknown namespace", change(|body| body.namespace = 77)),
+            ("no namespace", change(|body| body.namespace = 0)),
+            ("too many namespaces", many_namespaces),
             ("a length of 4 GiB", vec![0x1a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
             ("damaged chunk", damaged),
         ] {

@@ -13,6 +13,8 @@ use crate::mesh::{
         dot::{Actor, ActorId, Dot},
     },
     hlc::Timestamp,
+    replication::frame::{Ack, Frame, Kind, NamespaceAck},
+    wire::replication as wire,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -392,6 +394,34 @@ fn frames_out_of_place_are_refused_and_change_nothing() {
         assert_eq!(send(pipe, bytes), expected, "{case}");
     }
     assert_eq!(cluster.nodes[1].stores.workers().len(), 1);
+}
+
+#[test]
+fn a_peer_that_knows_fewer_namespaces_is_brought_up_to_date_in_those() {
+    let now = Instant::now();
+    let (mut stores, pipe) = (Stores::new("new".parse().unwrap(), 5), PipeId(1));
+    stores.put_worker(WALL_MS, spec("http://w:1"));
+    let policy = PolicySpec { policy: "random".into(), config_json: String::new() };
+    stores.put_policy(WALL_MS, "m", &policy).unwrap();
+    let mut newer = Replicator::new(Config { sync_interval: SECOND }, now, 0);
+    newer.handle_connected(now, pipe, "old".parse().unwrap(), 1, true);
+    let mut ack = |newer: &mut Replicator, seq: u64, received: u64, root: u64, seen: Vec<(Actor, u64)>| {
+        let told = NamespaceAck { namespace: Namespace::Policies, seen, root, guarded: false, resume: None };
+        let frame = Frame { seq, kind: Kind::Ack(Ack { received, grant: true, namespaces: vec![told] }) };
+        newer.handle_frame(now, WALL_MS, &mut stores, pipe, &wire::encode(&frame)).unwrap();
+        let sent = std::iter::from_fn(|| newer.poll_transmit(now, &stores, &|_| true));
+        sent.map(|(_, bytes)| wire::decode(&bytes).unwrap().kind).collect::<Vec<_>>()
+    };
+    let sent = ack(&mut newer, 0, 0, 0, Vec::new());
+    let [Kind::Body(Namespace::Policies, body)] = &sent[..] else { panic!("{sent:?}") };
+    assert!(body.complete, "nothing more will come, so the peer waits for nothing");
+    let root = {
+        let mut receiver = Stores::new("old".parse().unwrap(), 1);
+        receiver.apply(WALL_MS, Namespace::Policies, &mut VersionVector::default(), body.clone()).unwrap();
+        receiver.map(Namespace::Policies).root()
+    };
+    assert!(ack(&mut newer, 1, 1, root, vec![(body.actors[0].clone(), 1)]).is_empty());
+    assert!(std::iter::from_fn(|| newer.poll_event()).any(|event| matches!(event, SyncEvent::InSync { .. })));
 }
 
 #[test]
