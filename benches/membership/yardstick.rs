@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use smg::mesh::sim::memberlist::Cluster;
+use smg::mesh::{node::NodeStatus, sim::memberlist::Cluster};
 
 /// Longest wait for a verdict.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -24,10 +24,10 @@ impl Disturbance {
 /// From the crash of one node until everybody holds it dead.
 pub fn detection(count: usize, crashes: usize) -> Vec<Duration> {
     let once = |seed: u64| {
-        let mut cluster = Cluster::new(seed, count);
+        let mut cluster = Cluster::settled(seed, count);
         cluster.run_for(Duration::from_millis(5000 + seed * 37 % 1000));
         cluster.crash(1);
-        cluster.run_until(LIMIT, |cluster| cluster.all_dead(1))
+        cluster.run_until(LIMIT, |cluster| cluster.all_see(1, NodeStatus::Down))
     };
     (1..=crashes as u64).filter_map(once).collect()
 }
@@ -36,7 +36,7 @@ pub fn detection(count: usize, crashes: usize) -> Vec<Duration> {
 pub fn loss(count: usize, loss: f64, seeds: u64, time: Duration) -> Disturbance {
     let mut found = Disturbance::default();
     for seed in 1..=seeds {
-        let mut cluster = Cluster::new(seed, count);
+        let mut cluster = Cluster::settled(seed, count);
         cluster.network.loss = loss;
         cluster.run_for(time);
         found.add(&cluster);
@@ -48,7 +48,7 @@ pub fn loss(count: usize, loss: f64, seeds: u64, time: Duration) -> Disturbance 
 pub fn stalls(count: usize, seeds: u64) -> Disturbance {
     let mut found = Disturbance::default();
     for seed in 1..=seeds {
-        let mut cluster = Cluster::new(seed, count);
+        let mut cluster = Cluster::settled(seed, count);
         for round in 0..10 {
             for index in (0..count).filter(|index| (index + round) % 5 == 0) {
                 cluster.stall(index, Duration::from_secs(2));

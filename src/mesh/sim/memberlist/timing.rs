@@ -1,79 +1,73 @@
-//! Documented defaults for a LAN, and the formulas around them.
+//! The documented defaults of `DefaultLANConfig`, and how the times grow with the cluster.
 
 use std::time::Duration;
 
-/// `ProbeInterval`: one probe in this time, and the time that it has.
+/// `ProbeInterval`: one probe starts in each, and it is how long a probe may take.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// `ProbeTimeout`: then relays and the stream path are tried.
+/// `ProbeTimeout`: after it a probe also asks relays and the stream path. It is not scaled by local health.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// `IndirectChecks`: relays that are asked.
 pub const INDIRECT_CHECKS: usize = 3;
 
-/// `GossipInterval`.
+/// `GossipInterval`: time between two rounds of gossip.
 pub const GOSSIP_INTERVAL: Duration = Duration::from_millis(200);
 
-/// `GossipNodes`: whom one round reaches.
+/// `GossipNodes`: nodes that one round reaches.
 pub const GOSSIP_NODES: usize = 3;
 
-/// `AwarenessMaxMultiplier`: the local health score stays below (Lifeguard §IV.A).
+/// `GossipToTheDeadTime`: so long a dead node still gets gossip, and so long it stays on the list.
+pub const GOSSIP_TO_THE_DEAD: Duration = Duration::from_secs(30);
+
+/// `AwarenessMaxMultiplier`: local health is scored from 0, good, to one less than this.
 pub const AWARENESS_MAX: u32 = 8;
 
-/// `SuspicionMult`.
+/// `UDPBufferSize`: bytes of one datagram at most.
+pub const DATAGRAM_BYTES: usize = 1400;
+
 const SUSPICION_MULT: u32 = 4;
-
-/// `SuspicionMaxTimeoutMult`.
 const SUSPICION_MAX_MULT: u32 = 6;
-
-/// `RetransmitMult`: λ of SWIM §4.1.
 const RETRANSMIT_MULT: u32 = 4;
+const EXCHANGE_INTERVAL: Duration = Duration::from_secs(30);
+const EXCHANGE_NODES: usize = 32;
 
-/// `PushPullInterval`, for up to 32 nodes.
-const PUSH_PULL_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Above this many nodes whole lists are exchanged less often.
-const PUSH_PULL_NODES: usize = 32;
-
-/// Shortest time to refute among `count` nodes: grows with their decimal logarithm (Lifeguard §IV.B).
+/// Shortest life of a suspicion among `nodes`: `SuspicionMult` probe intervals, times log10 n from 10 nodes on.
 #[must_use]
-pub fn suspicion_min(count: usize) -> Duration {
-    PROBE_INTERVAL.mul_f64(f64::from(SUSPICION_MULT) * (count.max(1) as f64).log10().max(1.0))
+pub fn suspicion_min(nodes: usize) -> Duration {
+    (PROBE_INTERVAL * SUSPICION_MULT).mul_f64((nodes.max(1) as f64).log10().max(1.0))
 }
 
-/// Confirmations that bring the time to refute to its shortest: none where nobody else could confirm.
+/// Independent suspicions after the first that shorten the life to its least; none where there are too few others.
 #[must_use]
-pub fn confirmations_wanted(count: usize) -> u32 {
-    let wanted = SUSPICION_MULT - 2;
-    if count.saturating_sub(2) < wanted as usize { 0 } else { wanted }
+pub fn confirmations_wanted(nodes: usize) -> usize {
+    let wanted = SUSPICION_MULT as usize - 2;
+    if nodes.saturating_sub(2) < wanted { 0 } else { wanted }
 }
 
-/// Time to refute after `confirmations` (Lifeguard §IV.B).
+/// Life of a suspicion that `confirmations` others share: Lifeguard §IV.B.
 #[must_use]
-pub fn suspicion_time(count: usize, confirmations: u32) -> Duration {
-    let (min, wanted) = (suspicion_min(count), confirmations_wanted(count));
+pub fn suspicion_time(nodes: usize, confirmations: usize) -> Duration {
+    let (min, wanted) = (suspicion_min(nodes), confirmations_wanted(nodes));
     if wanted == 0 {
         return min;
     }
     let max = min * SUSPICION_MAX_MULT;
-    let share = f64::from(confirmations + 1).ln() / f64::from(wanted + 1).ln();
-    (max - (max - min).mul_f64(share.min(1.0))).max(min)
+    let share = ((confirmations + 1) as f64).ln() / ((wanted + 1) as f64).ln();
+    max - (max - min).mul_f64(share.min(1.0))
 }
 
-/// How often a piece of news is sent from one node (SWIM §4.1).
+/// How often one node sends one piece of news: λ·log n of SWIM §4.1, with `RetransmitMult` for λ.
 #[must_use]
-pub fn retransmits(count: usize) -> u32 {
-    RETRANSMIT_MULT * ((count + 1) as f64).log10().ceil() as u32
+pub fn retransmits(nodes: usize) -> u32 {
+    RETRANSMIT_MULT * ((nodes + 1) as f64).log10().ceil() as u32
 }
 
-/// Time between two exchanges of whole lists.
+/// `PushPullInterval`, and once more of it for each doubling above 32 nodes.
 #[must_use]
-pub fn push_pull_interval(count: usize) -> Duration {
-    if count <= PUSH_PULL_NODES {
-        return PUSH_PULL_INTERVAL;
-    }
-    let doublings = ((count as f64).log2() - (PUSH_PULL_NODES as f64).log2()).ceil();
-    PUSH_PULL_INTERVAL.mul_f64(doublings + 1.0)
+pub fn exchange_interval(nodes: usize) -> Duration {
+    let doublings = (nodes.max(EXCHANGE_NODES) as f64 / EXCHANGE_NODES as f64).log2().ceil();
+    EXCHANGE_INTERVAL.mul_f64(1.0 + doublings)
 }
 
 #[cfg(test)]
@@ -81,26 +75,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lifeguard_iv_b_times_to_refute() {
-        for (count, confirmations, seconds) in [
+    fn lifeguard_iv_b_confirmations_shorten_a_suspicion() {
+        for (nodes, confirmations, seconds) in [
             (2, 0, 4.0),
-            (3, 0, 4.0),
-            (5, 0, 24.0),
-            (5, 1, 11.4),
+            (3, 5, 4.0),
+            (4, 0, 24.0),
+            (5, 1, 11.38),
             (5, 2, 4.0),
             (5, 9, 4.0),
+            (10, 0, 24.0),
+            (100, 0, 48.0),
             (100, 2, 8.0),
             (1000, 2, 12.0),
         ] {
-            let time = suspicion_time(count, confirmations).as_secs_f64();
-            assert!((time - seconds).abs() < 0.1, "n={count} confirmations={confirmations}: {time}");
+            let time = suspicion_time(nodes, confirmations).as_secs_f64();
+            assert!((time - seconds).abs() < 0.01, "{nodes} nodes, {confirmations} confirmations: {time}");
         }
     }
 
     #[test]
-    fn swim_4_1_retransmits_and_exchanges_by_size() {
-        for (count, times, seconds) in [(5, 4, 30), (32, 8, 30), (33, 8, 60), (100, 12, 90), (1000, 16, 180)] {
-            assert_eq!((retransmits(count), push_pull_interval(count).as_secs()), (times, seconds), "n={count}");
+    fn swim_4_1_news_is_sent_a_logarithm_of_times() {
+        for (nodes, times) in [(1, 4), (3, 4), (9, 4), (10, 8), (99, 8), (100, 12), (999, 12), (1000, 16)] {
+            assert_eq!(retransmits(nodes), times, "{nodes} nodes");
+        }
+    }
+
+    #[test]
+    fn lists_are_exchanged_less_often_in_large_clusters() {
+        for (nodes, seconds) in [(1, 30), (32, 30), (33, 60), (64, 60), (65, 90), (100, 90), (1000, 180)] {
+            assert_eq!(exchange_interval(nodes).as_secs(), seconds, "{nodes} nodes");
         }
     }
 }

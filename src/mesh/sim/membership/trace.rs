@@ -18,7 +18,7 @@ impl Trace {
     }
 
     /// A packet, or a hint without bytes, reached `to`.
-    pub(super) fn delivered(&mut self, at: Duration, to: SocketAddr, payload: &[u8]) {
+    pub(in crate::mesh::sim) fn delivered(&mut self, at: Duration, to: SocketAddr, payload: &[u8]) {
         self.add(format!("{} {to}", at.as_nanos()).as_bytes());
         self.add(payload);
     }
