@@ -1,8 +1,13 @@
-//! The admin API of workers: `GET` and `POST /workers`, `GET` and `DELETE /workers/{id or URL-encoded URL}`.
+//! The admin API of workers: `GET` and `POST /workers`, `GET`, `PATCH` and `DELETE /workers/{id or URL-encoded URL}`.
 //!
 //! Writes go to the mesh; every gateway then takes up or lets go of the worker by itself (see [`registry`](crate::gateway::registry)). Reads join the mesh's newest view with what this gateway
 //! sees, so a write is visible to the next read at the same gateway. A write is answered when this gateway's routing
 //! table shows it: no request that begins afterwards is sent to a removed worker, and after 201 the next one succeeds.
+//!
+//! `PATCH` takes any of `models` (or `model_id`), `api_key`, `zone` and `draining`. What is absent stays, null means
+//! what a new worker has. A worker with `draining` gets no new requests and stays registered until that is taken back,
+//! or until it is removed. Two gateways that change one worker at the same time do not mix: the later entry wins whole.
+//! A change that is made while another gateway removes the worker wins over the removal, as a `POST` would.
 
 use std::{sync::Arc, time::Duration};
 
@@ -56,7 +61,7 @@ pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/workers", get(list).post(add))
         // The rest of the path, because a URL that was not encoded has slashes in it.
-        .route("/workers/{*worker}", get(show).delete(remove))
+        .route("/workers/{*worker}", get(show).patch(change).delete(remove))
         .route_layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route_layer(guard)
         .with_state(admin)
@@ -124,9 +129,31 @@ fn added(admin: &Admin, status: StatusCode, id: &WorkerId, spec: &WorkerSpec) ->
     response
 }
 
-async fn remove(State(admin): State<Admin>, Named(key): Named) -> Result<Response, GatewayError> {
+async fn change(
+    State(admin): State<Admin>,
+    Named(key): Named,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, GatewayError> {
+    let patch = body::read_patch(&read_body(body)?)?;
+    let id = registered(&admin, &key)?;
+    if !admin.mesh.patch_worker(id.clone(), patch).await.map_err(|_| GatewayError::Draining)? {
+        return Err(GatewayError::WorkerNotFound);
+    }
+    tracing::info!(worker = %id, "worker changed by the API");
+    admin.registry.settled().await;
+    // It may have been removed by somebody else in the meantime.
+    let shown = listing::one(&admin.mesh.view(), &admin.registry.roster(), &id);
+    Ok(Json(shown.ok_or(GatewayError::WorkerNotFound)?).into_response())
+}
+
+/// The id of the registered worker that a path names; it may be gone by the time that something is done with it.
+fn registered(admin: &Admin, key: &str) -> Result<WorkerId, GatewayError> {
     let view = admin.mesh.view();
-    let id = worker_id(&key, view.workers.iter().map(|worker| &worker.id)).ok_or(GatewayError::WorkerNotFound)?;
+    worker_id(key, view.workers.iter().map(|worker| &worker.id)).ok_or(GatewayError::WorkerNotFound)
+}
+
+async fn remove(State(admin): State<Admin>, Named(key): Named) -> Result<Response, GatewayError> {
+    let id = registered(&admin, &key)?;
     if !admin.mesh.remove_worker(id.clone()).await.map_err(|_| GatewayError::Draining)? {
         return Err(GatewayError::WorkerNotFound);
     }

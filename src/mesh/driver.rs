@@ -232,6 +232,12 @@ impl Driver {
                 let id = self.stores.put_worker(unix_ms(), spec);
                 self.unconfirmed.push(Box::new(move || drop(reply.send(id))));
             }
+            Command::PatchWorker(id, patch, reply) => {
+                let existed = self.stores.patch_worker(unix_ms(), &id, &patch);
+                self.unconfirmed.push(Box::new(move || {
+                    let _ = reply.send(existed);
+                }));
+            }
             Command::RemoveWorker(id, reply) => {
                 let existed = self.stores.remove_worker(unix_ms(), &id);
                 self.unconfirmed.push(Box::new(move || {

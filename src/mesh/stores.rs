@@ -39,7 +39,7 @@ mod workers;
 use self::workers::WorkerKey;
 pub use self::{
     policies::PolicySpec,
-    workers::{WorkerId, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState, WorkerView},
+    workers::{WorkerId, WorkerObservation, WorkerOrigin, WorkerPatch, WorkerSpec, WorkerState, WorkerView},
 };
 
 /// Changes waiting to be polled at most; beyond that they become one [`StoreEvent::ManyChanged`].
@@ -224,11 +224,16 @@ impl Stores {
         true
     }
 
-    /// Marks a worker as draining; `false` when there is none.
-    pub fn drain_worker(&mut self, wall_ms: u64, id: &WorkerId) -> bool {
+    /// Changes a worker's entry as it is now; `false` when there is none. Nothing is written when nothing changes, or
+    /// when the outcome is beyond the bounds of `state.proto`.
+    ///
+    /// Of two nodes that change one entry at the same time the later one wins whole, as with every write.
+    pub fn patch_worker(&mut self, wall_ms: u64, id: &WorkerId, patch: &WorkerPatch) -> bool {
         let Some(known) = self.stored_worker(id).filter(|known| !known.removed) else { return false };
-        if !known.spec.draining {
-            self.write_worker(wall_ms, id, WorkerSpec { draining: true, ..known.spec }, false);
+        let mut spec = known.spec.clone();
+        patch.apply(&mut spec);
+        if spec != known.spec {
+            self.write_worker(wall_ms, id, spec, false);
         }
         true
     }

@@ -9,6 +9,7 @@ mod harness;
 #[path = "../namespaces/hosts.rs"]
 mod hosts;
 
+mod admin;
 mod bad_input;
 mod breaker;
 mod certs;

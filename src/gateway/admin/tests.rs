@@ -95,6 +95,37 @@ async fn a_worker_comes_and_goes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_is_changed_field_by_field() {
+    let f = fixture(&[]);
+    let body = r#"{"url":"http://w1","model_id":"m","api_key":"old","zone":"z"}"#;
+    let id = WorkerId::of_url("http://w1");
+    assert_eq!(f.send(Method::POST, "/workers?wait=1", body).await.status, 201);
+    let table = f.registry.routing();
+    let is_routed = |model: &str| table.load().models.get(model).is_some_and(|route| !route.ready.is_empty());
+    let id_path = format!("/workers/{id}");
+    for (case, path, body, models, zone, state) in [
+        ("nothing", &*id_path, "{}", json!(["m"]), "z", "ready"),
+        ("models", &id_path, r#"{"models":["a","b"]}"#, json!(["a", "b"]), "z", "ready"),
+        ("zone, by URL", "/workers/http%3A%2F%2Fw1", r#"{"zone":"y"}"#, json!(["a", "b"]), "y", "ready"),
+        ("held back", "/workers/http://W1/", r#"{"draining":true}"#, json!(["a", "b"]), "y", "draining"),
+        ("taken back", &id_path, r#"{"draining":false,"zone":null}"#, json!(["a", "b"]), "", "ready"),
+    ] {
+        let changed = f.send(Method::PATCH, path, body).await;
+        assert_eq!((changed.status, &changed.body["id"]), (200, &json!(id.as_str())), "{case}");
+        assert_eq!((&changed.body["models"], &changed.body["state"]), (&models, &json!(state)), "{case}");
+        assert_eq!(changed.body["zone"], zone, "{case}");
+        // The next request at this gateway goes by it.
+        let model = models[0].as_str().unwrap();
+        assert_eq!(is_routed(model), state == "ready", "{case}");
+    }
+    assert!(!is_routed("m"));
+    let before = f.registry.roster().get(&id).unwrap().worker.clone();
+    assert!(!f.send(Method::PATCH, &id_path, r#"{"api_key":"sesame"}"#).await.body.to_string().contains("sesame"));
+    let after = f.registry.roster().get(&id).unwrap().worker.clone();
+    assert_ne!(before.authorization, after.authorization);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_removed_worker_is_shown_draining_while_it_works() {
     let f = fixture(&[]);
     let id = f.mesh.put(spec("http://w"));
@@ -140,6 +171,10 @@ async fn bad_requests_are_told_what_is_wrong() {
         ("unknown parameter", Method::POST, "/workers?weight=1", good, 400, "invalid_request", "`weight`"),
         ("unknown id", Method::GET, "/workers/w-0", "", 404, "worker_not_found", "no such worker"),
         ("no id", Method::GET, "/workers/%00", "", 404, "worker_not_found", "no such worker"),
+        ("patch of nobody", Method::PATCH, "/workers/w-0", "{}", 404, "worker_not_found", "no such worker"),
+        ("patch, url of nobody", Method::PATCH, "/workers/http://w", "{}", 404, "worker_not_found", "no such worker"),
+        ("patch, unknown field", Method::PATCH, "/workers/w-0", good, 400, "invalid_request", "`url`"),
+        ("patch, not json", Method::PATCH, "/workers/w-0", "", 400, "invalid_request", "not JSON"),
         ("method", Method::PUT, "/workers", good, 405, "method_not_allowed", "method"),
     ] {
         let answer = f.send(method, path, body).await;

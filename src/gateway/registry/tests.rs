@@ -19,7 +19,7 @@ use crate::{
     mesh::{
         driver::handle::{COMMANDS_MAX, Command, NodeView, View},
         node::NodeStatus,
-        stores::{PolicySpec, WorkerObservation, WorkerSpec, WorkerView},
+        stores::{PolicySpec, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     },
 };
 
@@ -56,6 +56,7 @@ impl FakeMesh {
             while let Some(command) = inbox.recv().await {
                 match command {
                     Command::PutWorker(spec, reply) => drop(reply.send(put(&applied, spec))),
+                    Command::PatchWorker(id, patch, reply) => drop(reply.send(change(&applied, &id, &patch))),
                     Command::RemoveWorker(id, reply) => drop(reply.send(remove(&applied, &id))),
                     Command::PutPolicy(model, spec, reply) => {
                         applied.send_modify(|view| Arc::make_mut(view).policies.push((model, spec)));
@@ -102,6 +103,15 @@ fn put(view: &watch::Sender<Arc<View>>, spec: WorkerSpec) -> WorkerId {
         workers.sort_by(|a, b| a.id.cmp(&b.id));
     });
     id
+}
+
+fn change(view: &watch::Sender<Arc<View>>, id: &WorkerId, patch: &WorkerPatch) -> bool {
+    view.send_modify(|view| {
+        for worker in Arc::make_mut(view).workers.iter_mut().filter(|worker| worker.id == *id) {
+            patch.apply(&mut Arc::make_mut(worker).spec);
+        }
+    });
+    view.borrow().workers.iter().any(|worker| worker.id == *id)
 }
 
 fn remove(view: &watch::Sender<Arc<View>>, id: &WorkerId) -> bool {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::mesh::{
     node::{NodeName, NodeStatus},
-    stores::{PolicySpec, WorkerId, WorkerObservation, WorkerSpec, WorkerView},
+    stores::{PolicySpec, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     wire::state::ValueError,
 };
 
@@ -57,6 +57,8 @@ pub struct NodeView {
 pub enum Command {
     /// Register or replace a worker.
     PutWorker(WorkerSpec, oneshot::Sender<WorkerId>),
+    /// Change a worker's entry; answers whether there is one.
+    PatchWorker(WorkerId, WorkerPatch, oneshot::Sender<bool>),
     /// Remove a worker everywhere; answers whether there was one.
     RemoveWorker(WorkerId, oneshot::Sender<bool>),
     /// Set the policy of a model; refused when a name is too long.
@@ -104,6 +106,15 @@ impl MeshHandle {
     /// When the driver has stopped.
     pub async fn put_worker(&self, spec: WorkerSpec) -> Result<WorkerId, Stopped> {
         self.ask(|reply| Command::PutWorker(spec, reply)).await
+    }
+
+    /// Changes a worker's entry, here and everywhere; `false` when there is none. When it answers, [`view`](Self::view)
+    /// shows it.
+    ///
+    /// # Errors
+    /// When the driver has stopped.
+    pub async fn patch_worker(&self, id: WorkerId, patch: WorkerPatch) -> Result<bool, Stopped> {
+        self.ask(|reply| Command::PatchWorker(id, patch, reply)).await
     }
 
     /// Removes a worker everywhere; `false` when there was none. When it answers, [`view`](Self::view) is without it.

@@ -26,6 +26,10 @@ fn seen(state: WorkerState) -> WorkerObservation {
     WorkerObservation { state, models: Vec::new() }
 }
 
+fn draining(draining: bool) -> WorkerPatch {
+    WorkerPatch { draining: Some(draining), ..WorkerPatch::default() }
+}
+
 fn events(stores: &mut Stores) -> Vec<StoreEvent> {
     std::iter::from_fn(|| stores.poll_event()).collect()
 }
@@ -52,10 +56,10 @@ fn a_worker_lives_from_put_to_remove() {
     let view = stores.worker(&id).unwrap();
     assert_eq!((view.spec.clone(), view.observed.len()), (spec("http://w:1"), 1));
     assert_eq!(stores.workers(), [view]);
-    assert!(stores.drain_worker(12, &id));
+    assert!(stores.patch_worker(12, &id, &draining(true)));
     assert!(stores.worker(&id).unwrap().spec.draining);
     assert!(stores.remove_worker(13, &id));
-    assert!(!stores.remove_worker(14, &id) && !stores.drain_worker(14, &id));
+    assert!(!stores.remove_worker(14, &id) && !stores.patch_worker(14, &id, &draining(false)));
     assert_eq!((stores.workers().len(), stores.entry_counts().keys), (0, 0), "nothing is left");
 }
 
@@ -68,7 +72,8 @@ fn what_is_known_is_not_written_again() {
     let before = stores.map(Namespace::Workers).seen().get(own);
     stores.observe_worker(12, &id, &seen(WorkerState::Ready));
     stores.observe_worker(12, &WorkerId::of_url("http://nobody"), &seen(WorkerState::Ready));
-    stores.drain_worker(13, &WorkerId::of_url("http://nobody"));
+    assert!(!stores.patch_worker(13, &WorkerId::of_url("http://nobody"), &draining(true)));
+    assert!(stores.patch_worker(13, &id, &draining(false)), "it is there, and not draining already");
     assert_eq!(stores.map(Namespace::Workers).seen().get(own), before);
     stores.observe_worker(14, &id, &seen(WorkerState::NotReady));
     assert_eq!(stores.map(Namespace::Workers).seen().get(own), before + 1);
@@ -87,6 +92,47 @@ fn a_removed_seed_leaves_a_marker_without_its_key_until_it_is_put_again() {
     assert_eq!(stores.worker(&id).unwrap().spec.origin, WorkerOrigin::Seed);
     assert!(stores.remove_worker(12, &id));
     assert_eq!(stores.entry_counts().keys, 1, "still a marker");
+}
+
+#[test]
+fn a_patch_changes_what_it_names() {
+    let patch = WorkerPatch::default;
+    for (case, patch, expected) in [
+        ("nothing", patch(), spec("http://w:1")),
+        (
+            "models",
+            WorkerPatch { models: Some(vec!["n".into()]), ..patch() },
+            WorkerSpec { models: vec!["n".into()], ..spec("http://w:1") },
+        ),
+        ("no key", WorkerPatch { api_key: Some(None), ..patch() }, WorkerSpec { api_key: None, ..spec("http://w:1") }),
+        (
+            "zone and key",
+            WorkerPatch { zone: Some("z".into()), api_key: Some(Some("new".into())), ..patch() },
+            WorkerSpec { zone: "z".into(), api_key: Some("new".into()), ..spec("http://w:1") },
+        ),
+        ("draining", draining(true), WorkerSpec { draining: true, ..spec("http://w:1") }),
+    ] {
+        let mut stores = stores();
+        let id = stores.put_worker(10, spec("http://w:1"));
+        events(&mut stores);
+        assert!(stores.patch_worker(11, &id, &patch), "{case}");
+        assert_eq!(stores.worker(&id).unwrap().spec, expected, "{case}");
+        let is_written = expected != spec("http://w:1");
+        assert_eq!(events(&mut stores).len(), usize::from(is_written), "{case}");
+        assert!(!format!("{patch:?}").contains("new"), "{case}");
+    }
+}
+
+#[test]
+fn a_patched_seed_stays_a_seed() {
+    let mut stores = stores();
+    let id = stores.seed_worker(spec("http://w:1"));
+    assert!(stores.patch_worker(10, &id, &draining(true)));
+    stores.seed_worker(spec("http://w:1"));
+    let patched = stores.worker(&id).unwrap().spec;
+    assert_eq!((patched.draining, patched.origin), (true, WorkerOrigin::Seed), "the flag does not undo it");
+    assert!(stores.remove_worker(11, &id) && !stores.patch_worker(12, &id, &draining(false)));
+    assert_eq!((stores.workers().len(), stores.entry_counts().keys), (0, 1));
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub struct WorkerSpec {
     pub zone: String,
     /// Where the entry came from.
     pub origin: WorkerOrigin,
-    /// No new requests; the entry goes once its work is done.
+    /// No new requests; those in flight run on. The entry stays until it is removed or this is taken back.
     pub draining: bool,
 }
 
@@ -73,6 +73,41 @@ impl fmt::Debug for WorkerSpec {
     }
 }
 
+/// A change of what an operator said about a worker; what is none stays as it is.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct WorkerPatch {
+    /// Models that it serves from now on; empty: asked from the worker.
+    pub models: Option<Vec<String>>,
+    /// Bearer token from now on, or that there is none. Never logged.
+    pub api_key: Option<Option<String>>,
+    /// Availability zone from now on; empty when unknown.
+    pub zone: Option<String>,
+    /// Whether it gets no new requests.
+    pub draining: Option<bool>,
+}
+
+impl WorkerPatch {
+    /// Changes `spec`.
+    pub fn apply(&self, spec: &mut WorkerSpec) {
+        let Self { models, api_key, zone, draining } = self.clone();
+        spec.models = models.unwrap_or(std::mem::take(&mut spec.models));
+        spec.api_key = api_key.unwrap_or(spec.api_key.take());
+        spec.zone = zone.unwrap_or(std::mem::take(&mut spec.zone));
+        spec.draining = draining.unwrap_or(spec.draining);
+    }
+}
+
+impl fmt::Debug for WorkerPatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerPatch")
+            .field("models", &self.models)
+            .field("api_key", &self.api_key.as_ref().map(|key| key.as_ref().map(|_| "…")))
+            .field("zone", &self.zone)
+            .field("draining", &self.draining)
+            .finish()
+    }
+}
+
 /// State of a worker as one gateway sees it, as the API spells it.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum WorkerState {
@@ -82,7 +117,7 @@ pub enum WorkerState {
     Ready,
     /// Failed its health checks: receives none, is probed for ever.
     NotReady,
-    /// Being removed: finishes its work, receives no new requests.
+    /// Being removed, or held back by its operator: finishes its work, receives no new requests.
     Draining,
 }
 
