@@ -6,7 +6,7 @@ mod syntax;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use smg_certs::IdentityFiles;
+use smg_certs::{AllowedNodes, IdentityFiles};
 
 use crate::mesh::node::NodeName;
 
@@ -250,8 +250,8 @@ pub struct Mesh {
     pub cluster: String,
     /// Availability zone; empty when unset.
     pub zone: String,
-    /// Files of this node's identity: QUIC datagrams and gRPC, both with mutual TLS; none: UDP and plain gRPC.
-    pub tls: Option<IdentityFiles>,
+    /// QUIC datagrams and gRPC, both with mutual TLS; none: UDP and plain gRPC.
+    pub tls: Option<MeshTls>,
     /// T: one probe of each peer per interval, default 1 s.
     pub probe_interval: Duration,
     /// Between two rounds of piggybacked gossip, default 100 ms.
@@ -260,6 +260,15 @@ pub struct Mesh {
     pub sync_interval: Duration,
     /// Factor on the suspicion time, 0.1 to 10, default 1.0.
     pub suspicion_multiplier: f64,
+}
+
+/// Mutual TLS on both planes of the mesh.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MeshTls {
+    /// Files of this node's identity.
+    pub files: IdentityFiles,
+    /// The nodes that are let in, this one among them; none: every node that the authorities name.
+    pub allowed: Option<AllowedNodes>,
 }
 
 #[cfg(test)]

@@ -26,8 +26,8 @@ pub use self::{
     files::{FILE_BYTES_MAX, LoadError, read_certificates},
     identity::{Identity, IdentityError, IdentityFiles},
     key::PrivateKey,
-    material::{Material, MaterialError, peer_names},
-    names::{MeshName, NodeNames},
+    material::{Material, MaterialError},
+    names::{AllowedNodes, MeshName, NodeNames},
     write::{NewFile, WriteError, write_files},
 };
 

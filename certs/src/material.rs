@@ -28,12 +28,13 @@ use time::OffsetDateTime;
 use crate::{
     certificate::{Certificate, MalformedCertificate},
     identity::{Identity, IdentityError, IdentityFiles},
-    names::NodeNames,
+    names::{AllowedNodes, NodeNames},
 };
 
 /// Certificate, key and authorities of a node, replaced as a whole while connections use them.
 pub struct Material {
     files: IdentityFiles,
+    allowed: Option<AllowedNodes>,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Current>,
 }
@@ -76,9 +77,21 @@ impl Material {
     /// # Errors
     /// When a peer that trusts the same authorities would refuse it.
     pub fn open(files: IdentityFiles, now: OffsetDateTime) -> Result<Arc<Self>, MaterialError> {
+        Self::open_for(files, None, now)
+    }
+
+    /// The same, where besides being trusted a peer must be on a list of nodes; none: every node is.
+    ///
+    /// # Errors
+    /// As [`Material::open`].
+    pub fn open_for(
+        files: IdentityFiles,
+        allowed: Option<AllowedNodes>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Self>, MaterialError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let current = ArcSwap::from_pointee(Current::load(&files, &provider, now)?);
-        Ok(Arc::new(Self { files, provider, current }))
+        Ok(Arc::new(Self { files, allowed, provider, current }))
     }
 
     /// Reads the files again; true when what they hold is new and is used from now on. `is_ours` says whether the names
@@ -111,14 +124,41 @@ impl Material {
         self.current.load().identity.certificate().node_names()
     }
 
-    /// Whether a peer's chain, its own certificate first, is trusted at this instant. Connections outlive certificates
-    /// and authorities; ask again from time to time.
+    /// Whether a peer's chain, its own certificate first, is trusted at this instant and names a node that is let in.
+    /// Connections outlive certificates and authorities; ask again from time to time.
     ///
     /// # Errors
-    /// As in a handshake: unknown issuer, expired, not yet valid, wrong purpose.
+    /// As in a handshake: unknown issuer, expired, not yet valid, wrong purpose; `ApplicationVerificationFailure` for a
+    /// node that is not on the list.
     pub fn check_peer(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let [leaf, intermediates @ ..] = chain else { return Err(Error::NoCertificatesPresented) };
-        self.current.load().clients.verify_client_cert(leaf, intermediates, now).map(drop)
+        self.current.load().clients.verify_client_cert(leaf, intermediates, now)?;
+        self.admit(leaf)
+    }
+
+    /// The nodes that a peer's chain may speak for: those of its first certificate that are let in. Trust is not
+    /// checked here.
+    ///
+    /// # Errors
+    /// When that certificate is malformed.
+    pub fn peer_names(&self, chain: &[CertificateDer<'_>]) -> Result<NodeNames, MalformedCertificate> {
+        let Some(leaf) = chain.first() else { return Ok(NodeNames::default()) };
+        let names = Certificate::from_der(leaf.clone().into_owned())?.node_names();
+        Ok(match &self.allowed {
+            Some(allowed) => names.only(allowed),
+            None => names,
+        })
+    }
+
+    fn admit(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+        if self.allowed.is_none() {
+            return Ok(());
+        }
+        match self.peer_names(std::slice::from_ref(leaf)) {
+            Ok(names) if !names.is_empty() => Ok(()),
+            Ok(_) => Err(CertificateError::ApplicationVerificationFailure.into()),
+            Err(_) => Err(CertificateError::BadEncoding.into()),
+        }
     }
 
     /// For listening: TLS 1.3 alone, a client certificate required, nothing resumed.
@@ -136,7 +176,7 @@ impl Material {
     }
 
     /// For connecting: TLS 1.3 alone, the own certificate shown, nothing resumed. No server name is sent, since the
-    /// first message of a handshake can be read by all; whose the certificate is must be checked by [`peer_names`].
+    /// first message of a handshake can be read by all; whose the certificate is must be checked by [`Material::peer_names`].
     #[must_use]
     pub fn client_config(self: &Arc<Self>, alpn: &[&[u8]]) -> ClientConfig {
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
@@ -150,15 +190,6 @@ impl Material {
         config.resumption = Resumption::disabled();
         config
     }
-}
-
-/// The nodes that a peer's chain may speak for: those of its first certificate. Trust is not checked here.
-///
-/// # Errors
-/// When that certificate is malformed.
-pub fn peer_names(chain: &[CertificateDer<'_>]) -> Result<NodeNames, MalformedCertificate> {
-    let Some(leaf) = chain.first() else { return Ok(NodeNames::default()) };
-    Ok(Certificate::from_der(leaf.clone().into_owned())?.node_names())
 }
 
 impl Current {
@@ -241,6 +272,7 @@ impl ServerCertVerifier for Live {
         let parsed = ParsedCertificate::try_from(leaf)?;
         let current = self.0.current.load();
         verify_server_cert_signed_by_trust_anchor(&parsed, &current.roots, intermediates, now, algorithms)?;
+        self.0.admit(leaf)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -279,7 +311,9 @@ impl ClientCertVerifier for Live {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.0.current.load().clients.verify_client_cert(leaf, intermediates, now)
+        let verified = self.0.current.load().clients.verify_client_cert(leaf, intermediates, now)?;
+        self.0.admit(leaf)?;
+        Ok(verified)
     }
 
     fn verify_tls12_signature(

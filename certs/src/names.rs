@@ -8,6 +8,8 @@
 //! A DNS name says nothing of the cluster. So where a certificate has mesh URIs at all, its DNS names count only in the
 //! clusters of those URIs: a certificate minted for one cluster is worth nothing in another that trusts the same CA.
 
+use std::collections::BTreeSet;
+
 /// Longest node name in bytes, as in the mesh.
 pub(crate) const NODE_BYTES_MAX: usize = 128;
 
@@ -20,6 +22,15 @@ pub struct NodeNames {
     /// From URIs.
     uris: Vec<(String, String)>,
     dns: Vec<String>,
+}
+
+/// The only nodes of a cluster that are let in, whatever else its authorities have signed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AllowedNodes {
+    /// The cluster.
+    pub cluster: String,
+    /// Their names.
+    pub nodes: BTreeSet<String>,
 }
 
 /// A node that a certificate names.
@@ -54,6 +65,19 @@ impl NodeNames {
         }
         let is_here = self.uris.is_empty() || self.uris.iter().any(|(of, _)| of == cluster);
         is_here && self.dns.iter().any(|dns| is_dns_of(dns, node))
+    }
+
+    /// Of these names only those on a list: the rest may no longer be spoken for. Empty when none is on it.
+    #[must_use]
+    pub fn only(&self, allowed: &AllowedNodes) -> Self {
+        let named = allowed.nodes.iter().filter(|node| self.allow(&allowed.cluster, node));
+        Self { uris: named.map(|node| (allowed.cluster.clone(), node.clone())).collect(), dns: Vec::new() }
+    }
+
+    /// Whether no node is named at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.uris.is_empty() && self.dns.is_empty()
     }
 
     /// The nodes a person would read from the certificate, sorted: those of its URIs, and each DNS name as it stands
@@ -153,6 +177,29 @@ mod tests {
         assert!(odd.allow("a/mesh/b", "n1"));
         assert!(!odd.allow("a", "n1"));
         assert!(!odd.allow("a", "b/mesh/n1"));
+    }
+
+    #[test]
+    fn a_list_leaves_of_the_names_only_what_is_on_it() {
+        let on_list = ["n1", "n1.svc", "n3"].map(str::to_owned).into();
+        let allowed = AllowedNodes { cluster: "smg".to_owned(), nodes: on_list };
+        for (case, uris, dns, expected) in [
+            ("uri on the list", &["spiffe://smg/mesh/n1"][..], &[][..], &["n1"][..]),
+            ("uri not on it", &["spiffe://smg/mesh/n2"], &[], &[]),
+            ("uri of another cluster", &["spiffe://prod/mesh/n1"], &["n1"], &[]),
+            ("one of two", &["spiffe://smg/mesh/n2", "spiffe://smg/mesh/n3"], &[], &["n3"]),
+            ("every reading of a dns name that is on it", &[], &["n1.svc.local"], &["n1", "n1.svc"]),
+            ("dns not on it", &[], &["n10.svc"], &[]),
+        ] {
+            let only = names(uris, dns).only(&allowed);
+            let left: Vec<_> = ["n1", "n1.svc", "n1.svc.local", "n2", "n3", "n10"]
+                .into_iter()
+                .filter(|node| only.allow("smg", node))
+                .collect();
+            assert_eq!(left, expected, "{case}");
+            assert_eq!(only.is_empty(), expected.is_empty(), "{case}");
+            assert!(!only.allow("prod", "n1"), "{case}");
+        }
     }
 
     #[test]

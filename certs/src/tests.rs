@@ -10,11 +10,12 @@ use std::{
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
-use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
 use super::*;
+
+mod material;
 
 /// The instant of all tests: 2030-01-01T00:00:00Z.
 fn now() -> OffsetDateTime {
@@ -442,52 +443,4 @@ fn identities_of_openssl_load_in_every_form_of_key() {
         put(dir.path(), "tls.key", issued.key_pem);
         load(dir.path()).unwrap().check(at).unwrap_or_else(|error| panic!("{case}: {error}"));
     }
-}
-
-#[test]
-fn material_is_replaced_whole_and_only_by_what_is_good() {
-    let now = OffsetDateTime::now_utc();
-    let dir = tempfile::tempdir().unwrap();
-    let (old, new) = (Authority::create("smg", 30, now).unwrap(), Authority::create("smg", 30, now).unwrap());
-    let issue = |authority: &Authority, node: &str, days: u32| {
-        let request =
-            NodeRequest { cluster: "smg".into(), node: node.into(), days: Some(days), ..NodeRequest::default() };
-        authority.issue(&request, now).unwrap()
-    };
-    let files = IdentityFiles::in_dir(dir.path());
-    let write = |chain: &str, key: &str, authorities: &str| {
-        fs::write(&files.certificate, chain).unwrap();
-        fs::write(&files.key, key).unwrap();
-        fs::write(&files.authorities, authorities).unwrap();
-    };
-    let (first, second, other) = (issue(&old, "n1", 5), issue(&old, "n1", 9), issue(&old, "n2", 9));
-    let foreign = issue(&new, "n1", 9);
-    write(&first.chain_pem, &first.key_pem, old.bundle_pem());
-    let material = Material::open(files.clone(), now).unwrap();
-    let until = material.not_after();
-    let ours = |names: &NodeNames| names.allow("smg", "n1");
-    assert!(!material.reload_if(now, &ours).unwrap(), "nothing is new");
-    let half = &second.chain_pem[..second.chain_pem.len() / 2];
-    let later = now + Duration::days(20);
-    for (case, chain, key, authorities, at) in [
-        ("half written", half, &*second.key_pem, old.bundle_pem(), now),
-        ("another key", &second.chain_pem, &first.key_pem, old.bundle_pem(), now),
-        ("another authority", &foreign.chain_pem, &foreign.key_pem, old.bundle_pem(), now),
-        ("another node", &other.chain_pem, &other.key_pem, old.bundle_pem(), now),
-        ("expired", &second.chain_pem, &second.key_pem, old.bundle_pem(), later),
-    ] {
-        write(chain, key, authorities);
-        assert!(material.reload_if(at, &ours).is_err(), "{case}");
-        assert_eq!(material.not_after(), until, "{case}: the old stays in use");
-    }
-    let both = format!("{}{}", old.bundle_pem(), new.bundle_pem());
-    write(&second.chain_pem, &second.key_pem, &both);
-    assert!(material.reload_if(now, &ours).unwrap(), "a new leaf and a union of authorities");
-    assert!(material.not_after() > until);
-    let peer = CertificateDer::from_pem_slice(foreign.chain_pem.as_bytes()).unwrap();
-    let unix = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.unix_timestamp().try_into().unwrap()));
-    material.check_peer(std::slice::from_ref(&peer), unix).unwrap();
-    write(&second.chain_pem, &second.key_pem, old.bundle_pem());
-    assert!(material.reload_if(now, &ours).unwrap(), "an authority goes");
-    assert!(material.check_peer(&[peer], unix).is_err(), "and those that it signed with it");
 }

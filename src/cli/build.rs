@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::HeaderName;
-use smg_certs::IdentityFiles;
+use smg_certs::{AllowedNodes, IdentityFiles};
 
 use super::{
     Environment,
@@ -20,7 +20,9 @@ use super::{
     sources::{Origin, Origins},
 };
 use crate::{
-    config::{self, Auth, Bind, Breaker, Config, Health, Limits, Mesh, Requests, Retry, Telemetry, Workers, address},
+    config::{
+        self, Auth, Bind, Breaker, Config, Health, Limits, Mesh, MeshTls, Requests, Retry, Telemetry, Workers, address,
+    },
     mesh::node::{NAME_BYTES_MAX, NodeName},
 };
 
@@ -253,6 +255,7 @@ impl Check<'_> {
         }
         let (node, node_is_derived) = self.node(flags);
         let cluster = self.accept("mesh-cluster", &flags.mesh_cluster, config::label(&flags.mesh_cluster));
+        let tls = self.mesh_tls(flags, &node, &flags.mesh_cluster);
         let zone = flags.mesh_zone.as_deref().filter(|zone| !zone.is_empty());
         let zone = zone.and_then(|zone| self.accept("mesh-zone", zone, config::label(zone)));
         if flags.mesh_gossip_interval_ms > flags.mesh_probe_interval_ms {
@@ -269,7 +272,7 @@ impl Check<'_> {
             peers,
             cluster: cluster.unwrap_or_default(),
             zone: zone.unwrap_or_default(),
-            tls: self.mesh_tls(flags),
+            tls,
             probe_interval: Duration::from_millis(flags.mesh_probe_interval_ms),
             gossip_interval: Duration::from_millis(flags.mesh_gossip_interval_ms),
             sync_interval: Duration::from_millis(flags.mesh_sync_interval_ms),
@@ -277,8 +280,37 @@ impl Check<'_> {
         }
     }
 
+    /// How the mesh is protected; none when it is to be plain.
+    fn mesh_tls(&mut self, flags: &MeshFlags, node: &NodeName, cluster: &str) -> Option<MeshTls> {
+        let allowed = self.allowed_nodes(flags, node, cluster);
+        let files = self.mesh_identity(flags);
+        if allowed.is_some() && files.is_none() {
+            self.problem(
+                "mesh-allowed-nodes",
+                "needs --mesh-tls, since without it nobody can tell who a node is: add it",
+            );
+        }
+        Some(MeshTls { files: files?, allowed })
+    }
+
+    fn allowed_nodes(&mut self, flags: &MeshFlags, node: &NodeName, cluster: &str) -> Option<AllowedNodes> {
+        let mut nodes = BTreeSet::new();
+        for text in entries(&flags.mesh_allowed_nodes) {
+            let name = text.parse::<NodeName>().map_err(|error| error.to_string());
+            nodes.extend(self.accept("mesh-allowed-nodes", text, name).map(|name| name.to_string()));
+        }
+        if nodes.is_empty() {
+            return None;
+        }
+        if !nodes.contains(node.as_str()) {
+            let what = format!("lacks this node, {node}: add it, so that one list serves all nodes");
+            self.problem("mesh-allowed-nodes", &what);
+        }
+        Some(AllowedNodes { cluster: cluster.to_owned(), nodes })
+    }
+
     /// The files of the node's identity; none when the mesh is to be plain.
-    fn mesh_tls(&mut self, flags: &MeshFlags) -> Option<IdentityFiles> {
+    fn mesh_identity(&mut self, flags: &MeshFlags) -> Option<IdentityFiles> {
         let set = |value: &Option<String>| value.as_deref().filter(|text| !text.is_empty()).map(PathBuf::from);
         let files = [
             ("mesh-tls-cert", set(&flags.mesh_tls_cert)),
@@ -406,6 +438,7 @@ pub(super) const MESH: &[&str] = &[
     "mesh-tls-key",
     "mesh-tls-ca",
     "mesh-tls-dir",
+    "mesh-allowed-nodes",
     "mesh-transport",
     "mesh-zone",
     "mesh-probe-interval-ms",

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use smg_certs::IdentityFiles;
+use smg_certs::{AllowedNodes, IdentityFiles};
 
 use super::{sources::Origin, *};
 use crate::config::PolicyKind;
@@ -389,7 +389,9 @@ fn the_mesh_is_protected_on_both_planes_or_on_none() {
             Some(IdentityFiles::in_dir("d".as_ref())),
         ),
     ] {
-        assert_eq!(launch(&args, &[]).unwrap().mesh.tls, expected, "{case}");
+        let tls = launch(&args, &[]).unwrap().mesh.tls;
+        assert!(tls.iter().all(|tls| tls.allowed.is_none()), "{case}");
+        assert_eq!(tls.map(|tls| tls.files), expected, "{case}");
     }
     for (case, args, parts) in [
         ("no files", vec!["--mesh-tls"], vec!["--mesh-tls:", "--mesh-tls-dir", "--mesh-tls-cert"]),
@@ -406,6 +408,21 @@ fn the_mesh_is_protected_on_both_planes_or_on_none() {
             assert_refused(case, &[&["--enable-mesh"], &args[..]].concat(), &parts);
         }
     }
+}
+
+#[test]
+fn a_list_of_allowed_nodes_names_this_node_and_needs_tls() {
+    let base = ["--enable-mesh", "--mesh-server-name=n1", "--mesh-cluster=prod", "--mesh-tls-dir=d"];
+    let more = ["--mesh-allowed-nodes=n3, n1", "--mesh-allowed-nodes=n2,n1"];
+    let tls = accepted(&[&base[..], &more].concat()).mesh.tls.unwrap();
+    let nodes = ["n1", "n2", "n3"].map(str::to_owned).into();
+    assert_eq!(tls.allowed, Some(AllowedNodes { cluster: "prod".to_owned(), nodes }));
+    let own = ["--mesh-allowed-nodes=n2"];
+    assert_refused("without this node", &[&base[..], &own].concat(), &["--mesh-allowed-nodes:", "n1"]);
+    let bad = ["--mesh-allowed-nodes=n1,n/2"];
+    assert_refused("no name", &[&base[..], &bad].concat(), &["--mesh-allowed-nodes:", "n/2"]);
+    let plain = ["--enable-mesh", "--mesh-server-name=n1", "--mesh-allowed-nodes=n1"];
+    assert_refused("without TLS", &plain, &["--mesh-allowed-nodes:", "--mesh-tls"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A mesh under mutual TLS: certificates from `smg certs` alone, and who stays out.
 
-use std::{io::Write as _, net::TcpStream, path::Path, process::Command};
+use std::{io::Write as _, net::TcpStream, path::Path, process::Command, time::Instant};
 
 use crate::harness::{Gateway, Network, SMG, all_alive, eventually, joined, s};
 
@@ -17,12 +17,14 @@ fn start(network: Network, dir: &Path, n: u8, peers: &[u8], identity: &str) -> G
 }
 
 fn counted(metrics: &str, plane: &str, reason: &str) -> bool {
+    count(metrics, plane, reason) > 0
+}
+
+fn count(metrics: &str, plane: &str, reason: &str) -> u32 {
     let labels = [format!("plane=\"{plane}\""), format!("reason=\"{reason}\"")];
-    metrics.lines().any(|line| {
-        line.starts_with("smg_mesh_rejected_total{")
-            && labels.iter().all(|label| line.contains(label))
-            && !line.ends_with(" 0")
-    })
+    let is_meant = |line: &&str| labels.iter().all(|label| line.contains(label));
+    let line = metrics.lines().filter(|line| line.starts_with("smg_mesh_rejected_total{")).find(is_meant);
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_default()
 }
 
 #[tokio::test]
@@ -61,6 +63,36 @@ async fn three_nodes_join_by_their_certificates_and_strangers_stay_out() {
         let known = alone.statuses().await;
         assert!(known.iter().all(|node| node.starts_with(&alone.name)), "{}: {known:?}", alone.name);
     }
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_on_the_list_stays_out_and_tries_rarely() {
+    let dir = tempfile::tempdir().unwrap();
+    certs(dir.path(), "ca --out ca");
+    for n in [1, 2, 4] {
+        certs(dir.path(), &format!("issue --ca ca --node node{n} --out node{n}"));
+    }
+    let network = Network::new();
+    let on_list = |n: u8| {
+        let files = dir.path().join(format!("node{n}")).display().to_string();
+        let list = ["--mesh-tls-dir", &files, "--mesh-allowed-nodes", "node1,node2"];
+        Gateway::start(network, n, &[1, 2], &list)
+    };
+    let nodes = [on_list(1), on_list(2)];
+    joined(&[&nodes[0], &nodes[1]], 2, s(15)).await;
+
+    let started = Instant::now();
+    let excluded = start(network, dir.path(), 4, &[1, 2], "node4");
+    let attempts = async |plane: &str| count(&nodes[0].metrics().await, plane, "not_allowed");
+    eventually(s(30), "node1 counts three attempts", async || attempts("datagram").await >= 3).await;
+    for plane in ["datagram", "grpc"] {
+        let (attempts, span) = (attempts(plane).await, started.elapsed());
+        assert!(span >= s(5) * attempts.saturating_sub(1), "{attempts} on {plane} in {span:?}");
+    }
+    for node in &nodes {
+        assert_eq!(node.statuses().await, all_alive(2), "{}", node.name);
+    }
+    assert!(excluded.statuses().await.iter().all(|node| node.starts_with("node4")));
 }
 
 #[tokio::test]

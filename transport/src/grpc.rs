@@ -23,8 +23,8 @@
 //! [`StreamEvent::Closed`] that no `Opened` went before; what never got as far is counted in [`StreamStats`].
 //!
 //! **TLS.** With [`StreamConfig::tls`] a connection is mutual TLS 1.3 or nothing, the greeting must name a node that the
-//! peer's certificate names, and both are checked again while the pipe lives ([`crate::tls::RECHECK_INTERVAL`]). A
-//! refused handshake comes as a [`StreamEvent::Closed`] too. Without it peers are not authenticated.
+//! peer's certificate names, and both are checked again while the pipe lives ([`StreamConfig::recheck_interval`]). A
+//! refused handshake comes as a [`StreamEvent::Closed`] too, at both ends. Without TLS peers are not authenticated.
 //!
 //! Every task runs in a tracker that [`Streams::shutdown`] waits for.
 
@@ -62,6 +62,8 @@ pub use pipes::{INBOUND_BYTES_MAX, OUTBOUND_BYTES_MAX};
 use pipes::Pipes;
 use secure::Security;
 
+use crate::tls::RECHECK_INTERVAL;
+
 /// Largest payload of a frame, in bytes: 4 MiB.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -86,6 +88,8 @@ pub struct StreamConfig {
     pub hello: Hello,
     /// What to show to peers and whom to believe; none: no TLS. Default none.
     pub tls: Option<Arc<Material>>,
+    /// How often the peer of an open pipe is checked again; default [`RECHECK_INTERVAL`]. Means nothing without TLS.
+    pub recheck_interval: Duration,
     /// Connections held at one time that others opened; more are dropped at once. Default 1024, one per node of a large
     /// cluster.
     pub inbound_pipes_max: usize,
@@ -108,6 +112,7 @@ impl StreamConfig {
             bind,
             hello,
             tls: None,
+            recheck_interval: RECHECK_INTERVAL,
             inbound_pipes_max: 1024,
             connect_timeout: Duration::from_secs(3),
             hello_timeout: Duration::from_secs(5),
@@ -165,7 +170,7 @@ impl Streams {
         let shared = Arc::new(Shared {
             local_addr: listener.local_addr()?,
             pipes: Pipes::new(&config),
-            security: Security::new(config.tls.as_ref(), config.hello_timeout),
+            security: Security::new(&config),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             kill: CancellationToken::new(),

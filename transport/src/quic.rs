@@ -6,7 +6,7 @@
 //!   are held, the least used one goes first; a connection without traffic ends after [`IDLE_MAX`].
 //! - **Strangers.** Beyond [`UNPROVEN_MAX`] handshakes under way an address must prove that it can receive (Retry, RFC
 //!   9000 §8.1.2), beyond [`HANDSHAKES_MAX`] it is ignored. What is refused comes as [`Incoming::Rejected`], plain and
-//!   replayed packets included. An address that refused us, or that we refused, is not dialed again for [`REFUSED_FOR`].
+//!   replayed packets included. An address that refused us, or that we refused, is left alone for [`QuicConfig::refused_for`].
 //! - **MTU.** UDP payloads have at most [`UDP_BYTES`], so datagrams of [`DATAGRAM_BYTES_MAX`] always fit.
 //! - **Not used:** 0-RTT, resumption, migration, streams. Names are not sent in clear.
 
@@ -63,7 +63,7 @@ pub const HANDSHAKES_MAX: usize = 128;
 /// Time for one handshake.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
 
-/// An address that was refused is left alone for this long.
+/// An address that was refused is left alone for this long, unless configured otherwise.
 pub const REFUSED_FOR: Duration = Duration::from_secs(5);
 
 /// Datagrams that wait for the reader; with full ones 5 MB.
@@ -71,6 +71,25 @@ const INBOX_MAX: usize = 4096;
 
 /// Bytes that one connection keeps for sending and for its reader, each.
 const BUFFER_BYTES: usize = 256 * 1024;
+
+/// What the datagrams are protected by, and its times.
+#[derive(Clone, Debug)]
+pub struct QuicConfig {
+    /// What to show to peers, and whom to believe.
+    pub material: Arc<Material>,
+    /// How often the peer of a connection is checked again; default [`RECHECK_INTERVAL`](tls::RECHECK_INTERVAL).
+    pub recheck_interval: Duration,
+    /// How long an address that was refused is left alone; default [`REFUSED_FOR`].
+    pub refused_for: Duration,
+}
+
+impl QuicConfig {
+    /// The defaults, for this material.
+    #[must_use]
+    pub fn new(material: Arc<Material>) -> Self {
+        Self { material, recheck_interval: tls::RECHECK_INTERVAL, refused_for: REFUSED_FOR }
+    }
+}
 
 /// Datagrams over QUIC. See the [module](self) for what it promises. Must be used within a tokio runtime.
 pub struct QuicTransport {
@@ -81,7 +100,7 @@ pub struct QuicTransport {
 struct Shared {
     endpoint: Endpoint,
     client: quinn::ClientConfig,
-    material: Arc<Material>,
+    config: QuicConfig,
     local_addr: SocketAddr,
     peers: Mutex<BTreeMap<SocketAddr, Peer>>,
     inbox: mpsc::Sender<Incoming>,
@@ -114,7 +133,8 @@ impl QuicTransport {
     ///
     /// # Errors
     /// The address cannot be bound (in use, not local, family not supported). Nothing is left open.
-    pub fn bind(addr: SocketAddr, material: Arc<Material>) -> io::Result<Self> {
+    pub fn bind(addr: SocketAddr, config: QuicConfig) -> io::Result<Self> {
+        let material = &config.material;
         let server = QuicServerConfig::try_from(material.server_config(&[ALPN_DATAGRAMS])).map_err(io::Error::other)?;
         let client = QuicClientConfig::try_from(material.client_config(&[ALPN_DATAGRAMS])).map_err(io::Error::other)?;
         let transport = Arc::new(transport_config());
@@ -133,7 +153,7 @@ impl QuicTransport {
         let (inbox, received) = mpsc::channel(INBOX_MAX);
         let local_addr = endpoint.local_addr()?;
         let peers = Mutex::new(BTreeMap::new());
-        let shared = Arc::new(Shared { endpoint, client, material, local_addr, peers, inbox, tally });
+        let shared = Arc::new(Shared { endpoint, client, config, local_addr, peers, inbox, tally });
         tokio::spawn(accept(shared.clone()));
         Ok(Self { shared, inbox: Mutex::new(received) })
     }
@@ -257,10 +277,14 @@ impl Shared {
         }
         peers.remove(&at);
         if refused {
-            let now = Instant::now();
-            peers.insert(at, Peer { used: now, state: State::Refused(now + REFUSED_FOR) });
+            peers.insert(at, self.refused());
         }
         true
+    }
+
+    fn refused(&self) -> Peer {
+        let now = Instant::now();
+        Peer { used: now, state: State::Refused(now + self.config.refused_for) }
     }
 
     fn closed(&self, at: SocketAddr, connection: &Connection) {
@@ -362,14 +386,14 @@ async fn shake(connecting: quinn::Connecting) -> Result<Connection, ConnectionEr
 /// Reads a connection to its end.
 async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
     let chain = chain(&connection);
-    let Some(identity) = tls::identity(&chain) else {
+    let Some(identity) = tls::identity(&shared.config.material, &chain) else {
         connection.close(VarInt::from_u32(1), b"");
         return shared.reject(at, "bad_certificate");
     };
     shared.opened(at, &connection);
     let error = tokio::select! {
         error = read(shared, at, &connection, &identity) => error,
-        reason = tls::until_distrusted(&shared.material, &chain) => {
+        reason = tls::until_distrusted(&shared.config.material, &chain, shared.config.recheck_interval) => {
             connection.close(VarInt::from_u32(1), b"");
             shared.reject(at, reason);
             ConnectionError::LocallyClosed
@@ -383,9 +407,7 @@ async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
         // The far end refuses our certificate only after we have taken the connection for made.
         error => {
             if let Some(reason) = refusal(&error) {
-                shared
-                    .peers()
-                    .insert(at, Peer { used: Instant::now(), state: State::Refused(Instant::now() + REFUSED_FOR) });
+                shared.peers().insert(at, shared.refused());
                 shared.reject(at, reason);
             }
         }
@@ -430,6 +452,7 @@ fn refused_here(code: u64, text: &str) -> &'static str {
         // One alert for both; the library's own words tell them apart.
         0x12d if text.contains("not valid yet") => "not_yet_valid",
         0x12d => "expired",
+        0x131 => "not_allowed",
         0x130 | 0x133 => "unknown_issuer",
         0x146 => "tls_version",
         0x174 => "no_certificate",

@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use smg_certs::{Material, peer_names};
+use smg_certs::Material;
 
 use crate::PeerIdentity;
 
@@ -14,7 +14,8 @@ pub const ALPN_DATAGRAMS: &[u8] = b"smg-mesh/1";
 /// ALPN of the stream plane: gRPC is HTTP/2.
 pub const ALPN_STREAMS: &[u8] = b"h2";
 
-/// A living connection's peer is checked again this often against the clock and the authorities of the moment.
+/// A living connection's peer is checked again this often, unless configured otherwise, against the clock and the
+/// authorities of the moment.
 pub const RECHECK_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Why a peer was refused, or refused us: a closed set, for metrics and logs.
@@ -26,6 +27,7 @@ pub fn refusal(error: &Error) -> &'static str {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => "unknown_issuer",
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "not_yet_valid",
+            CertificateError::ApplicationVerificationFailure => "not_allowed",
             _ => "bad_certificate",
         },
         Error::PeerIncompatible(
@@ -41,21 +43,29 @@ pub fn refusal(error: &Error) -> &'static str {
     }
 }
 
-/// The same for what a TLS stream gives; ends of the connection below are `closed`.
+/// The same for what a TLS stream gives; ends of the connection below are `tls_closed`.
 pub(crate) fn io_refusal(error: &io::Error) -> &'static str {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    inner.map_or("tls_closed", refusal)
+    verdict(error).unwrap_or("tls_closed")
+}
+
+/// The same, where the error is a verdict of TLS at all.
+pub(crate) fn verdict(error: &io::Error) -> Option<&'static str> {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()).map(refusal)
 }
 
 /// Whom a verified chain speaks for; none when its certificate cannot be read.
-pub(crate) fn identity(chain: &[CertificateDer<'_>]) -> Option<PeerIdentity> {
-    peer_names(chain).ok().map(|names| PeerIdentity(Arc::new(names)))
+pub(crate) fn identity(material: &Material, chain: &[CertificateDer<'_>]) -> Option<PeerIdentity> {
+    material.peer_names(chain).ok().map(|names| PeerIdentity(Arc::new(names)))
 }
 
 /// Waits until the peer's chain is no longer good, and says why.
-pub(crate) async fn until_distrusted(material: &Material, chain: &[CertificateDer<'static>]) -> &'static str {
+pub(crate) async fn until_distrusted(
+    material: &Material,
+    chain: &[CertificateDer<'static>],
+    recheck: Duration,
+) -> &'static str {
     loop {
-        tokio::time::sleep(RECHECK_INTERVAL).await;
+        tokio::time::sleep(recheck).await;
         if let Err(error) = material.check_peer(chain, UnixTime::now()) {
             return refusal(&error);
         }

@@ -7,7 +7,11 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::{config::Mesh, mesh::node::NodeName, telemetry::metrics::Metrics};
+use crate::{
+    config::{Mesh, MeshTls},
+    mesh::node::NodeName,
+    telemetry::metrics::Metrics,
+};
 
 /// The files are read again this often. A kubelet takes about a minute to bring a new secret; this adds little to it.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
@@ -45,8 +49,8 @@ pub enum TlsError {
 /// # Errors
 /// When the files cannot be used now, or are those of another node.
 pub(super) fn open(config: &Mesh, node: &NodeName, metrics: &Arc<Metrics>) -> Result<Option<Arc<Material>>, TlsError> {
-    let Some(files) = &config.tls else { return Ok(None) };
-    let material = Material::open(files.clone(), OffsetDateTime::now_utc())?;
+    let Some(MeshTls { files, allowed }) = &config.tls else { return Ok(None) };
+    let material = Material::open_for(files.clone(), allowed.clone(), OffsetDateTime::now_utc())?;
     if !material.names().allow(&config.cluster, node.as_str()) {
         let (node, cluster) = (node.clone(), config.cluster.clone());
         return Err(TlsError::OtherNode { node, cluster, names: listed(&material) });

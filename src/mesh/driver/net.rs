@@ -13,7 +13,7 @@ use smg_certs::Material;
 use smg_transport::{
     Incoming, PeerIdentity, SendError, Transport,
     grpc::{Hello, Lane, PipeError, PipeId, StreamConfig, StreamEvent, StreamEvents, Streams},
-    quic::QuicTransport,
+    quic::{QuicConfig, QuicTransport},
     udp::UdpTransport,
 };
 use tokio::{
@@ -309,14 +309,15 @@ impl Net {
             }
             StreamEvent::Writable { .. } => {}
             StreamEvent::Closed { pipe, addr, dialed, error } => {
-                if let Some(PipeError::Refused(reason)) = error {
+                if let Some(PipeError::Refused(reason)) = &error {
                     self.metrics.mesh_rejected("grpc", reason);
                     self.refusals.tell(now, "grpc", addr, reason);
                 }
                 report::pipe_closed(&self.metrics, addr, dialed, error.as_ref());
                 let lost = error.is_some();
+                let excluded = error.is_some_and(|error| error.is_exclusion());
                 self.open.remove(&pipe);
-                self.pipes.closed(now, pipe, addr);
+                self.pipes.closed(now, pipe, addr, excluded);
                 self.replicator.handle_disconnected(now, pipe_id(pipe));
                 if lost && dialed {
                     self.swim.handle_hint(now, addr);
@@ -508,7 +509,7 @@ fn bind_planes(
 
 fn bind_datagrams(addr: SocketAddr, tls: Option<Arc<Material>>) -> io::Result<Arc<dyn Transport>> {
     Ok(match tls {
-        Some(material) => Arc::new(QuicTransport::bind(addr, material)?),
+        Some(material) => Arc::new(QuicTransport::bind(addr, QuicConfig::new(material))?),
         None => Arc::new(UdpTransport::bind(addr)?),
     })
 }

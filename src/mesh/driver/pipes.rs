@@ -9,6 +9,9 @@
 //! [`OCCASIONAL_IDLE`] passes without use. At most [`OCCASIONAL_MAX`] exist; beyond that the message is dropped, as a
 //! packet might have been.
 //!
+//! An address where one side *excludes* the other (by its certificate, its name, its cluster) is left alone for
+//! [`EXCLUDED_FOR`], whoever wants a pipe there and whatever membership says of it meanwhile.
+//!
 //! Accepted pipes are known by the address they come from, so that an answer can go back the way the question came.
 
 use std::{
@@ -31,6 +34,9 @@ pub(super) const OCCASIONAL_IDLE: Duration = Duration::from_secs(30);
 
 /// A pipe that was open this long was a success; one that broke earlier counts as a failed dial.
 pub(super) const STABLE_FOR: Duration = Duration::from_secs(5);
+
+/// An address that excludes us, or that we exclude, is dialed once in this time at most.
+pub(super) const EXCLUDED_FOR: Duration = Duration::from_secs(5);
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -66,6 +72,7 @@ struct Target {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
     Waiting(Instant),
+    Excluded(Instant),
     Dialing(PipeId),
     Open {
         pipe: PipeId,
@@ -104,7 +111,8 @@ impl Pipes {
     /// Membership holds the process at `address` for DOWN: a pipe there that nobody else wants would hang for as long as
     /// TCP backs off, also after the network has healed. It is given up, and made anew when the peer is ALIVE again.
     pub(super) fn abandon(&mut self, address: SocketAddr) {
-        if self.targets.get(&address).is_some_and(|target| !target.wanted)
+        let is_kept = |target: &Target| target.wanted || matches!(target.state, State::Excluded(_));
+        if self.targets.get(&address).is_some_and(|target| !is_kept(target))
             && let Some(target) = self.targets.remove(&address)
         {
             self.close.extend(target.state.pipe());
@@ -162,13 +170,13 @@ impl Pipes {
                 self.close.push(pipe);
                 target.state = State::Waiting(now);
             }
-            State::Dialing(_) | State::Open { .. } => return,
+            State::Excluded(_) | State::Dialing(_) | State::Open { .. } => return,
         }
         target.failures = 0;
     }
 
-    /// Notes the end of a pipe.
-    pub(super) fn closed(&mut self, now: Instant, pipe: PipeId, from: SocketAddr) {
+    /// Notes the end of a pipe, and whether one side excludes the other.
+    pub(super) fn closed(&mut self, now: Instant, pipe: PipeId, from: SocketAddr, excluded: bool) {
         if self.accepted.get(&from) == Some(&pipe) {
             self.accepted.remove(&from);
         }
@@ -183,7 +191,10 @@ impl Pipes {
         {
             target.failures = 0;
         }
-        if target.wanted {
+        if excluded {
+            target.state = State::Excluded(now + EXCLUDED_FOR);
+            target.used = now;
+        } else if target.wanted {
             let wait = BACKOFF_FIRST.saturating_mul(1 << target.failures.min(10)).min(BACKOFF_MAX);
             target.state = State::Waiting(now + wait);
             target.failures = target.failures.saturating_add(1);
@@ -199,7 +210,8 @@ impl Pipes {
             return Some(Action::Close(pipe));
         }
         let due = |(_, target): &(&SocketAddr, &mut Target)| {
-            matches!(target.state, State::Waiting(at) if at <= now) && (target.wanted || !target.pending.is_empty())
+            matches!(target.state, State::Waiting(at) | State::Excluded(at) if at <= now)
+                && (target.wanted || !target.pending.is_empty())
         };
         let (&address, target) = self.targets.iter_mut().find(due)?;
         // The driver answers with `dialing`; should it fail to, the address is tried again later.
@@ -211,7 +223,7 @@ impl Pipes {
     #[must_use]
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let due = |target: &Target| match target.state {
-            State::Waiting(at) if target.wanted || !target.pending.is_empty() => Some(at),
+            State::Waiting(at) | State::Excluded(at) if target.wanted || !target.pending.is_empty() => Some(at),
             _ if !target.wanted => Some(target.used + OCCASIONAL_IDLE),
             _ => None,
         };
@@ -235,7 +247,7 @@ impl Pipes {
 impl State {
     fn pipe(self) -> Option<PipeId> {
         match self {
-            Self::Waiting(_) => None,
+            Self::Waiting(_) | Self::Excluded(_) => None,
             Self::Dialing(pipe) | Self::Open { pipe, .. } => Some(pipe),
         }
     }
@@ -281,10 +293,44 @@ mod tests {
         while now < start + 60_000 * MS {
             now = dial(&mut pipes, now, dials);
             pipes.opened(now, PipeId(dials), 1);
-            pipes.closed(now, PipeId(dials), addr());
+            pipes.closed(now, PipeId(dials), addr(), false);
             dials += 1;
         }
         assert!((15..=20).contains(&dials), "{dials} cycles in the first minute");
+    }
+
+    #[test]
+    fn an_address_that_excludes_us_is_dialed_once_in_five_seconds() {
+        for wanted in [true, false] {
+            let (mut pipes, start) = (Pipes::default(), Instant::now());
+            if wanted {
+                pipes.want(start, &BTreeSet::from([addr()]));
+            }
+            let mut dials = Vec::new();
+            for tick in 0..600 {
+                let now = start + tick * 100 * MS;
+                // What would end another wait: messages, news that it is ALIVE, news that it is DOWN.
+                assert!(pipes.defer(now, addr(), Bytes::from_static(b"x")));
+                pipes.revive(now, addr(), u64::from(tick));
+                pipes.abandon(addr());
+                assert!(pipes.defer(now, addr(), Bytes::from_static(b"y")));
+                while let Some(action) = pipes.poll_action(now) {
+                    assert_eq!(action, Action::Dial(addr()));
+                    let pipe = PipeId(u64::from(tick));
+                    pipes.dialing(addr(), pipe);
+                    pipes.closed(now, pipe, addr(), true);
+                    dials.push(now);
+                }
+            }
+            assert_eq!(dials.len(), 12, "wanted: {wanted}");
+            assert!(dials.windows(2).all(|pair| pair[1] - pair[0] >= EXCLUDED_FOR), "wanted: {wanted}");
+            let later = dials[11] + OCCASIONAL_IDLE + EXCLUDED_FOR;
+            if !wanted {
+                pipes.targets.get_mut(&addr()).unwrap().pending.clear();
+                assert_eq!(pipes.poll_action(later), None);
+                assert!(pipes.targets.is_empty(), "an occasional one is forgotten");
+            }
+        }
     }
 
     #[test]
@@ -298,7 +344,7 @@ mod tests {
         ] {
             let opened = dial(&mut pipes, now, pipe);
             pipes.opened(opened, PipeId(pipe), 1);
-            pipes.closed(opened + held, PipeId(pipe), addr());
+            pipes.closed(opened + held, PipeId(pipe), addr(), false);
             assert_eq!(pipes.poll_timeout(), Some(opened + held + wait), "{case}");
         }
     }
@@ -308,12 +354,12 @@ mod tests {
         let (mut pipes, mut now) = wanting();
         for pipe in 0..8 {
             now = dial(&mut pipes, now, pipe);
-            pipes.closed(now, PipeId(pipe), addr());
+            pipes.closed(now, PipeId(pipe), addr(), false);
         }
         assert_eq!(pipes.poll_action(now), None);
         pipes.revive(now, addr(), 2);
         assert_eq!(dial(&mut pipes, now, 8), now);
-        pipes.closed(now, PipeId(8), addr());
+        pipes.closed(now, PipeId(8), addr(), false);
         assert_eq!(pipes.poll_timeout(), Some(now + 100 * MS), "the back-off started anew");
     }
 
@@ -327,7 +373,7 @@ mod tests {
         pipes.revive(now, addr(), 6);
         assert_eq!(pipes.poll_action(now), Some(Action::Close(PipeId(1))));
         dial(&mut pipes, now, 2);
-        pipes.closed(now, PipeId(1), addr());
+        pipes.closed(now, PipeId(1), addr(), false);
         pipes.opened(now, PipeId(2), 6);
         assert_eq!(pipes.open(now, addr()), Some(PipeId(2)), "the end of the old pipe is not that of the new one");
     }
@@ -344,7 +390,7 @@ mod tests {
         assert_eq!(pipes.poll_action(now), Some(Action::Close(PipeId(1))));
         pipes.want(now, &BTreeSet::from([addr()]));
         assert_eq!(dial(&mut pipes, now, 2), now);
-        pipes.closed(now, PipeId(1), addr());
+        pipes.closed(now, PipeId(1), addr(), false);
         pipes.opened(now, PipeId(2), 1);
         assert_eq!(pipes.open(now, addr()), Some(PipeId(2)));
     }

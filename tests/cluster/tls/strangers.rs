@@ -15,7 +15,7 @@ use smg_certs::{Authority, IdentityFiles, Material, NodeRequest};
 use smg_transport::{
     Transport,
     grpc::{Hello, StreamConfig, Streams},
-    quic::QuicTransport,
+    quic::{QuicConfig, QuicTransport},
 };
 use time::{Duration, OffsetDateTime};
 use tokio::net::UdpSocket;
@@ -125,7 +125,7 @@ async fn strangers_are_refused_by_reason_and_the_cluster_is_unharmed() {
         ("not_yet_valid", shown(ca, "node2", 30, ca)),
         ("wrong_name", shown(ca, "n9", 0, ca)),
     ] {
-        let datagrams = QuicTransport::bind(cluster.stranger(), material.clone()).unwrap();
+        let datagrams = QuicTransport::bind(cluster.stranger(), QuicConfig::new(material.clone())).unwrap();
         let slander = slander(cluster.network);
         let send = async || drop(datagrams.try_send(target, &slander));
         cluster.refuses("datagram", reason, send).await;
@@ -150,7 +150,7 @@ async fn strangers_are_refused_by_reason_and_the_cluster_is_unharmed() {
 async fn replayed_packets_of_a_member_are_counted_and_the_cluster_is_unharmed() {
     let cluster = Cluster::start().await;
     let member = shown(&cluster.authority, "node2", 0, &cluster.authority);
-    let member = QuicTransport::bind(cluster.stranger(), member).unwrap();
+    let member = QuicTransport::bind(cluster.stranger(), QuicConfig::new(member)).unwrap();
     let relay = UdpSocket::bind(cluster.stranger()).await.unwrap();
     let tape = Mutex::new(Vec::new());
     let target = cluster.target();

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -20,8 +20,11 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use super::secure::{ByteStream, Secured};
-use crate::PeerIdentity;
+use super::{
+    PipeError,
+    secure::{ByteStream, Secured},
+};
+use crate::{PeerIdentity, tls};
 
 /// What is known of a connection; shared by its I/O, its call and its pipe.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub(super) struct Connection {
     pub(super) kill: CancellationToken,
     /// Cancelled when the connection is gone.
     pub(super) gone: CancellationToken,
+    /// Why the peer refused our certificate: it does so when the connection is made already in our eyes.
+    refusal: OnceLock<&'static str>,
     /// A call was made; a connection carries one.
     is_called: AtomicBool,
     /// The pipe is open: the deadline for strangers no longer applies.
@@ -67,6 +72,7 @@ impl Connection {
             chain: secured.chain,
             kill: plane.child_token(),
             gone: CancellationToken::new(),
+            refusal: OnceLock::new(),
             is_called: AtomicBool::new(false),
             is_open: AtomicBool::new(false),
         });
@@ -76,6 +82,14 @@ impl Connection {
     /// True for the first call on this connection.
     pub(super) fn claim(&self) -> bool {
         !self.is_called.swap(true, Ordering::Relaxed)
+    }
+
+    /// What ended the connection: TLS' own verdict where there was one, else this error.
+    pub(super) fn verdict_or(&self, error: PipeError) -> PipeError {
+        match (self.refusal.get(), error) {
+            (Some(reason), PipeError::Lost(_)) => PipeError::Refused(reason),
+            (_, error) => error,
+        }
     }
 
     pub(super) fn set_open(&self) {
@@ -144,7 +158,14 @@ impl<S> Connected for ConnectionIo<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for ConnectionIo<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Poll::Ready(Err(error)) = &read
+            && let Some(reason) = tls::verdict(error)
+        {
+            // Set once; later errors only repeat it.
+            let _ = self.connection.refusal.set(reason);
+        }
+        read
     }
 }
 

@@ -56,7 +56,8 @@ async fn open(
     let (stream, connection) = Connection::new(to, shared.security.connect(stream).await?, attempt);
     let io = ConnectionIo::dialed(stream, Arc::clone(&connection));
     let greeted = tokio::time::timeout(config.hello_timeout, greet(shared, pipe, &connection, io));
-    let (hello, inbound) = greeted.await.map_err(|_| PipeError::HelloTimeout)??;
+    let greeted = greeted.await.map_err(|_| PipeError::HelloTimeout)?;
+    let (hello, inbound) = greeted.map_err(|error| connection.verdict_or(error))?;
     Ok((connection, hello, inbound))
 }
 

@@ -154,6 +154,16 @@ impl PipeError {
         }
     }
 
+    /// Whether one side excludes the other for what it is: dialing again at once cannot help.
+    #[must_use]
+    pub fn is_exclusion(&self) -> bool {
+        match self {
+            Self::Refused(reason) => *reason != "tls_closed",
+            Self::WrongName | Self::ForeignCluster | Self::UnknownVersion => true,
+            _ => false,
+        }
+    }
+
     /// The answer to a peer whose greeting is refused. The message is the reason's name, for [`Self::from_refusal`].
     pub(super) fn to_refusal(&self) -> Status {
         Status::new(Code::FailedPrecondition, self.reason())

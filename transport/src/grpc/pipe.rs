@@ -63,6 +63,7 @@ pub(super) async fn read(
             let _ = tokio::time::timeout(LINGER, connection.gone.cancelled()).await;
         }
         End::Failed(error) => {
+            let error = connection.verdict_or(error);
             let (addr, reason) = (connection.addr, error.reason());
             tracing::debug!(target: "smg::mesh::transport", pipe = pipe.0, %addr, reason, %error, "pipe lost");
             shared.pipes.finish(pipe, Some(error));

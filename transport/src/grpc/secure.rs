@@ -1,16 +1,16 @@
 //! The bytes under a connection: TCP as it is, or mutual TLS over it.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rustls_pki_types::CertificateDer;
 use smg_certs::Material;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use super::PipeError;
+use super::{LINGER, PipeError, StreamConfig};
 use crate::{
     PeerIdentity,
     tls::{self, ALPN_STREAMS},
@@ -41,39 +41,53 @@ pub(super) struct Security {
 
 struct Mutual {
     material: Arc<Material>,
+    recheck_interval: Duration,
     acceptor: TlsAcceptor,
     connector: TlsConnector,
 }
 
 impl Security {
-    pub(super) fn new(material: Option<&Arc<Material>>, handshake_timeout: Duration) -> Self {
-        let mutual = material.map(|material| Mutual {
+    pub(super) fn new(config: &StreamConfig) -> Self {
+        let mutual = config.tls.as_ref().map(|material| Mutual {
             material: material.clone(),
+            recheck_interval: config.recheck_interval,
             acceptor: TlsAcceptor::from(Arc::new(material.server_config(&[ALPN_STREAMS]))),
             connector: TlsConnector::from(Arc::new(material.client_config(&[ALPN_STREAMS]))),
         });
-        Self { mutual, handshake_timeout }
+        Self { mutual, handshake_timeout: config.hello_timeout }
     }
 
     /// Shakes hands over a connection that somebody opened.
     pub(super) async fn accept(&self, stream: TcpStream) -> Result<Secured, PipeError> {
         let Some(mutual) = &self.mutual else { return Ok(Secured::plain(stream)) };
-        let shaken = tokio::time::timeout(self.handshake_timeout, mutual.acceptor.accept(stream));
-        Secured::mutual(shaken.await.map_err(|_| PipeError::HelloTimeout)?.map(TlsStream::Server))
+        let shaking = mutual.acceptor.accept(stream).into_fallible();
+        let shaken =
+            tokio::time::timeout(self.handshake_timeout, shaking).await.map_err(|_| PipeError::HelloTimeout)?;
+        match shaken {
+            Ok(stream) => mutual.secured(TlsStream::Server(stream)),
+            Err((error, stream)) => {
+                let refused = PipeError::Refused(tls::io_refusal(&error));
+                let _ = tokio::time::timeout(LINGER, linger(stream)).await;
+                Err(refused)
+            }
+        }
     }
 
     /// Shakes hands over a connection that we opened.
     pub(super) async fn connect(&self, stream: TcpStream) -> Result<Secured, PipeError> {
         let Some(mutual) = &self.mutual else { return Ok(Secured::plain(stream)) };
         let shaking = mutual.connector.connect(tls::unsent_name(), stream);
-        let shaken = tokio::time::timeout(self.handshake_timeout, shaking);
-        Secured::mutual(shaken.await.map_err(|_| PipeError::HelloTimeout)?.map(TlsStream::Client))
+        let shaken =
+            tokio::time::timeout(self.handshake_timeout, shaking).await.map_err(|_| PipeError::HelloTimeout)?;
+        mutual.secured(TlsStream::Client(shaken.map_err(|error| PipeError::Refused(tls::io_refusal(&error)))?))
     }
 
     /// Waits until the peer's certificate is no longer good: for ever without TLS.
     pub(super) async fn until_distrusted(&self, chain: &[CertificateDer<'static>]) -> PipeError {
         match &self.mutual {
-            Some(mutual) => PipeError::Refused(tls::until_distrusted(&mutual.material, chain).await),
+            Some(mutual) => {
+                PipeError::Refused(tls::until_distrusted(&mutual.material, chain, mutual.recheck_interval).await)
+            }
             None => std::future::pending().await,
         }
     }
@@ -83,15 +97,24 @@ impl Secured {
     fn plain(stream: TcpStream) -> Self {
         Self { stream: Box::new(stream), identity: None, chain: Vec::new() }
     }
+}
 
-    fn mutual(shaken: io::Result<TlsStream<TcpStream>>) -> Result<Self, PipeError> {
-        let stream = shaken.map_err(|error| PipeError::Refused(tls::io_refusal(&error)))?;
+impl Mutual {
+    fn secured(&self, stream: TlsStream<TcpStream>) -> Result<Secured, PipeError> {
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(ALPN_STREAMS) {
             return Err(PipeError::Refused("no_alpn"));
         }
         let chain: Vec<_> = session.peer_certificates().unwrap_or_default().to_vec();
-        let identity = tls::identity(&chain).ok_or(PipeError::Refused("bad_certificate"))?;
-        Ok(Self { stream: Box::new(stream), identity: Some(identity), chain })
+        let identity = tls::identity(&self.material, &chain).ok_or(PipeError::Refused("bad_certificate"))?;
+        Ok(Secured { stream: Box::new(stream), identity: Some(identity), chain })
     }
+}
+
+/// Lets a refused peer read why. A client of TLS 1.3 speaks before it can know; closing with that unread would reset
+/// the connection, and the alert might be lost.
+async fn linger(mut stream: TcpStream) {
+    let _ = stream.shutdown().await;
+    let mut discarded = [0; 4096];
+    while stream.read(&mut discarded).await.is_ok_and(|len| len > 0) {}
 }

@@ -9,7 +9,10 @@ use std::{
 use tokio::net::UdpSocket;
 
 use super::*;
-use crate::{conformance::Fixture, tls::pki::Pki};
+use crate::{
+    conformance::Fixture,
+    tls::pki::{Pki, Renewable},
+};
 
 /// Transports of nodes `n0`, `n1`, … of one cluster.
 struct Nodes {
@@ -28,7 +31,7 @@ impl Fixture for Nodes {
     fn bind(&self, addr: SocketAddr) -> io::Result<Arc<dyn Transport>> {
         let material = self.pki.material(&format!("n{}", self.next.fetch_add(1, Ordering::Relaxed)));
         let identity = PeerIdentity(Arc::new(material.names()));
-        let transport = QuicTransport::bind(addr, material)?;
+        let transport = QuicTransport::bind(addr, QuicConfig::new(material))?;
         self.identities.lock().unwrap().insert(transport.local_addr(), identity);
         Ok(Arc::new(transport))
     }
@@ -51,8 +54,8 @@ async fn next(transport: &dyn Transport) -> Incoming {
 #[tokio::test]
 async fn datagrams_before_the_handshake_arrive_with_the_name_of_their_sender() {
     let pki = Pki::new();
-    let a = QuicTransport::bind(local(), pki.material("n1")).unwrap();
-    let b = QuicTransport::bind(local(), pki.material("n2")).unwrap();
+    let a = QuicTransport::bind(local(), QuicConfig::new(pki.material("n1"))).unwrap();
+    let b = QuicTransport::bind(local(), QuicConfig::new(pki.material("n2"))).unwrap();
     for round in 0..3_u8 {
         a.try_send(b.local_addr(), &[round]).unwrap();
     }
@@ -67,8 +70,8 @@ async fn datagrams_before_the_handshake_arrive_with_the_name_of_their_sender() {
 
 #[tokio::test]
 async fn another_authority_is_refused_by_both_and_left_alone() {
-    let a = QuicTransport::bind(local(), Pki::new().material("n1")).unwrap();
-    let b = QuicTransport::bind(local(), Pki::new().material("n2")).unwrap();
+    let a = QuicTransport::bind(local(), QuicConfig::new(Pki::new().material("n1"))).unwrap();
+    let b = QuicTransport::bind(local(), QuicConfig::new(Pki::new().material("n2"))).unwrap();
     a.try_send(b.local_addr(), b"hello").unwrap();
     loop {
         match next(&a).await {
@@ -88,7 +91,7 @@ async fn another_authority_is_refused_by_both_and_left_alone() {
 #[tokio::test]
 async fn bad_clients_are_refused_by_reason() {
     let pki = Pki::new();
-    let server = QuicTransport::bind(local(), pki.material("n1")).unwrap();
+    let server = QuicTransport::bind(local(), QuicConfig::new(pki.exclusive("n1", &["n2"]))).unwrap();
     for (expected, crypto) in pki.refused_clients(ALPN_DATAGRAMS) {
         let mut endpoint = Endpoint::client(local()).unwrap();
         let crypto = QuicClientConfig::try_from(crypto).unwrap();
@@ -105,8 +108,8 @@ async fn refused(transport: &QuicTransport, wanted: &str, times: u64) {
     while seen < times {
         match next(transport).await {
             Incoming::Rejected { reason, times, .. } if reason == wanted => seen += times,
-            Incoming::Rejected { .. } => {}
-            other => panic!("{wanted}: {other:?}"),
+            Incoming::Rejected { .. } | Incoming::Unreachable(_) => {}
+            Incoming::Datagram(received) => panic!("{wanted}: {received:?}"),
         }
     }
     assert_eq!(seen, times, "{wanted}");
@@ -115,7 +118,7 @@ async fn refused(transport: &QuicTransport, wanted: &str, times: u64) {
 #[tokio::test]
 async fn packets_of_no_connection_are_counted_and_do_no_harm() {
     let pki = Pki::new();
-    let server = QuicTransport::bind(local(), pki.material("n1")).unwrap();
+    let server = QuicTransport::bind(local(), QuicConfig::new(pki.material("n1"))).unwrap();
     let stranger = UdpSocket::bind(local()).await.unwrap();
     let mut other_version = vec![0xc0, 0, 0, 0, 2];
     other_version.resize(1200, 0);
@@ -128,7 +131,7 @@ async fn packets_of_no_connection_are_counted_and_do_no_harm() {
         stranger.send_to(&packet, server.local_addr()).await.unwrap();
         refused(&server, expected, 1).await;
     }
-    let peer = QuicTransport::bind(local(), pki.material("n2")).unwrap();
+    let peer = QuicTransport::bind(local(), QuicConfig::new(pki.material("n2"))).unwrap();
     peer.try_send(server.local_addr(), b"still here").unwrap();
     assert!(matches!(next(&server).await, Incoming::Datagram(_)));
 }
@@ -152,8 +155,8 @@ async fn tap(relay: Arc<UdpSocket>, to: SocketAddr, tape: Arc<Mutex<Vec<Vec<u8>>
 #[tokio::test]
 async fn a_replayed_recording_is_counted_and_delivers_nothing() {
     let pki = Pki::new();
-    let a = QuicTransport::bind(local(), pki.material("n1")).unwrap();
-    let b = QuicTransport::bind(local(), pki.material("n2")).unwrap();
+    let a = QuicTransport::bind(local(), QuicConfig::new(pki.material("n1"))).unwrap();
+    let b = QuicTransport::bind(local(), QuicConfig::new(pki.material("n2"))).unwrap();
     let relay = Arc::new(UdpSocket::bind(local()).await.unwrap());
     let tape = Arc::new(Mutex::new(Vec::new()));
     let tapping = tokio::spawn(tap(relay.clone(), b.local_addr(), tape.clone()));
@@ -177,10 +180,51 @@ async fn a_replayed_recording_is_counted_and_delivers_nothing() {
 }
 
 #[tokio::test]
+async fn a_living_connection_ends_when_its_authority_goes() {
+    let (old, new) = (Pki::new(), Pki::new());
+    let renewed = Renewable::new(&old, "n2");
+    let a = QuicTransport::bind(local(), QuicConfig::new(old.material("n1"))).unwrap();
+    let recheck_interval = Duration::from_millis(10);
+    let config = QuicConfig { recheck_interval, ..QuicConfig::new(renewed.material.clone()) };
+    let b = QuicTransport::bind(local(), config).unwrap();
+    a.try_send(b.local_addr(), b"hello").unwrap();
+    assert!(matches!(next(&b).await, Incoming::Datagram(_)));
+    renewed.change_to(&new, "n2");
+    let Incoming::Rejected { reason, .. } = next(&b).await else { panic!("not distrusted") };
+    assert_eq!(reason, "unknown_issuer");
+    assert_eq!(next(&a).await, Incoming::Unreachable(b.local_addr()));
+    a.try_send(b.local_addr(), b"again").unwrap();
+    refused(&a, "unknown_issuer", 1).await;
+}
+
+#[tokio::test]
+async fn an_excluded_node_tries_once_in_its_pause() {
+    let pki = Pki::new();
+    let server = QuicTransport::bind(local(), QuicConfig::new(pki.exclusive("n1", &["n1"]))).unwrap();
+    let refused_for = Duration::from_millis(200);
+    let config = QuicConfig { refused_for, ..QuicConfig::new(pki.material("n9")) };
+    let excluded = QuicTransport::bind(local(), config).unwrap();
+    let (started, mut attempts) = (Instant::now(), 0);
+    let mut tick = tokio::time::interval(Duration::from_millis(2));
+    while attempts < 5 {
+        tokio::select! {
+            incoming = next(&server) => {
+                let Incoming::Rejected { reason, times, .. } = incoming else { panic!("{incoming:?}") };
+                assert_eq!(reason, "not_allowed");
+                attempts += times;
+            }
+            _ = tick.tick() => drop(excluded.try_send(server.local_addr(), b"let me in")),
+        }
+    }
+    let least = refused_for * u32::try_from(attempts - 1).unwrap();
+    assert!(started.elapsed() >= least, "{attempts} attempts in {:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn a_restarted_peer_is_found_again_at_its_address() {
     let pki = Pki::new();
-    let a = QuicTransport::bind(local(), pki.material("n1")).unwrap();
-    let b = QuicTransport::bind(local(), pki.material("n2")).unwrap();
+    let a = QuicTransport::bind(local(), QuicConfig::new(pki.material("n1"))).unwrap();
+    let b = QuicTransport::bind(local(), QuicConfig::new(pki.material("n2"))).unwrap();
     let addr = b.local_addr();
     a.try_send(addr, b"first").unwrap();
     assert!(matches!(next(&b).await, Incoming::Datagram(_)));
@@ -191,7 +235,7 @@ async fn a_restarted_peer_is_found_again_at_its_address() {
     let again = pki.material("n2");
     let b = loop {
         // The old socket goes with the last task that uses it.
-        match QuicTransport::bind(addr, again.clone()) {
+        match QuicTransport::bind(addr, QuicConfig::new(again.clone())) {
             Ok(transport) => break transport,
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }

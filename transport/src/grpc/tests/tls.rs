@@ -3,7 +3,10 @@
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use super::*;
-use crate::tls::{ALPN_STREAMS, pki::Pki};
+use crate::tls::{
+    ALPN_STREAMS,
+    pki::{Pki, Renewable},
+};
 
 /// A node that says it is `name` and has the certificate of `certified`.
 fn node(pki: &Pki, name: &str, certified: &str) -> Node {
@@ -74,13 +77,53 @@ async fn plain_peers_are_refused_on_both_sides() {
 #[tokio::test]
 async fn bad_clients_are_refused_by_reason() {
     let pki = Pki::new();
-    let mut a = node(&pki, "a", "a");
+    let mut a = Node::with("a", |config| config.tls = Some(pki.exclusive("a", &["n2"])));
     for (expected, config) in pki.refused_clients(ALPN_STREAMS) {
         let stream = TcpStream::connect(a.addr()).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let _stream = connector.connect(crate::tls::unsent_name(), stream).await;
         assert_eq!(refused(&mut a).await, expected);
     }
+}
+
+#[tokio::test]
+async fn the_dialing_side_is_told_that_it_is_refused() {
+    let pki = Pki::new();
+    let mut a = Node::with("a", |config| config.tls = Some(pki.exclusive("a", &["b"])));
+    let mut excluded = node(&pki, "n9", "n9");
+    for _ in 0..10 {
+        excluded.streams.dial(a.addr());
+        assert_eq!(refused(&mut a).await, "not_allowed");
+        // Whenever the alert comes: before, amid or after the greeting.
+        assert_eq!(refused(&mut excluded).await, "refused_by_peer");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_on_the_list_is_refused_beside_one_that_is() {
+    let pki = Pki::new();
+    let mut a = Node::with("a", |config| config.tls = Some(pki.exclusive("a", &["b"])));
+    let two_names = node(&pki, "b.svc", "b.svc");
+    two_names.streams.dial(a.addr());
+    assert_eq!(refused(&mut a).await, "wrong_name");
+}
+
+#[tokio::test]
+async fn an_open_pipe_ends_when_its_authority_goes() {
+    let (old, new) = (Pki::new(), Pki::new());
+    let renewed = Renewable::new(&old, "b");
+    let mut a = node(&old, "a", "a");
+    let mut b = Node::with("b", |config| {
+        config.tls = Some(renewed.material.clone());
+        config.recheck_interval = Duration::from_millis(10);
+    });
+    a.streams.dial(b.addr());
+    for node in [&mut a, &mut b] {
+        node.opened().await;
+    }
+    renewed.change_to(&new, "b");
+    assert_eq!(refused(&mut b).await, "unknown_issuer");
+    assert_eq!(refused(&mut a).await, "lost");
 }
 
 /// A ClientHello of RFC 5246 §7.4.1.2 for TLS 1.2: ECDHE-ECDSA with AES-128-GCM, P-256, no supported_versions.

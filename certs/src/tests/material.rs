@@ -1,0 +1,85 @@
+//! Material under change: what replaces what, and which peers it lets in.
+
+use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
+
+use super::*;
+
+fn unix(instant: OffsetDateTime) -> UnixTime {
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(instant.unix_timestamp().try_into().unwrap()))
+}
+
+#[test]
+fn material_is_replaced_whole_and_only_by_what_is_good() {
+    let now = now();
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (Authority::create("smg", 30, now).unwrap(), Authority::create("smg", 30, now).unwrap());
+    let issue = |authority: &Authority, node: &str, days: u32| {
+        let request =
+            NodeRequest { cluster: "smg".into(), node: node.into(), days: Some(days), ..NodeRequest::default() };
+        authority.issue(&request, now).unwrap()
+    };
+    let files = IdentityFiles::in_dir(dir.path());
+    let write = |chain: &str, key: &str, authorities: &str| {
+        fs::write(&files.certificate, chain).unwrap();
+        fs::write(&files.key, key).unwrap();
+        fs::write(&files.authorities, authorities).unwrap();
+    };
+    let (first, second, other) = (issue(&old, "n1", 5), issue(&old, "n1", 9), issue(&old, "n2", 9));
+    let foreign = issue(&new, "n1", 9);
+    write(&first.chain_pem, &first.key_pem, old.bundle_pem());
+    let material = Material::open(files.clone(), now).unwrap();
+    let until = material.not_after();
+    let ours = |names: &NodeNames| names.allow("smg", "n1");
+    assert!(!material.reload_if(now, &ours).unwrap(), "nothing is new");
+    let half = &second.chain_pem[..second.chain_pem.len() / 2];
+    let later = now + Duration::days(20);
+    for (case, chain, key, authorities, at) in [
+        ("half written", half, &*second.key_pem, old.bundle_pem(), now),
+        ("another key", &second.chain_pem, &first.key_pem, old.bundle_pem(), now),
+        ("another authority", &foreign.chain_pem, &foreign.key_pem, old.bundle_pem(), now),
+        ("another node", &other.chain_pem, &other.key_pem, old.bundle_pem(), now),
+        ("expired", &second.chain_pem, &second.key_pem, old.bundle_pem(), later),
+    ] {
+        write(chain, key, authorities);
+        assert!(material.reload_if(at, &ours).is_err(), "{case}");
+        assert_eq!(material.not_after(), until, "{case}: the old stays in use");
+    }
+    let both = format!("{}{}", old.bundle_pem(), new.bundle_pem());
+    write(&second.chain_pem, &second.key_pem, &both);
+    assert!(material.reload_if(now, &ours).unwrap(), "a new leaf and a union of authorities");
+    assert!(material.not_after() > until);
+    let peer = CertificateDer::from_pem_slice(foreign.chain_pem.as_bytes()).unwrap();
+    material.check_peer(std::slice::from_ref(&peer), unix(now)).unwrap();
+    write(&second.chain_pem, &second.key_pem, old.bundle_pem());
+    assert!(material.reload_if(now, &ours).unwrap(), "an authority goes");
+    assert!(material.check_peer(&[peer], unix(now)).is_err(), "and those that it signed with it");
+}
+
+#[test]
+fn peers_are_checked_against_clock_authorities_and_list() {
+    let (ca, other) = (authority(), authority());
+    let dir = identity_dir(&ca, "n1");
+    let allowed = AllowedNodes { cluster: "smg".into(), nodes: ["n1", "n2"].map(str::to_owned).into() };
+    let open = |allowed| Material::open_for(IdentityFiles::in_dir(dir.path()), allowed, now()).unwrap();
+    let (any, listed) = (open(None), open(Some(allowed)));
+    let chain_of = |authority: &Authority, node: &str| {
+        let pem = authority.issue(&NodeRequest { days: Some(5), ..request(node) }, now()).unwrap().chain_pem;
+        [CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()]
+    };
+    for (case, chain, later, by_any, by_listed) in [
+        ("on the list", chain_of(&ca, "n2"), 1, "", ""),
+        ("not on the list", chain_of(&ca, "n3"), 1, "", "ApplicationVerificationFailure"),
+        ("expired", chain_of(&ca, "n2"), 6, "Expired", "Expired"),
+        ("not valid yet", chain_of(&ca, "n2"), -2, "NotValidYet", "NotValidYet"),
+        ("another authority", chain_of(&other, "n2"), 1, "InvalidCertificate", "InvalidCertificate"),
+    ] {
+        for (material, expected) in [(&any, by_any), (&listed, by_listed)] {
+            let outcome = material.check_peer(&chain, unix(now() + days(later)));
+            let said = outcome.as_ref().map_or_else(|error| format!("{error:?}"), |()| String::new());
+            assert!(outcome.is_ok() == expected.is_empty() && said.contains(expected), "{case}: {said}");
+        }
+    }
+    let unlisted = chain_of(&ca, "n3");
+    assert!(any.peer_names(&unlisted).unwrap().allow("smg", "n3"));
+    assert!(listed.peer_names(&unlisted).unwrap().is_empty());
+}
