@@ -1,7 +1,7 @@
 //! Worker URLs: one canonical form, so that one worker has one id on every gateway.
 
 use http::{HeaderValue, uri::Authority};
-use url::{Host, Url};
+use url::Url;
 
 /// Longest worker URL in bytes, in its canonical form.
 pub const URL_BYTES_MAX: usize = 2048;
@@ -39,6 +39,8 @@ pub enum AddressError {
 /// When the text is no worker URL.
 pub fn canonical(text: &str) -> Result<String, AddressError> {
     let url = parse(text)?;
+    // The URL standard lets characters into a host that an HTTP authority has not (RFC 3986 §3.2.2).
+    authority(&url)?;
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
@@ -54,19 +56,20 @@ pub(crate) struct Address {
 impl Address {
     pub(crate) fn parse(text: &str) -> Result<Self, AddressError> {
         let url = parse(text)?;
-        let host = url.host().ok_or(AddressError::Malformed)?;
-        let port = url.port_or_known_default().ok_or(AddressError::Port)?;
-        let host = match host {
-            Host::Ipv6(ip) => format!("[{ip}]"),
-            Host::Ipv4(_) | Host::Domain(_) => host.to_string(),
-        };
-        let authority = Authority::try_from(format!("{host}:{port}")).map_err(|_| AddressError::Malformed)?;
+        let authority = authority(&url)?;
         // The default port is left out of `Host`, as every client does (RFC 9110 §7.2 with §4.2.3).
-        let host = url.port().map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
+        let host = if url.port().is_some() { authority.as_str() } else { authority.host() };
         let host = HeaderValue::try_from(host).map_err(|_| AddressError::Malformed)?;
         let path_prefix = url.path().trim_end_matches('/').to_owned();
         Ok(Self { tls: url.scheme() == "https", authority, host, path_prefix })
     }
+}
+
+/// Host and port as a request and a connection name them.
+fn authority(url: &Url) -> Result<Authority, AddressError> {
+    let host = url.host_str().ok_or(AddressError::Malformed)?;
+    let port = url.port_or_known_default().ok_or(AddressError::Port)?;
+    Authority::try_from(format!("{host}:{port}")).map_err(|_| AddressError::Malformed)
 }
 
 fn parse(text: &str) -> Result<Url, AddressError> {
@@ -140,6 +143,7 @@ mod tests {
             ("no host", "http://", Err(AddressError::Malformed)),
             ("space", "http://w 1", Err(AddressError::Malformed)),
             ("line end", "http://w1\n", Err(AddressError::Malformed)),
+            ("quote in the host", "http://w%22", Err(AddressError::Malformed)),
             ("port too large", "http://w1:65536", Err(AddressError::Malformed)),
             ("port 0", "http://w1:0", Err(AddressError::Port)),
             ("empty", "", Err(AddressError::Scheme)),
