@@ -1,4 +1,5 @@
-//! The admin API of workers: `GET` and `POST /workers`, `GET`, `PATCH` and `DELETE /workers/{id or URL-encoded URL}`.
+//! The admin API of workers: `GET` and `POST /workers`, `GET`, `PATCH` and `DELETE /workers/{id or URL-encoded URL}`, and
+//! what asks all of them ([`fanout`]): `POST /flush_cache`, `GET /get_loads`.
 //!
 //! Writes go to the mesh; every gateway then takes up or lets go of the worker by itself (see [`registry`](crate::gateway::registry)). Reads join the mesh's newest view with what this gateway
 //! sees, so a write is visible to the next read at the same gateway. A write is answered when this gateway's routing
@@ -15,10 +16,10 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, FromRequestParts, Path, RawQuery, State, rejection::BytesRejection},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, Method, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 
 use crate::{
@@ -33,6 +34,8 @@ use crate::{
 pub mod auth;
 
 pub mod body;
+
+pub mod fanout;
 
 pub mod listing;
 
@@ -53,7 +56,7 @@ pub struct Admin {
     pub auth: Arc<Auth>,
 }
 
-/// The routes under `/workers`. Every one needs the admin key; see [`require_admin`].
+/// The routes under `/workers`, and those that ask all workers. Every one needs the admin key; see [`require_admin`].
 ///
 /// The caller's address is taken from the request extension `ConnectInfo<SocketAddr>`, which the listener inserts.
 pub fn router(admin: Admin) -> Router {
@@ -62,6 +65,8 @@ pub fn router(admin: Admin) -> Router {
         .route("/workers", get(list).post(add))
         // The rest of the path, because a URL that was not encoded has slashes in it.
         .route("/workers/{*worker}", get(show).patch(change).delete(remove))
+        .route("/flush_cache", post(flush_cache))
+        .route("/get_loads", get(get_loads))
         .route_layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route_layer(guard)
         .with_state(admin)
@@ -161,6 +166,18 @@ async fn remove(State(admin): State<Admin>, Named(key): Named) -> Result<Respons
     // Nothing that begins after the answer goes there.
     admin.registry.settled().await;
     Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "id": id.as_str(), "state": "draining" }))).into_response())
+}
+
+/// The second path is vLLM's.
+async fn flush_cache(State(admin): State<Admin>) -> Response {
+    let question = fanout::Question { method: Method::POST, paths: &["/flush_cache", "/reset_prefix_cache"] };
+    fanout::ask_all(&admin.registry.roster(), question).await
+}
+
+/// The second path is that of older SGLang.
+async fn get_loads(State(admin): State<Admin>) -> Response {
+    let question = fanout::Question { method: Method::GET, paths: &["/get_loads", "/get_load"] };
+    fanout::ask_all(&admin.registry.roster(), question).await
 }
 
 /// The id that a path names: the id itself, or the worker's URL, encoded or not, in any spelling. None for ids that

@@ -105,6 +105,9 @@ pub enum GatewayError {
     /// The worker's answer broke off before the client got any of it.
     #[error("the worker's answer was incomplete")]
     WorkerTruncated,
+    /// No worker did what all were asked to do; the body says why each did not.
+    #[error("no worker did what was asked")]
+    WorkersFailed,
     /// No answer within `--request-timeout-secs`.
     #[error("the worker did not answer in time")]
     WorkerTimeout,
@@ -166,6 +169,7 @@ impl GatewayError {
             Self::WorkerUnreachable => (StatusCode::BAD_GATEWAY, "server_error", "worker_unreachable"),
             Self::WorkerReset => (StatusCode::BAD_GATEWAY, "server_error", "worker_reset"),
             Self::WorkerTruncated => (StatusCode::BAD_GATEWAY, "server_error", "worker_truncated"),
+            Self::WorkersFailed => (StatusCode::BAD_GATEWAY, "server_error", "workers_failed"),
             Self::WorkerTimeout => (StatusCode::GATEWAY_TIMEOUT, "server_error", "worker_timeout"),
         };
         Shape { status, kind, code }
@@ -189,9 +193,14 @@ impl GatewayError {
     /// The JSON body, also the `data:` of a stream that broke.
     #[must_use]
     pub fn json(&self) -> String {
+        serde_json::json!({ "error": self.object() }).to_string()
+    }
+
+    /// What stands under `error` there.
+    #[must_use]
+    pub fn object(&self) -> serde_json::Value {
         let Shape { kind, code, .. } = self.shape();
-        let message = self.to_string();
-        serde_json::json!({"error": {"type": kind, "code": code, "message": message, "param": null}}).to_string()
+        serde_json::json!({"type": kind, "code": code, "message": self.to_string(), "param": null})
     }
 
     /// Its headers, without those of the body.
@@ -294,6 +303,7 @@ mod tests {
             (GatewayError::WorkerUnreachable, 502, "server_error", "worker_unreachable", None),
             (GatewayError::WorkerReset, 502, "server_error", "worker_reset", None),
             (GatewayError::WorkerTruncated, 502, "server_error", "worker_truncated", None),
+            (GatewayError::WorkersFailed, 502, "server_error", "workers_failed", None),
             (GatewayError::WorkerTimeout, 504, "server_error", "worker_timeout", Some("x-should-retry: false")),
         ] {
             let case = format!("{error:?}");

@@ -4,6 +4,57 @@ use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Network, eventually, joined, s, worker};
 
+/// What the worker counts under this name.
+async fn stat(url: &str, name: &str) -> u64 {
+    let stats: Value = reqwest::get(format!("{url}/sim/stats")).await.unwrap().json().await.unwrap();
+    stats[name].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn every_worker_is_asked_and_each_answer_shown() {
+    let network = Network::new();
+    let (_one, one) = worker(network, 100, "m1", &["--cache-block-tokens", "1"]);
+    let (mut two, two_url) = worker(network, 101, "m2", &["--cache-block-tokens", "1"]);
+    let gateway = Gateway::start(network, 1, &[], &["--worker-urls", &format!("{one},{two_url}")]);
+    eventually(
+        s(5),
+        "both are ready",
+        async || matches!(gateway.get("/readiness").await, Some((200, body)) if body["healthy_workers"] == 2),
+    )
+    .await;
+    for model in ["m1", "m2"] {
+        assert_eq!(gateway.chat(model).await.unwrap().0, 200);
+    }
+    assert!(stat(&one, "cache_tokens").await > 0 && stat(&two_url, "cache_tokens").await > 0);
+
+    let (status, loads) = gateway.get("/get_loads").await.unwrap();
+    assert_eq!((status, &loads["succeeded"], &loads["failed"]), (200, &json!(2), &json!(0)), "{loads}");
+    for worker in loads["workers"].as_array().unwrap() {
+        assert!(worker["answer"][0]["num_tokens"].as_u64().unwrap() > 0, "{worker}");
+    }
+    assert_eq!(gateway.post("/flush_cache", json!({})).await.0, 200);
+    assert_eq!((stat(&one, "cache_tokens").await, stat(&two_url, "cache_tokens").await), (0, 0));
+    assert_eq!(gateway.get("/flush_cache").await.unwrap().0, 405);
+
+    arm(&one, &["500@/get_loads"]).await;
+    let (status, loads) = gateway.get("/get_loads").await.unwrap();
+    assert_eq!((status, &loads["succeeded"], &loads["failed"]), (206, &json!(1), &json!(1)), "{loads}");
+    let ill = loads["workers"].as_array().unwrap().iter().find(|worker| worker["url"] == one.as_str()).unwrap();
+    assert_eq!((&ill["ok"], &ill["error"]), (&json!(false), &json!("status 500 Internal Server Error")));
+
+    two.kill();
+    let (status, loads) = gateway.get("/get_loads").await.unwrap();
+    assert_eq!((status, &loads["error"]["code"]), (502, &json!("workers_failed")), "{loads}");
+    arm(&one, &["hang@/flush_cache"]).await;
+    let (status, flushed) = gateway.post("/flush_cache", json!({})).await;
+    assert_eq!((status, &flushed["failed"]), (502, &json!(2)), "a worker that hangs holds nobody up: {flushed}");
+}
+
+async fn arm(url: &str, faults: &[&str]) {
+    let answer = reqwest::Client::new().post(format!("{url}/sim/faults")).json(&json!({"faults": faults}));
+    assert_eq!(answer.send().await.unwrap().status(), 200);
+}
+
 /// `PATCH`es the worker at this URL.
 async fn change(gateway: &Gateway, worker: &str, body: Value) -> (u16, Value) {
     let worker = worker.replace(':', "%3A").replace('/', "%2F");

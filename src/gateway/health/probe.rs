@@ -5,7 +5,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -26,7 +26,7 @@ pub const MODEL_BYTES_MAX: usize = 256;
 /// For the `/v1/models` answer at most, so that a worker that hangs there is not held back from being ready.
 pub const MODELS_TIMEOUT_MAX: Duration = Duration::from_secs(2);
 
-const USER_AGENT: &str = concat!("smg/", env!("CARGO_PKG_VERSION"), " (health check)");
+const USER_AGENT: &str = concat!("smg/", env!("CARGO_PKG_VERSION"));
 
 /// What to find out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -120,18 +120,29 @@ impl HttpProbe {
 }
 
 async fn check(worker: &Worker, endpoint: &str) -> Result<(), ProbeError> {
-    get(worker, endpoint, 0).await.map(drop)
+    exchange(worker, Method::GET, endpoint, 0).await.map(drop)
 }
 
 async fn list_models(worker: &Worker) -> Result<Vec<String>, ProbeError> {
-    Ok(read_models(&get(worker, "/v1/models", MODELS_BYTES_MAX).await?)?)
+    Ok(read_models(&exchange(worker, Method::GET, "/v1/models", MODELS_BYTES_MAX).await?)?)
 }
 
-/// The body of a 2xx answer; with `body_bytes_max` 0 it is not read.
-async fn get(worker: &Worker, path: &str, body_bytes_max: usize) -> Result<Bytes, ProbeError> {
+/// Sends a request without a body and gives that of a 2xx answer; with `body_bytes_max` 0 it is not read. Takes as long
+/// as the worker does.
+///
+/// # Errors
+/// When there is no such answer, whatever the reason.
+pub(crate) async fn exchange(
+    worker: &Worker,
+    method: Method,
+    path: &str,
+    body_bytes_max: usize,
+) -> Result<Bytes, ProbeError> {
     let stream = TcpStream::connect(worker.authority.as_str()).await.map_err(ProbeError::Connect)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let mut request = Request::get(format!("{}{path}", worker.path_prefix))
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("{}{path}", worker.path_prefix))
         .header(header::HOST, &worker.host)
         .header(header::USER_AGENT, USER_AGENT)
         .header(header::CONNECTION, "close");
