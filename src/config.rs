@@ -127,6 +127,10 @@ impl FromStr for PolicyKind {
 pub struct Requests {
     /// Whole request, default 1800 s.
     pub timeout: Duration,
+    /// One worker's first byte of a streamed answer, from when it is asked; none, the default: not watched.
+    pub ttft_timeout: Option<Duration>,
+    /// The worker's next byte of a streamed answer, from when the client has room; none, the default: not watched.
+    pub stream_idle_timeout: Option<Duration>,
     /// Largest request body in bytes, default 512 MiB.
     pub payload_bytes_max: usize,
     /// Drain time after SIGTERM, default 180 s.

@@ -147,6 +147,8 @@ impl Check<'_> {
         }
         Requests {
             timeout: Duration::from_secs(flags.request_timeout_secs),
+            ttft_timeout: flags.ttft_timeout_secs.map(Duration::from_secs),
+            stream_idle_timeout: flags.stream_idle_timeout_secs.map(Duration::from_secs),
             payload_bytes_max: usize::try_from(flags.max_payload_size).unwrap_or(usize::MAX),
             shutdown_grace: Duration::from_secs(flags.shutdown_grace_period_secs),
             request_id_headers,

@@ -84,6 +84,12 @@ pub struct RequestFlags {
     /// Longest time for a whole request
     #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
     pub request_timeout_secs: u64,
+    /// Longest time to the first byte of a streamed answer, per worker: then another worker is asked; 504 when none is left; none does not watch it
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
+    pub ttft_timeout_secs: Option<u64>,
+    /// Longest time between two reads of a streamed answer: then it ends with an error event and is aborted; none does not watch it
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
+    pub stream_idle_timeout_secs: Option<u64>,
     /// Largest request body in bytes
     #[arg(long, default_value_t = 512 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub max_payload_size: u64,

@@ -111,6 +111,12 @@ pub enum GatewayError {
     /// No answer within `--request-timeout-secs`.
     #[error("the worker did not answer in time")]
     WorkerTimeout,
+    /// No byte of a stream within `--ttft-timeout-secs`, from none of the workers that were asked.
+    #[error("the worker did not begin its answer in time")]
+    FirstByteTimeout,
+    /// A stream that had begun brought nothing for `--stream-idle-timeout-secs`.
+    #[error("the worker's answer has stalled")]
+    StreamIdle,
 }
 
 struct Shape {
@@ -171,6 +177,8 @@ impl GatewayError {
             Self::WorkerTruncated => (StatusCode::BAD_GATEWAY, "server_error", "worker_truncated"),
             Self::WorkersFailed => (StatusCode::BAD_GATEWAY, "server_error", "workers_failed"),
             Self::WorkerTimeout => (StatusCode::GATEWAY_TIMEOUT, "server_error", "worker_timeout"),
+            Self::FirstByteTimeout => (StatusCode::GATEWAY_TIMEOUT, "server_error", "ttft_timeout"),
+            Self::StreamIdle => (StatusCode::GATEWAY_TIMEOUT, "server_error", "stream_idle_timeout"),
         };
         Shape { status, kind, code }
     }
@@ -305,6 +313,8 @@ mod tests {
             (GatewayError::WorkerTruncated, 502, "server_error", "worker_truncated", None),
             (GatewayError::WorkersFailed, 502, "server_error", "workers_failed", None),
             (GatewayError::WorkerTimeout, 504, "server_error", "worker_timeout", Some("x-should-retry: false")),
+            (GatewayError::FirstByteTimeout, 504, "server_error", "ttft_timeout", None),
+            (GatewayError::StreamIdle, 504, "server_error", "stream_idle_timeout", None),
         ] {
             let case = format!("{error:?}");
             let response = error.response();

@@ -1,14 +1,14 @@
 //! A request on its way to a worker: read, route, send, and try again where that is safe.
 //!
 //! Retries happen before the client got anything: after a connection that could not be made, or that ended before the
-//! response's head. The next attempt goes to another worker while there is one. A pooled connection that turns out
+//! response's head, or whose first byte of a stream took too long. The next attempt goes to another worker while there is one. A pooled connection that turns out
 //! stale is no failure: the same worker is asked again at once, on a fresh one.
 
 use std::{borrow::Cow, cell::Cell, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Response, Uri, header, uri::PathAndQuery};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use rand::Rng;
@@ -55,6 +55,8 @@ struct Outbound {
 enum Failure {
     Connect,
     Reset,
+    /// Nothing within `--ttft-timeout-secs`.
+    FirstByte,
 }
 
 impl Failure {
@@ -62,6 +64,7 @@ impl Failure {
         match self {
             Self::Connect => "connect",
             Self::Reset => "reset",
+            Self::FirstByte => "ttft",
         }
     }
 
@@ -69,6 +72,7 @@ impl Failure {
         match self {
             Self::Connect => GatewayError::WorkerUnreachable,
             Self::Reset => GatewayError::WorkerReset,
+            Self::FirstByte => GatewayError::FirstByteTimeout,
         }
     }
 }
@@ -213,8 +217,8 @@ async fn attempts(
             let mesh = &core.config().mesh;
             finish.on_route(steering::explanation(route.policy, branch, &worker.id, retries, mesh));
         }
-        let failure = match attempt(inbound, &worker, permit, outbound).await {
-            Ok((response, lease)) => return answer(inbound, outbound, response, lease).await,
+        let failure = match begin(inbound, &worker, permit, outbound).await {
+            Ok(begun) => return answer(inbound, outbound, begun).await,
             Err(failure) => failure,
         };
         core.metrics.worker_error(failure.label());
@@ -223,15 +227,18 @@ async fn attempts(
         }
         tracing::debug!(worker = %worker.id, reason = failure.label(), "attempt failed");
         let retry = &core.config().retry;
-        if retries >= retry.retries_max || !core.try_retry(Instant::now()) {
+        tried.push(worker);
+        let has_another = choice::has_another(route, &tried, Instant::now());
+        // A worker that is too slow would only be asked once more.
+        let is_hopeless = failure == Failure::FirstByte && !has_another;
+        if is_hopeless || retries >= retry.retries_max || !core.try_retry(Instant::now()) {
             return Err(failure.error());
         }
         retries += 1;
         last = Some(failure);
-        tried.push(worker);
         core.metrics.worker_retry();
-        let is_at_once = retries == 1 && failure == Failure::Connect;
-        if !(is_at_once && choice::has_another(route, &tried, Instant::now())) {
+        let is_at_once = failure == Failure::FirstByte || retries == 1 && failure == Failure::Connect;
+        if !(is_at_once && has_another) {
             let random = core.rng.borrow_mut().next_u64();
             let wait = backoff::wait(retry, retries, random);
             if Instant::now() + wait >= outbound.deadline {
@@ -251,15 +258,46 @@ fn refusal(route: &Route, last: Option<Failure>, now: Instant) -> GatewayError {
     }
 }
 
+/// A worker's response that has begun.
+struct Begun {
+    response: Response<Incoming>,
+    lease: Lease,
+    /// Read ahead where the time to it is bounded.
+    first: Option<Frame<Bytes>>,
+}
+
+/// Sends the request to one worker, up to the head of its response; of a stream whose first byte is awaited
+/// (`--ttft-timeout-secs`) up to that byte.
+async fn begin(inbound: &Inbound, worker: &Arc<Worker>, permit: Permit, outbound: &Outbound) -> Result<Begun, Failure> {
+    let Some(ttft) = inbound.core.config().requests.ttft_timeout.filter(|_| outbound.is_stream) else {
+        let (response, lease) = attempt(inbound, worker, permit, outbound.deadline, outbound).await?;
+        return Ok(Begun { response, lease, first: None });
+    };
+    let due = outbound.deadline.min(Instant::now() + ttft);
+    let begun = async {
+        let (mut response, mut lease) = attempt(inbound, worker, permit, due, outbound).await?;
+        let frame = if response.status().is_success() { response.body_mut().frame().await } else { None };
+        let first = frame.transpose().map_err(|error| {
+            tracing::debug!(worker = %worker.id, %error, "no first byte");
+            lease.in_flight.settle(Outcome::Failure, Instant::now());
+            Failure::Reset
+        })?;
+        lease.in_flight.give_until(outbound.deadline);
+        Ok(Begun { response, lease, first })
+    };
+    timeout_at(due.into(), begun).await.unwrap_or(Err(Failure::FirstByte))
+}
+
 /// Sends the request to one worker, up to the head of its response.
 async fn attempt(
     inbound: &Inbound,
     worker: &Arc<Worker>,
     permit: Permit,
+    due: Instant,
     outbound: &Outbound,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let core = &inbound.core;
-    let mut in_flight = worker.begin_permitted(permit, outbound.deadline);
+    let mut in_flight = worker.begin_permitted(permit, due);
     if let Some(mut sender) = core.pool.checkout(worker, inbound.started) {
         match send(&mut sender, request(inbound, worker, outbound)).await {
             Ok(response) => return Ok((response, Lease { core: core.clone(), in_flight, sender })),
@@ -312,12 +350,8 @@ fn uri(path: Option<&PathAndQuery>, prefix: &str) -> Uri {
 
 /// The worker's response as the client gets it. Of a request that is no stream the body is read first, so that a
 /// short one is a 502; a long one is relayed, and aborted when it comes short.
-async fn answer(
-    inbound: &Inbound,
-    outbound: &Outbound,
-    response: Response<Incoming>,
-    mut lease: Lease,
-) -> Result<Response<Body>, GatewayError> {
+async fn answer(inbound: &Inbound, outbound: &Outbound, begun: Begun) -> Result<Response<Body>, GatewayError> {
+    let Begun { response, mut lease, first: mut prelude } = begun;
     let (mut parts, mut incoming) = response.into_parts();
     lease.on_status(parts.status);
     headers::from_worker(&mut parts.headers);
@@ -325,16 +359,14 @@ async fn answer(
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let is_sse = content_type.starts_with(b"text/event-stream");
     let is_long = incoming.size_hint().lower() > READ_AHEAD_BYTES_MAX as u64;
-    let mut prelude = Bytes::new();
     if !(outbound.is_stream && parts.status.is_success() || is_sse || is_long) {
-        let is_whole;
-        (prelude, is_whole) = read_ahead(&mut lease, &mut incoming).await?;
+        let (read, is_whole) = read_ahead(&mut lease, &mut incoming).await?;
         if is_whole {
             lease.give_back();
-            return Ok(Response::from_parts(parts, Body::full(prelude)));
+            return Ok(Response::from_parts(parts, Body::full(read)));
         }
+        prelude = (!read.is_empty()).then(|| Frame::data(read));
     }
-    let prelude = (!prelude.is_empty()).then_some(prelude);
     let connection = inbound.connection.clone();
     let relay = Relay::new(incoming, prelude, lease, connection, outbound.deadline, is_sse);
     Ok(Response::from_parts(parts, Body::relay(relay)))

@@ -18,12 +18,15 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Sleep;
 
 use crate::gateway::{
     batch::Batch, body::BodyError, breaker::Outcome, connection::Connection, core::Core, error::GatewayError,
     finish::Finish, pool::Sender, worker::InFlight,
 };
+
+mod clock;
+
+use clock::Clock;
 
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
@@ -64,15 +67,14 @@ impl Lease {
 /// worker learns that the client left.
 pub(crate) struct Relay {
     incoming: Incoming,
-    /// Bytes read ahead of the relay.
-    prelude: Option<Bytes>,
+    /// What was read ahead of the relay.
+    prelude: Option<Frame<Bytes>>,
     batch: Batch,
     /// The end of the body, behind what was held when it came.
     trailers: Option<Frame<Bytes>>,
     lease: Option<Lease>,
     connection: Rc<Connection>,
-    deadline: Pin<Box<Sleep>>,
-    due: Instant,
+    clock: Clock,
     is_sse: bool,
     /// An event stream is between two events: what follows starts a new one.
     is_between_events: bool,
@@ -92,18 +94,18 @@ enum State {
 }
 
 impl Relay {
-    /// A body that continues `prelude` with what comes from the worker until `deadline`.
+    /// A body that continues `prelude` with what comes from the worker until `deadline`, or until nothing comes for
+    /// `--stream-idle-timeout-secs`.
     pub(crate) fn new(
         incoming: Incoming,
-        prelude: Option<Bytes>,
+        prelude: Option<Frame<Bytes>>,
         lease: Lease,
         connection: Rc<Connection>,
         deadline: Instant,
         is_sse: bool,
     ) -> Self {
         connection.relay_began(deadline);
-        let due = deadline;
-        let deadline = Box::pin(tokio::time::sleep_until(deadline.into()));
+        let clock = Clock::new(deadline, lease.core.config().requests.stream_idle_timeout);
         Self {
             incoming,
             prelude,
@@ -111,8 +113,7 @@ impl Relay {
             trailers: None,
             lease: Some(lease),
             connection,
-            deadline,
-            due,
+            clock,
             is_sse,
             is_between_events: true,
             is_first: true,
@@ -131,12 +132,13 @@ impl Relay {
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>, finish: Option<&mut Finish>) -> Polled {
-        if let Some(bytes) = self.prelude.take() {
-            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        if let Some(frame) = self.prelude.take() {
+            self.on_frame(&frame, finish);
+            return Poll::Ready(Some(Ok(frame)));
         }
         // First of all: a worker that always has more is no reason to go on.
         // What is held leaves before it, within a few turns.
-        if self.batch.is_empty() && self.deadline.as_mut().poll(cx).is_ready() {
+        if self.batch.is_empty() && self.clock.poll_due(cx).is_ready() {
             return self.on_break(&GatewayError::WorkerTimeout, "timeout", finish);
         }
         self.poll_incoming(cx, finish)
@@ -157,8 +159,12 @@ impl Relay {
                     self.on_end();
                     return Poll::Ready(self.batch.take().map(|held| Ok(Frame::data(held))));
                 }
+                Poll::Pending if self.batch.is_empty() && self.clock.poll_idle(cx).is_ready() => {
+                    return self.on_break(&GatewayError::StreamIdle, "idle", finish);
+                }
                 Poll::Pending => return self.batch.poll_settled(cx).map(|held| Some(Ok(Frame::data(held)))),
             };
+            self.clock.on_frame();
             self.on_frame(&frame, finish.as_deref_mut());
             match frame.into_data() {
                 Ok(data) => self.batch.push(data),
@@ -240,7 +246,7 @@ impl Relay {
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         let rest = self.incoming.size_hint();
-        let ahead = self.prelude.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let ahead = self.prelude.as_ref().and_then(Frame::data_ref).map_or(0, |bytes| bytes.len() as u64);
         let ahead = ahead + self.batch.len() as u64;
         match rest.exact() {
             Some(rest) => SizeHint::with_exact(rest + ahead),
@@ -251,6 +257,6 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.connection.relay_ended(self.due);
+        self.connection.relay_ended(self.clock.due());
     }
 }

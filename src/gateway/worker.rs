@@ -129,6 +129,13 @@ impl InFlight {
         &self.worker
     }
 
+    /// Moves the time at which it is given up, as long as its outcome is not known.
+    pub fn give_until(&mut self, deadline: Instant) {
+        if let Some((_, until)) = &mut self.judged {
+            *until = deadline;
+        }
+    }
+
     /// What came of the request; later words do not count.
     pub fn settle(&mut self, outcome: Outcome, now: Instant) {
         let Some((permit, _)) = self.judged.take() else { return };

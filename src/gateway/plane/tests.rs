@@ -27,6 +27,7 @@ mod forward;
 mod limits;
 mod refuse;
 mod steering;
+mod timeouts;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -54,6 +55,8 @@ fn config() -> Config {
         policy: PolicyKind::RoundRobin,
         requests: Requests {
             timeout: Duration::from_secs(30),
+            ttft_timeout: None,
+            stream_idle_timeout: None,
             payload_bytes_max: 1 << 20,
             shutdown_grace: second,
             request_id_headers: vec!["x-request-id".parse().unwrap()],
