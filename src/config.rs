@@ -83,12 +83,14 @@ pub enum PolicyKind {
     LeastLoad,
     /// By routing key on a ring (Karger et al. 1997), bounded load.
     ConsistentHashing,
+    /// The worker that the session table names for the routing key, which every gateway has.
+    Manual,
 }
 
 impl PolicyKind {
     /// Every policy, in the order of the manual.
-    pub const ALL: [Self; 5] =
-        [Self::Random, Self::RoundRobin, Self::PowerOfTwo, Self::LeastLoad, Self::ConsistentHashing];
+    pub const ALL: [Self; 6] =
+        [Self::Random, Self::RoundRobin, Self::PowerOfTwo, Self::LeastLoad, Self::ConsistentHashing, Self::Manual];
 
     /// The spelling of `--policy`, of the API and of metrics.
     #[must_use]
@@ -99,6 +101,7 @@ impl PolicyKind {
             Self::PowerOfTwo => "power_of_two",
             Self::LeastLoad => "least_load",
             Self::ConsistentHashing => "consistent_hashing",
+            Self::Manual => "manual",
         }
     }
 }

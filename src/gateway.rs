@@ -53,6 +53,8 @@ mod pool;
 
 mod relay;
 
+mod session;
+
 mod finish;
 
 pub mod steering;

@@ -48,7 +48,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(keeper);
     tokio::spawn(serve_metrics(metrics_listener, metrics.clone(), ended.clone()));
     let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);
-    let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), registry.suspicions(), routes)?;
+    let plane = Plane::start(
+        config.clone(),
+        registry.routing(),
+        metrics.clone(),
+        registry.suspicions(),
+        mesh.sessions.clone(),
+        routes,
+    )?;
     info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");
 
     tokio::select! {

@@ -112,7 +112,7 @@ mod tests {
                 let mut chosen: Vec<usize> = Vec::new();
                 for seed in 0..200 {
                     let key = format!("key {seed}");
-                    let facts = Facts { routing_key: Some(key.as_bytes()) };
+                    let facts = Facts { routing_key: Some(key.as_bytes()), held_by: None };
                     let found = choose(&route, facts, &tried, policy::mix(seed + 1), now);
                     chosen.extend(found.and_then(|(worker, _)| all.iter().position(|w| w.id == worker.id)));
                 }

@@ -20,6 +20,7 @@ use crate::{
         admission::Admission, budget::RetryBudget, connection::Connection, health::Suspicions, pool::Pool,
         view::RoutingView,
     },
+    mesh::driver::sessions::Sessions,
     telemetry::metrics::Metrics,
 };
 
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) view: Arc<ArcSwap<RoutingView>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) suspicions: Suspicions,
+    pub(crate) sessions: Sessions,
     pub(crate) control: axum::Router,
     /// None: any number of requests may be in flight.
     pub(crate) admission: Option<Admission>,
@@ -57,10 +59,11 @@ impl Shared {
         view: Arc<ArcSwap<RoutingView>>,
         metrics: Arc<Metrics>,
         suspicions: Suspicions,
+        sessions: Sessions,
         control: axum::Router,
     ) -> Self {
         let admission = Admission::new(&config.limits, metrics.clone());
-        Self { config, view, metrics, suspicions, control, admission, templates: Mutex::default() }
+        Self { config, view, metrics, suspicions, sessions, control, admission, templates: Mutex::default() }
     }
 
     /// The template as a metric label.

@@ -37,6 +37,7 @@ use crate::{
         service,
         view::RoutingView,
     },
+    mesh::driver::sessions::Sessions,
     telemetry::metrics::Metrics,
 };
 
@@ -85,7 +86,7 @@ pub struct Plane {
 impl Plane {
     /// Binds every listener and starts a thread per core; serving has begun when it returns.
     ///
-    /// Workers that cannot be connected to are reported to `suspicions`.
+    /// Workers that cannot be connected to are reported to `suspicions`; who holds a session is asked and told there.
     ///
     /// `control` answers what is none of the hot routes; it runs on the core of its connection, so its handlers must
     /// not block, and it finds the client's address as `ConnectInfo<SocketAddr>`. Its fallbacks are replaced.
@@ -98,6 +99,7 @@ impl Plane {
         view: Arc<ArcSwap<RoutingView>>,
         metrics: Arc<Metrics>,
         suspicions: Suspicions,
+        sessions: Sessions,
         control: axum::Router,
     ) -> Result<Self, BindError> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -105,7 +107,7 @@ impl Plane {
         let listen_error = |source| BindError::Listen { addr, source };
         let listeners = listener::bind(addr, cores).map_err(listen_error)?;
         let addr = listeners[0].local_addr().map_err(listen_error)?;
-        let shared = Arc::new(Shared::new(config, view, metrics, suspicions, service::prepare(control)));
+        let shared = Arc::new(Shared::new(config, view, metrics, suspicions, sessions, service::prepare(control)));
         let (phase, _) = watch::channel(Phase::Serving);
         let (alive, ended) = mpsc::channel(1);
         let mut plane = Self { addr, phase, gauges: Vec::new(), epoch: Instant::now(), ended, threads: Vec::new() };

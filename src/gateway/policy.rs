@@ -21,11 +21,16 @@ pub mod least_load;
 
 pub mod consistent_hashing;
 
+pub mod manual;
+
 /// What a policy may look at.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Facts<'a> {
     /// Value of `X-SMG-Routing-Key`, else the request's `user`, else nothing.
     pub routing_key: Option<&'a [u8]>,
+    /// [`WorkerId::number`](crate::mesh::stores::WorkerId::number) of the worker that holds the session of the routing
+    /// key; only looked up for policies that read it.
+    pub held_by: Option<u64>,
 }
 
 /// Chooses a worker of the route that is not in `tried`; none when every one was tried or there is none.
@@ -42,6 +47,10 @@ pub fn choose(route: &Route, facts: Facts<'_>, tried: &[Arc<Worker>], random: u6
         PolicyKind::LeastLoad => least_load::choose(candidates, random),
         PolicyKind::ConsistentHashing => match facts.routing_key {
             Some(key) => consistent_hashing::choose(candidates, key),
+            None => power_of_two::choose(candidates, random),
+        },
+        PolicyKind::Manual => match facts.routing_key {
+            Some(key) => manual::choose(candidates, key, facts.held_by),
             None => power_of_two::choose(candidates, random),
         },
     };
@@ -135,7 +144,10 @@ pub(crate) mod tests {
             ] {
                 let route = Route::new("m".into(), policy, ready.to_vec());
                 for key in [None, Some(&b"k"[..])] {
-                    assert!(choose(&route, Facts { routing_key: key }, tried, 7).is_none(), "{case} {policy:?}");
+                    assert!(
+                        choose(&route, Facts { routing_key: key, held_by: None }, tried, 7).is_none(),
+                        "{case} {policy:?}"
+                    );
                 }
             }
         }
@@ -155,7 +167,7 @@ pub(crate) mod tests {
             let tried: Vec<_> = all.iter().zip(&tried).filter(|(_, t)| **t).map(|(w, _)| w.clone()).collect();
             for policy in PolicyKind::ALL {
                 let route = Route::new("m".into(), policy, all.clone());
-                let facts = Facts { routing_key: key.as_deref().map(str::as_bytes) };
+                let facts = Facts { routing_key: key.as_deref().map(str::as_bytes), held_by: Some(all[0].id_number()) };
                 match choose(&route, facts, &tried, random) {
                     Some(chosen) => prop_assert!(tried.iter().all(|t| t.id != chosen.id), "{policy:?}"),
                     None => prop_assert_eq!(tried.len(), n, "{:?}", policy),

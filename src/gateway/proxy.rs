@@ -27,6 +27,7 @@ use crate::gateway::{
     relay::{Lease, Relay},
     scan,
     service::Inbound,
+    session::Held,
     steering,
     view::{Lookup, Route},
     worker::Worker,
@@ -194,8 +195,9 @@ async fn attempts(
 ) -> Result<Response<Body>, GatewayError> {
     let (core, Way { route, is_steered }) = (&inbound.core, way);
     let is_explained = steering::is_explained(&inbound.parts.headers);
-    let routing_key = inbound.parts.headers.get("x-smg-routing-key").map(HeaderValue::as_bytes).or(user);
-    let facts = Facts { routing_key };
+    let routing_key = steering::routing_key(&inbound.parts.headers)?.or(user);
+    let held = if *is_steered { None } else { Held::of(core, route, routing_key) };
+    let facts = Facts { routing_key, held_by: held.and_then(|held| held.worker()) };
     core.earn_retries(inbound.started);
     let mut tried: Vec<Arc<Worker>> = Vec::new();
     let mut retries = 0;
@@ -218,7 +220,12 @@ async fn attempts(
             finish.on_route(steering::explanation(route.policy, branch, &worker.id, retries, mesh));
         }
         let failure = match begin(inbound, &worker, permit, outbound).await {
-            Ok(begun) => return answer(inbound, outbound, begun).await,
+            Ok(begun) => {
+                if let Some(held) = held {
+                    held.on_answer(core, &worker, begun.response.status());
+                }
+                return answer(inbound, outbound, begun).await;
+            }
             Err(failure) => failure,
         };
         core.metrics.worker_error(failure.label());

@@ -2,7 +2,8 @@
 //!
 //! - `X-SMG-Target-Worker`: the one worker to ask, by its id, its URL or its index in `GET /workers`. No policy chooses
 //!   and no other worker is asked; whether that worker serves the model is for it to say. The model must be known.
-//! - `X-SMG-Routing-Key`: the key of consistent hashing; see [`policy`](crate::gateway::policy).
+//! - `X-SMG-Routing-Key`: 1 to [`ROUTING_KEY_BYTES_MAX`] bytes, the key of the policies consistent_hashing and manual;
+//!   see [`policy`](crate::gateway::policy). Without it the request's `user` is the key.
 //! - `X-SMG-Explain: 1`: the answer carries `X-SMG-Route`, which says how it came about, as
 //!   `policy=round_robin; branch=turn; worker=w-…; retries=0; gateway=node1; zone=a`. It tells ids and no address, and
 //!   names the last worker that was asked, also where that came to nothing. There is no zone when none is set.
@@ -23,6 +24,22 @@ use crate::{
 
 /// Answer header of `X-SMG-Explain`.
 pub const ROUTE_HEADER: HeaderName = HeaderName::from_static("x-smg-route");
+
+/// Longest routing key in bytes.
+pub const ROUTING_KEY_BYTES_MAX: usize = 256;
+
+/// The routing key that the client names.
+///
+/// # Errors
+/// When it is empty, longer than [`ROUTING_KEY_BYTES_MAX`], or there twice.
+pub fn routing_key(client: &HeaderMap) -> Result<Option<&[u8]>, GatewayError> {
+    let mut named = client.get_all("x-smg-routing-key").iter();
+    let Some(key) = named.next() else { return Ok(None) };
+    let is_good = (1..=ROUTING_KEY_BYTES_MAX).contains(&key.len()) && named.next().is_none();
+    is_good.then_some(Some(key.as_bytes())).ok_or_else(|| {
+        GatewayError::InvalidRequest(format!("X-SMG-Routing-Key must be one of 1 to {ROUTING_KEY_BYTES_MAX} bytes"))
+    })
+}
 
 /// The worker that the client names, as the only one of a route; none when it names none.
 ///
@@ -66,7 +83,9 @@ pub fn branch(policy: PolicyKind, facts: Facts<'_>, is_steered: bool) -> &'stati
         PolicyKind::RoundRobin => "turn",
         PolicyKind::PowerOfTwo | PolicyKind::LeastLoad => "load",
         PolicyKind::ConsistentHashing if facts.routing_key.is_some() => "routing_key",
-        PolicyKind::ConsistentHashing => "no_routing_key",
+        PolicyKind::Manual if facts.routing_key.is_some() && facts.held_by.is_some() => "session",
+        PolicyKind::Manual if facts.routing_key.is_some() => "new_session",
+        PolicyKind::ConsistentHashing | PolicyKind::Manual => "no_routing_key",
     }
 }
 
@@ -130,8 +149,27 @@ mod tests {
     }
 
     #[test]
+    fn routing_keys_have_bounds() {
+        let long = "k".repeat(ROUTING_KEY_BYTES_MAX + 1);
+        for (case, values, expected) in [
+            ("none", &[][..], Ok(None)),
+            ("one", &["k"], Ok(Some(&b"k"[..]))),
+            ("longest", &[&long[1..]], Ok(Some(&long.as_bytes()[1..]))),
+            ("empty", &[""], Err(())),
+            ("too long", &[&long], Err(())),
+            ("two", &["k", "k"], Err(())),
+        ] {
+            let mut client = HeaderMap::new();
+            for value in values {
+                client.append("x-smg-routing-key", HeaderValue::from_str(value).unwrap());
+            }
+            assert_eq!(routing_key(&client).map_err(drop), expected, "{case}");
+        }
+    }
+
+    #[test]
     fn branches_say_what_decided() {
-        let (key, none) = (Facts { routing_key: Some(b"k") }, Facts::default());
+        let (key, none) = (Facts { routing_key: Some(b"k"), held_by: None }, Facts::default());
         for (policy, facts, is_steered, expected) in [
             (PolicyKind::Random, key, false, "random"),
             (PolicyKind::RoundRobin, key, false, "turn"),
@@ -140,6 +178,9 @@ mod tests {
             (PolicyKind::ConsistentHashing, key, false, "routing_key"),
             (PolicyKind::ConsistentHashing, none, false, "no_routing_key"),
             (PolicyKind::ConsistentHashing, key, true, "target"),
+            (PolicyKind::Manual, Facts { held_by: Some(1), ..key }, false, "session"),
+            (PolicyKind::Manual, key, false, "new_session"),
+            (PolicyKind::Manual, none, false, "no_routing_key"),
         ] {
             assert_eq!(branch(policy, facts, is_steered), expected, "{policy} {is_steered}");
         }

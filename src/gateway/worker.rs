@@ -36,6 +36,7 @@ pub struct Worker {
     /// Whether requests may go there.
     pub breaker: Breaker,
     ring_hash: u64,
+    number: u64,
     in_flight: AtomicUsize,
 }
 
@@ -62,9 +63,9 @@ impl Worker {
         path_prefix: String,
         authorization: Option<HeaderValue>,
     ) -> Self {
-        let ring_hash = xxh3_64(id.as_str().as_bytes());
+        let (ring_hash, number) = (xxh3_64(id.as_str().as_bytes()), id.number());
         let (breaker, in_flight) = (Breaker::off(Instant::now()), AtomicUsize::new(0));
-        Self { id, tls, authority, host, path_prefix, authorization, breaker, ring_hash, in_flight }
+        Self { id, tls, authority, host, path_prefix, authorization, breaker, ring_hash, number, in_flight }
     }
 
     /// The same with a breaker.
@@ -94,6 +95,12 @@ impl Worker {
     #[must_use]
     pub fn ring_hash(&self) -> u64 {
         self.ring_hash
+    }
+
+    /// [`WorkerId::number`] of its id.
+    #[must_use]
+    pub fn id_number(&self) -> u64 {
+        self.number
     }
 
     /// Counts a request in that its breaker is told nothing of; the guard counts it out.

@@ -17,6 +17,8 @@ mod story;
 
 pub mod handle;
 
+pub mod sessions;
+
 use std::{
     io,
     net::IpAddr,
@@ -38,9 +40,10 @@ use crate::{
             handle::{COMMANDS_MAX, Command, MeshHandle, NodeView, View},
             identity::TlsError,
             net::{Input, Net, NetError},
+            sessions::{Sessions, Table},
         },
         node::{NodeName, NodeStatus},
-        stores::{Stores, WorkerOrigin, WorkerSpec},
+        stores::{StoreEvent, Stores, WorkerOrigin, WorkerSpec},
     },
     telemetry::metrics::{MeshSample, Metrics},
 };
@@ -53,6 +56,9 @@ const VIEW_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The time of the last exchange alone is shown no later than this: an idle cluster costs its readers nothing more often.
 const SYNC_TIME_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often old sessions are looked for.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why the mesh ended.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +86,8 @@ pub enum DriverError {
 pub struct Mesh {
     /// For the rest of the program.
     pub handle: MeshHandle,
+    /// For the request path.
+    pub sessions: Sessions,
     /// Ends with the process: an error ends the process too.
     pub task: JoinHandle<Result<(), DriverError>>,
 }
@@ -91,6 +99,8 @@ struct Driver {
     stores: Stores,
     net: Option<Net>,
     commands: mpsc::Receiver<Command>,
+    sessions: Arc<Table>,
+    expire_due: Instant,
     view: watch::Sender<Arc<View>>,
     view_due: Option<Instant>,
     view_published: Instant,
@@ -125,16 +135,19 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         stores,
         net,
         commands: inbox,
+        sessions: Arc::default(),
+        expire_due: now + EXPIRE_INTERVAL,
         view,
         view_due: Some(now),
         view_published: now - VIEW_INTERVAL,
         leaving: Vec::new(),
         unconfirmed: Vec::new(),
     };
+    let sessions = Sessions::new(driver.sessions.clone(), commands.clone());
     let handle = MeshHandle::new(commands, watched);
     let sampled = handle.clone();
     metrics.watch_mesh(move || sample(&sampled.view()));
-    Ok(Mesh { handle, task: tokio::spawn(driver.run(pod_ip)) })
+    Ok(Mesh { handle, sessions, task: tokio::spawn(driver.run(pod_ip)) })
 }
 
 fn seed(config: &Config, stores: &mut Stores) {
@@ -248,6 +261,7 @@ impl Driver {
                 let outcome = self.stores.put_policy(unix_ms(), &model, &spec);
                 self.unconfirmed.push(Box::new(move || drop(reply.send(outcome))));
             }
+            Command::HoldSession(key, worker) => self.stores.put_session(unix_ms(), key, worker),
             Command::Observe(id, seen) => self.stores.observe_worker(unix_ms(), &id, &seen),
             Command::Leave(reply) => match &mut self.net {
                 Some(net) => {
@@ -283,10 +297,21 @@ impl Driver {
                 self.touch(now, SYNC_TIME_INTERVAL);
             }
         }
+        if self.expire_due <= now {
+            self.expire_due = now + EXPIRE_INTERVAL;
+            self.stores.expire_sessions(unix_ms());
+        }
         let mut changed = false;
         while let Some(event) = self.stores.poll_event() {
             report::store_event(&event);
-            changed = true;
+            match event {
+                StoreEvent::SessionChanged(key) => self.sessions.set(key, self.stores.session(key)),
+                StoreEvent::ManyChanged => {
+                    self.sessions.replace(self.stores.sessions());
+                    changed = true;
+                }
+                StoreEvent::WorkerChanged(_) | StoreEvent::PolicyChanged(_) => changed = true,
+            }
         }
         if changed {
             self.touch(now, VIEW_INTERVAL);
@@ -324,7 +349,7 @@ impl Driver {
 
     fn deadline(&self) -> Option<Instant> {
         let net = self.net.as_ref().and_then(Net::poll_timeout);
-        [net, self.view_due].into_iter().flatten().min()
+        [net, self.view_due, Some(self.expire_due)].into_iter().flatten().min()
     }
 
     /// The name is taken. One that was derived from the host is made unique and the mesh starts again under it; one
@@ -344,6 +369,7 @@ impl Driver {
         let boot_epoch_ms = unix_ms();
         self.stores = self.stores.renamed(boot_epoch_ms, self.node.clone(), boot_epoch_ms);
         seed(&self.config, &mut self.stores);
+        self.sessions.replace(self.stores.sessions());
         self.net = Some(Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None).await?);
         self.view_due = Some(Instant::now());
         Ok(())

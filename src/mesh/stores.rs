@@ -1,10 +1,11 @@
-//! What the CRDTs stand for: workers and policies.
+//! What the CRDTs stand for: workers, policies and sessions.
 //!
 //! | key | written by | type |
 //! |---|---|---|
 //! | workers `<id>/spec` | any node, for its operator | LWW-Register, removed as in an OR-Set |
 //! | workers `<id>/seen/<node>` | that node alone | single-writer register |
 //! | policies `<model>` | any node, for its operator | LWW-Register |
+//! | sessions, a hash | any node, for its clients | LWW-Register, removed by age and number |
 //!
 //! # Rules that the types alone do not give
 //!
@@ -34,11 +35,13 @@ use crate::mesh::{
 };
 
 mod policies;
+mod sessions;
 mod workers;
 
 use self::workers::WorkerKey;
 pub use self::{
     policies::PolicySpec,
+    sessions::{SESSION_RENEW_MS, SESSION_TTL_MS, SESSIONS_MAX, SESSIONS_SLACK, Session, SessionKey},
     workers::{WorkerId, WorkerObservation, WorkerOrigin, WorkerPatch, WorkerSpec, WorkerState, WorkerView},
 };
 
@@ -55,11 +58,13 @@ pub enum Namespace {
     Policies,
     /// Workers and what gateways see of them.
     Workers,
+    /// Which worker holds what clients come back for.
+    Sessions,
 }
 
 impl Namespace {
     /// Every namespace, in the order in which they are brought up to date.
-    pub const ALL: [Self; 2] = [Self::Policies, Self::Workers];
+    pub const ALL: [Self; 3] = [Self::Policies, Self::Workers, Self::Sessions];
 
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
@@ -78,6 +83,8 @@ pub enum StoreEvent {
     WorkerChanged(WorkerId),
     /// The policy of this model.
     PolicyChanged(String),
+    /// Who holds the session; also when it went.
+    SessionChanged(SessionKey),
     /// More than [`EVENTS_MAX`] entries changed since the last poll: read everything again.
     ManyChanged,
 }
@@ -89,6 +96,8 @@ pub struct EntryCounts {
     pub workers: usize,
     /// Policies in the view.
     pub policies: usize,
+    /// Sessions.
+    pub sessions: usize,
     /// Entries whose key or payload this version cannot read.
     pub undecodable: usize,
     /// Live keys of all namespaces, markers and observations included.
@@ -106,6 +115,7 @@ pub struct Stores {
     masked: BTreeSet<NodeName>,
     events: VecDeque<StoreEvent>,
     waiting: BTreeSet<StoreEvent>,
+    ages: sessions::Ages,
 }
 
 impl Stores {
@@ -120,6 +130,7 @@ impl Stores {
             masked: BTreeSet::new(),
             events: VecDeque::new(),
             waiting: BTreeSet::new(),
+            ages: sessions::Ages::default(),
         }
     }
 
@@ -137,6 +148,9 @@ impl Stores {
                     namespace == Namespace::Workers && !matches!(WorkerKey::parse(key), Some(WorkerKey::Spec(_)));
                 if let Some(live) = lww_register::winner(map, live).filter(|live| own(live) && !is_seen) {
                     renamed.write(namespace, wall_ms, key, &live.payload);
+                    if namespace == Namespace::Sessions {
+                        renamed.on_session_key(key);
+                    }
                 }
             }
         }
@@ -164,6 +178,7 @@ impl Stores {
         EntryCounts {
             workers: workers.len(),
             policies: policies.len(),
+            sessions: self.map(Namespace::Sessions).len(),
             undecodable: bad_workers + bad_policies,
             keys: self.maps.iter().map(Map::len).sum(),
             payload_bytes: self.maps.iter().map(Map::payload_bytes).sum(),
@@ -355,6 +370,7 @@ impl Stores {
                     }
                 }
                 Namespace::Workers => self.on_worker_key(&key),
+                Namespace::Sessions => self.on_session_key(&key),
             }
         }
         Ok(ahead_ms)

@@ -151,7 +151,7 @@ fn view(workers: &[Arc<Worker>]) -> RoutingView {
 
 fn start_with(config: Config, control: axum::Router, workers: &[Arc<Worker>]) -> Plane {
     let view = Arc::new(ArcSwap::from_pointee(view(workers)));
-    Plane::start(Arc::new(config), view, Metrics::new(), Suspicions::default(), control).unwrap()
+    Plane::start(Arc::new(config), view, Metrics::new(), Suspicions::default(), Sessions::default(), control).unwrap()
 }
 
 fn start(workers: &[Arc<Worker>]) -> Plane {

@@ -63,6 +63,7 @@ impl FakeMesh {
                         drop(reply.send(Ok(())));
                     }
                     Command::Observe(id, seen) => observe(&applied, &id, "node1", &seen),
+                    Command::HoldSession(..) => {}
                     Command::Leave(reply) => drop(reply.send(())),
                 }
             }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::mesh::{
     node::{NodeName, NodeStatus},
-    stores::{PolicySpec, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
+    stores::{PolicySpec, SessionKey, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     wire::state::ValueError,
 };
 
@@ -65,6 +65,8 @@ pub enum Command {
     PutPolicy(String, PolicySpec, oneshot::Sender<Result<(), ValueError>>),
     /// Tell the others what this gateway sees of a worker.
     Observe(WorkerId, WorkerObservation),
+    /// A worker holds a session.
+    HoldSession(SessionKey, u64),
     /// Announce LEAVING, wait for a quorum of acks (bounded), then stop.
     Leave(oneshot::Sender<()>),
 }

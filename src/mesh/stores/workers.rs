@@ -15,6 +15,12 @@ impl WorkerId {
         Self(format!("w-{:016x}", xxhash_rust::xxh3::xxh3_64(url.as_bytes())).into())
     }
 
+    /// The digits of the id as a number.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        u64::from_str_radix(&self.0[2..], 16).expect("an id is w- and 16 hex digits")
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

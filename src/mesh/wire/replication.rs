@@ -162,6 +162,7 @@ fn namespace_to_proto(namespace: Namespace) -> i32 {
     match namespace {
         Namespace::Policies => pb::Namespace::Policies as i32,
         Namespace::Workers => pb::Namespace::Workers as i32,
+        Namespace::Sessions => pb::Namespace::Sessions as i32,
     }
 }
 

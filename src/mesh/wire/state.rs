@@ -130,6 +130,20 @@ pub fn decode_policy(payload: &[u8]) -> Result<PolicySpec, ValueError> {
     Ok(PolicySpec { policy: message.policy, config_json: message.config_json })
 }
 
+/// The bytes of a session.
+#[must_use]
+pub fn encode_session(worker: u64) -> Vec<u8> {
+    pb::Session { worker }.encode_to_vec()
+}
+
+/// The number of the worker that holds the session that the bytes are.
+///
+/// # Errors
+/// When they are none.
+pub fn decode_session(payload: &[u8]) -> Result<u64, ValueError> {
+    Ok(pb::Session::decode(payload)?.worker)
+}
+
 fn check_worker(message: &pb::WorkerSpec) -> Result<(), ValueError> {
     bounded("url", message.url.len(), URL_BYTES_MAX)?;
     bounded("api_key", message.api_key.len(), API_KEY_BYTES_MAX)?;
@@ -180,6 +194,7 @@ mod tests {
         }
         let policy = PolicySpec { policy: "random".into(), config_json: "{}".into() };
         assert_eq!(decode_policy(&encode_policy(&policy).unwrap()).unwrap(), policy);
+        assert_eq!(decode_session(&encode_session(u64::MAX)).unwrap(), u64::MAX);
     }
 
     #[test]
@@ -202,6 +217,7 @@ mod tests {
         #[test]
         fn arbitrary_payloads_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = (decode_worker(&bytes).is_ok(), decode_observation(&bytes).is_ok(), decode_policy(&bytes).is_ok());
+            let _ = decode_session(&bytes).is_ok();
         }
     }
 }

@@ -195,7 +195,14 @@ async fn a_client_that_leaves_is_recorded_as_such() {
     let upstream = Upstream::new().await;
     let metrics = Metrics::new();
     let view = Arc::new(ArcSwap::from_pointee(view(&[upstream.worker()])));
-    let plane = Plane::start(Arc::new(config()), view, metrics.clone(), Suspicions::default(), axum::Router::new());
+    let plane = Plane::start(
+        Arc::new(config()),
+        view,
+        metrics.clone(),
+        Suspicions::default(),
+        Sessions::default(),
+        axum::Router::new(),
+    );
     let plane = plane.unwrap();
     let count = |status: &str, code: &str| {
         let path = "path=\"/v1/chat/completions\"";

@@ -196,9 +196,15 @@ async fn a_port_that_is_taken() {
     let plane = start(&[]);
     let mut config = config();
     config.bind.addr = plane.addr();
-    let error =
-        Plane::start(Arc::new(config), Arc::default(), Metrics::new(), Suspicions::default(), axum::Router::new())
-            .unwrap_err();
+    let error = Plane::start(
+        Arc::new(config),
+        Arc::default(),
+        Metrics::new(),
+        Suspicions::default(),
+        Sessions::default(),
+        axum::Router::new(),
+    )
+    .unwrap_err();
     assert!(matches!(error, BindError::Listen { .. }));
     assert!(error.to_string().contains("--port"), "{error}");
 }
