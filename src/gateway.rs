@@ -55,6 +55,8 @@ mod relay;
 
 mod session;
 
+mod stored;
+
 mod finish;
 
 pub mod steering;

@@ -66,6 +66,9 @@ pub enum GatewayError {
         /// The methods that are, for `Allow`; none when the answer has that header already.
         allow: Option<&'static str>,
     },
+    /// No worker has the stored response.
+    #[error("there is no such response")]
+    ResponseNotFound,
     /// No such worker.
     #[error("there is no such worker")]
     WorkerNotFound,
@@ -160,6 +163,7 @@ impl GatewayError {
             Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, INVALID, "invalid_request"),
             Self::ApiKey | Self::AdminKey => (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key"),
             Self::AdminLocalOnly => (StatusCode::FORBIDDEN, "permission_error", "admin_local_only"),
+            Self::ResponseNotFound => (StatusCode::NOT_FOUND, INVALID, "response_not_found"),
             Self::WorkerNotFound => (StatusCode::NOT_FOUND, INVALID, "worker_not_found"),
             Self::PolicyNotFound => (StatusCode::NOT_FOUND, INVALID, "policy_not_found"),
             Self::RouteNotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),
@@ -285,6 +289,7 @@ mod tests {
             (GatewayError::AdminKey, 401, "authentication_error", "invalid_api_key", Some("www-authenticate: Bearer")),
             (GatewayError::AdminLocalOnly, 403, "permission_error", "admin_local_only", None),
             (GatewayError::InvalidRequest("why".into()), 400, "invalid_request_error", "invalid_request", None),
+            (GatewayError::ResponseNotFound, 404, "invalid_request_error", "response_not_found", None),
             (GatewayError::WorkerNotFound, 404, "invalid_request_error", "worker_not_found", None),
             (GatewayError::PolicyNotFound, 404, "invalid_request_error", "policy_not_found", None),
             (GatewayError::RouteNotFound, 404, "invalid_request_error", "not_found", None),

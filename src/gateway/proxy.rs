@@ -7,7 +7,7 @@
 use std::{borrow::Cow, cell::Cell, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Response, Uri, header, uri::PathAndQuery};
+use http::{HeaderValue, Method, Request, Response, Uri, header, response::Parts, uri::PathAndQuery};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -29,6 +29,7 @@ use crate::gateway::{
     service::Inbound,
     session::Held,
     steering,
+    stored::{self, Learner},
     view::{Lookup, Route},
     worker::Worker,
 };
@@ -78,15 +79,25 @@ impl Failure {
     }
 }
 
-/// Serves a request that a worker answers. Without a `body` any ready worker may, whatever its models.
+/// Which worker is to answer.
+pub(crate) enum Wanted {
+    /// One of the model that the body names.
+    Model(Incoming),
+    /// Any ready one, whatever its models.
+    AnyWorker,
+    /// The one that has the response that the path names.
+    Stored(Incoming),
+}
+
+/// Serves a request that a worker answers.
 pub(crate) async fn serve(
     inbound: &Inbound,
-    body: Option<Incoming>,
+    wanted: Wanted,
     finish: &mut Finish,
 ) -> Result<Response<Body>, GatewayError> {
     let deadline = inbound.started + inbound.core.config().requests.timeout;
     let stage = Cell::new(Stage::Body);
-    let served = match timeout_at(deadline.into(), route(inbound, body, deadline, &stage, finish)).await {
+    let served = match timeout_at(deadline.into(), route(inbound, wanted, deadline, &stage, finish)).await {
         Ok(served) => served,
         Err(_) => match stage.get() {
             Stage::Body => Err(GatewayError::BodyTimeout),
@@ -105,17 +116,23 @@ pub(crate) async fn serve(
 
 async fn route(
     inbound: &Inbound,
-    body: Option<Incoming>,
+    wanted: Wanted,
     deadline: Instant,
     stage: &Cell<Stage>,
     finish: &mut Finish,
 ) -> Result<Response<Body>, GatewayError> {
-    let is_bounded = body.is_some();
-    let body = match body {
-        Some(body) => read_request(inbound, body).await?,
-        None => Bytes::new(),
+    let is_bounded = matches!(wanted, Wanted::Model(_));
+    let refers_to = if matches!(wanted, Wanted::Stored(_)) {
+        Some(stored::id_of(inbound.parts.uri.path()).ok_or(GatewayError::ResponseNotFound)?)
+    } else {
+        None
     };
-    let found = if body.is_empty() { scan::Scan::default() } else { scan::scan(&body)? };
+    let body = match wanted {
+        Wanted::Model(body) => read_request(inbound, body).await?,
+        Wanted::Stored(body) => read_body(inbound, body).await?,
+        Wanted::AnyWorker => Bytes::new(),
+    };
+    let found = if is_bounded { scan::scan(&body)? } else { scan::Scan::default() };
     stage.set(Stage::Queue);
     let mut way = look_up(inbound, found.model.as_deref(), inbound.started)?;
     if let Some(admission) = inbound.core.shared().admission.as_ref().filter(|_| is_bounded) {
@@ -126,6 +143,13 @@ async fn route(
         finish.hold(slot);
     }
     stage.set(Stage::Worker);
+    if let Some(id) = refers_to.filter(|_| !way.is_steered) {
+        way = Way { route: only(&way.route, stored::owner(inbound, id).await?), is_steered: true };
+    } else if let Some(id) = found.previous_response_id.as_deref().filter(|id| !way.is_steered && stored::is_id(id))
+        && let Ok(worker) = stored::owner(inbound, id).await
+    {
+        way = Way { route: only(&way.route, worker), is_steered: true };
+    }
     let route = &way.route;
     inbound.core.metrics.router_request(&route.label, inbound.path, found.stream);
     finish.on_model(route.label.clone());
@@ -138,10 +162,15 @@ async fn route(
     attempts(inbound, &way, user.as_deref(), &Outbound { body, is_stream, deadline }, finish).await
 }
 
+/// A route like another, to one worker.
+fn only(route: &Route, worker: Arc<Worker>) -> Arc<Route> {
+    Arc::new(Route::new(route.label.clone(), route.policy, vec![worker]))
+}
+
 /// Where a request may go.
 struct Way {
     route: Arc<Route>,
-    /// The client named the worker.
+    /// The client named the worker, or a response that only one worker has.
     is_steered: bool,
 }
 
@@ -156,11 +185,17 @@ fn look_up(inbound: &Inbound, model: Option<&str>, now: Instant) -> Result<Way, 
     Ok(Way { is_steered: target.is_some(), route: target.unwrap_or(route) })
 }
 
-/// Reads the whole body; one that came in one piece is not copied.
-async fn read_request(inbound: &Inbound, mut body: Incoming) -> Result<Bytes, GatewayError> {
+/// Reads a body that must be there and be JSON.
+async fn read_request(inbound: &Inbound, body: Incoming) -> Result<Bytes, GatewayError> {
     if !headers::is_json(&inbound.parts.headers) {
         return Err(GatewayError::ContentType);
     }
+    let read = read_body(inbound, body).await?;
+    if read.is_empty() { Err(scan::ScanError::Eof.into()) } else { Ok(read) }
+}
+
+/// Reads the whole body; one that came in one piece is not copied.
+async fn read_body(inbound: &Inbound, mut body: Incoming) -> Result<Bytes, GatewayError> {
     let bytes_max = inbound.core.config().requests.payload_bytes_max;
     let too_large = || GatewayError::PayloadTooLarge { bytes_max };
     if body.size_hint().lower() > bytes_max as u64 {
@@ -182,8 +217,7 @@ async fn read_request(inbound: &Inbound, mut body: Incoming) -> Result<Bytes, Ga
             break;
         }
     }
-    let read = if whole.is_empty() { first } else { whole.freeze() };
-    if read.is_empty() { Err(scan::ScanError::Eof.into()) } else { Ok(read) }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
 }
 
 async fn attempts(
@@ -365,18 +399,32 @@ async fn answer(inbound: &Inbound, outbound: &Outbound, begun: Begun) -> Result<
     parts.extensions.clear();
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let is_sse = content_type.starts_with(b"text/event-stream");
+    let learner = learner(inbound, &parts, &lease);
     let is_long = incoming.size_hint().lower() > READ_AHEAD_BYTES_MAX as u64;
     if !(outbound.is_stream && parts.status.is_success() || is_sse || is_long) {
         let (read, is_whole) = read_ahead(&mut lease, &mut incoming).await?;
         if is_whole {
+            if let Some(learner) = learner {
+                learner.on_whole(&read);
+            }
             lease.give_back();
             return Ok(Response::from_parts(parts, Body::full(read)));
         }
         prelude = (!read.is_empty()).then(|| Frame::data(read));
     }
     let connection = inbound.connection.clone();
-    let relay = Relay::new(incoming, prelude, lease, connection, outbound.deadline, is_sse);
+    let mut relay = Relay::new(incoming, prelude, lease, connection, outbound.deadline, is_sse);
+    if let Some(learner) = learner.filter(|_| is_sse) {
+        relay.teach(learner);
+    }
     Ok(Response::from_parts(parts, Body::relay(relay)))
+}
+
+/// Who reads the id in this answer, when it has one that clients come back for.
+fn learner(inbound: &Inbound, parts: &Parts, lease: &Lease) -> Option<Learner> {
+    let is_response = inbound.path == "/v1/responses" && parts.status.is_success();
+    let sessions = &inbound.core.shared().sessions;
+    is_response.then(|| Learner::new(sessions.clone(), lease.in_flight.worker().id.clone()))
 }
 
 /// Reads until the body ends, true, or is too long to be held back, false.

@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 
 use crate::gateway::{
     batch::Batch, body::BodyError, breaker::Outcome, connection::Connection, core::Core, error::GatewayError,
-    finish::Finish, pool::Sender, worker::InFlight,
+    finish::Finish, pool::Sender, stored::Learner, worker::InFlight,
 };
 
 mod clock;
@@ -79,6 +79,8 @@ pub(crate) struct Relay {
     /// An event stream is between two events: what follows starts a new one.
     is_between_events: bool,
     is_first: bool,
+    /// Who reads along for the id of the response, until it was found.
+    learner: Option<Box<Learner>>,
     state: State,
 }
 
@@ -117,7 +119,16 @@ impl Relay {
             is_sse,
             is_between_events: true,
             is_first: true,
+            learner: None,
             state: State::Open,
+        }
+    }
+
+    /// Has somebody read along, from the first byte.
+    pub(crate) fn teach(&mut self, mut learner: Learner) {
+        let ahead = self.prelude.as_ref().and_then(Frame::data_ref);
+        if ahead.is_none_or(|bytes| learner.on_bytes(bytes)) {
+            self.learner = Some(Box::new(learner));
         }
     }
 
@@ -178,6 +189,7 @@ impl Relay {
 
     fn on_frame(&mut self, frame: &Frame<Bytes>, finish: Option<&mut Finish>) {
         if let Some(data) = frame.data_ref() {
+            self.learner.take_if(|learner| !learner.on_bytes(data));
             if self.is_sse {
                 self.is_between_events = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
             }

@@ -9,6 +9,8 @@ use crate::gateway::error::GatewayError;
 pub enum Target {
     /// Goes to a worker of the model that its body names.
     Serving,
+    /// Goes to the worker that has the response that the path names.
+    Stored(Below),
     /// Goes to any one ready worker; the body is not looked at.
     AnyWorker,
     /// The models of the ready workers.
@@ -23,7 +25,19 @@ pub enum Target {
     Control,
 }
 
-/// Finds the target of a request and the route template, which is the path itself on every route here.
+/// What of a stored response.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Below {
+    /// Itself.
+    Itself,
+    /// `/cancel`.
+    Cancel,
+    /// `/input_items`.
+    InputItems,
+}
+
+/// Finds the target of a request and the route template, which is the path itself on all routes but those of stored
+/// responses.
 ///
 /// # Errors
 ///
@@ -31,7 +45,10 @@ pub enum Target {
 pub fn find(method: &Method, path: &str) -> Result<(Target, &'static str), (GatewayError, &'static str)> {
     let Some((target, template)) = by_path(path) else { return Ok((Target::Control, "unmatched")) };
     let (is_allowed, allow) = match target {
-        Target::Serving => (*method == Method::POST, "POST"),
+        Target::Serving | Target::Stored(Below::Cancel) => (*method == Method::POST, "POST"),
+        Target::Stored(Below::Itself) => {
+            (matches!(*method, Method::GET | Method::HEAD | Method::DELETE), "GET, HEAD, DELETE")
+        }
         _ => (*method == Method::GET || *method == Method::HEAD, "GET, HEAD"),
     };
     if is_allowed {
@@ -59,7 +76,17 @@ fn by_path(path: &str) -> Option<(Target, &'static str)> {
         "/liveness" => (Target::Liveness, "/liveness"),
         "/readiness" => (Target::Readiness, "/readiness"),
         "/health" => (Target::Health, "/health"),
-        _ => return None,
+        _ => return stored(path),
+    })
+}
+
+fn stored(path: &str) -> Option<(Target, &'static str)> {
+    let rest = path.strip_prefix("/v1/responses/").filter(|rest| !rest.is_empty())?;
+    Some(match rest.split_once('/') {
+        None => (Target::Stored(Below::Itself), "/v1/responses/{id}"),
+        Some((_, "cancel")) => (Target::Stored(Below::Cancel), "/v1/responses/{id}/cancel"),
+        Some((_, "input_items")) => (Target::Stored(Below::InputItems), "/v1/responses/{id}/input_items"),
+        Some(_) => return None,
     })
 }
 
@@ -77,6 +104,18 @@ mod tests {
             (Method::HEAD, "/readiness", Ok((Target::Readiness, "/readiness"))),
             (Method::POST, "/liveness", Err((not_allowed("GET, HEAD"), "/liveness"))),
             (Method::GET, "/get_model_info", Ok((Target::AnyWorker, "/get_model_info"))),
+            (Method::GET, "/v1/responses/r", Ok((Target::Stored(Below::Itself), "/v1/responses/{id}"))),
+            (Method::DELETE, "/v1/responses/r", Ok((Target::Stored(Below::Itself), "/v1/responses/{id}"))),
+            (Method::POST, "/v1/responses/r", Err((not_allowed("GET, HEAD, DELETE"), "/v1/responses/{id}"))),
+            (Method::POST, "/v1/responses/r/cancel", Ok((Target::Stored(Below::Cancel), "/v1/responses/{id}/cancel"))),
+            (Method::GET, "/v1/responses/r/cancel", Err((not_allowed("POST"), "/v1/responses/{id}/cancel"))),
+            (
+                Method::GET,
+                "/v1/responses/r/input_items",
+                Ok((Target::Stored(Below::InputItems), "/v1/responses/{id}/input_items")),
+            ),
+            (Method::GET, "/v1/responses/", Ok((Target::Control, "unmatched"))),
+            (Method::GET, "/v1/responses/r/x", Ok((Target::Control, "unmatched"))),
             (Method::GET, "/workers", Ok((Target::Control, "unmatched"))),
             (Method::GET, "/", Ok((Target::Control, "unmatched"))),
         ] {

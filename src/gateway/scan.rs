@@ -19,6 +19,8 @@ pub struct Scan<'a> {
     pub stream: bool,
     /// Member `user`, when it is text.
     pub user: Option<Cow<'a, str>>,
+    /// Member `previous_response_id`, when it is text.
+    pub previous_response_id: Option<Cow<'a, str>>,
     /// Where the value of `messages` is.
     pub messages: Option<Range<usize>>,
     /// Where the value of `prompt` is.
@@ -92,6 +94,7 @@ struct Found {
     model: Member,
     stream: bool,
     user: Member,
+    previous_response_id: Member,
     messages: Option<Range<usize>>,
     prompt: Option<Range<usize>>,
 }
@@ -114,6 +117,7 @@ impl Found {
         match key {
             "model" => self.model = member(string),
             "user" => self.user = member(string),
+            "previous_response_id" => self.previous_response_id = member(string),
             "stream" => self.stream = &cursor.bytes[value] == b"true",
             "messages" => self.messages = Some(value),
             "prompt" => self.prompt = Some(value),
@@ -127,11 +131,19 @@ impl Found {
             Member::Text(raw) => Some(raw.decode(text).ok_or(ScanError::ModelNotText)?),
             Member::Other => return Err(ScanError::ModelNotText),
         };
-        let user = match self.user {
+        let text_of = |member: Member| match member {
             Member::Text(raw) => raw.decode(text),
             Member::Missing | Member::Other => None,
         };
-        Ok(Scan { model, stream: self.stream, user, messages: self.messages, prompt: self.prompt })
+        let (user, previous_response_id) = (text_of(self.user), text_of(self.previous_response_id));
+        Ok(Scan {
+            model,
+            stream: self.stream,
+            user,
+            previous_response_id,
+            messages: self.messages,
+            prompt: self.prompt,
+        })
     }
 }
 

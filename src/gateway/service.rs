@@ -14,7 +14,9 @@ use crate::gateway::{
     cors,
     error::{ErrorCode, GatewayError},
     finish::Finish,
-    headers, keys, proxy, public,
+    headers, keys,
+    proxy::{self, Wanted},
+    public,
     routes::{self, Target},
     steering,
 };
@@ -97,14 +99,15 @@ async fn dispatch(mut inbound: Inbound, body: Incoming, finish: &mut Finish) -> 
             }
             Err(GatewayError::Draining)
         }
-        Target::Serving => {
+        Target::Serving | Target::Stored(_) => {
             let api_keys = &core.config().auth.api_keys;
             if !api_keys.is_empty() && !keys::has_one_of(headers, api_keys) {
                 return Err(GatewayError::ApiKey);
             }
-            proxy::serve(&inbound, Some(body), finish).await
+            let wanted = if target == Target::Serving { Wanted::Model(body) } else { Wanted::Stored(body) };
+            proxy::serve(&inbound, wanted, finish).await
         }
-        Target::AnyWorker => proxy::serve(&inbound, None, finish).await,
+        Target::AnyWorker => proxy::serve(&inbound, Wanted::AnyWorker, finish).await,
         Target::Models => Ok(public::models(&core.shared().view.load())),
         Target::Control => control(inbound, body, finish).await,
     }

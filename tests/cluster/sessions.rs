@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Network, eventually, joined, s, worker};
 
@@ -110,4 +110,74 @@ async fn a_session_whose_worker_dies_moves_once_and_keys_have_bounds() {
         let answer = request.header("x-smg-routing-key", value).send().await.unwrap();
         assert_eq!(answer.status(), status, "{case}");
     }
+}
+
+/// Status, `x-sim-worker` and body of a request without a body of its own.
+async fn stored(gateway: &Gateway, method: reqwest::Method, path: &str) -> (u16, String, Value) {
+    let answer = gateway.http.request(method, gateway.url(path)).send().await.unwrap();
+    let worker = answer.headers().get("x-sim-worker").map_or("", |name| name.to_str().unwrap()).to_owned();
+    (answer.status().as_u16(), worker, answer.json().await.unwrap_or(Value::Null))
+}
+
+/// Makes a response: its id, and the worker that has it.
+async fn respond(gateway: &Gateway, body: Value) -> (String, String) {
+    let answer = gateway.http.post(gateway.url("/v1/responses")).json(&body).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let worker = answer.headers()["x-sim-worker"].to_str().unwrap().to_owned();
+    let text = answer.text().await.unwrap();
+    let start = text.find("resp_").expect("an id");
+    (text[start..start + 21].to_owned(), worker)
+}
+
+#[tokio::test]
+async fn a_stored_response_is_reached_through_any_gateway() {
+    let network = Network::new();
+    let (_one, one) = worker(network, 100, "m1", &["--name", "one"]);
+    let (_two, two) = worker(network, 101, "m1", &["--name", "two"]);
+    let urls = format!("{one},{two}");
+    let flags = ["--policy", "round_robin", "--worker-urls", &urls];
+    let gateways = [1, 2].map(|n| Gateway::start(network, n, &[1, 2], &flags));
+    let [node1, node2] = &gateways;
+    joined(&[node1, node2], 2, s(5)).await;
+    for gateway in &gateways {
+        eventually(
+            s(5),
+            "both workers are ready",
+            async || matches!(gateway.get("/readiness").await, Some((200, body)) if body["healthy_workers"] == 2),
+        )
+        .await;
+    }
+    for stream in [false, true] {
+        for _ in 0..4 {
+            let (id, at) = respond(node1, json!({"model": "m1", "input": "hi", "stream": stream})).await;
+            for gateway in [node2, node1] {
+                let (status, by, body) = stored(gateway, reqwest::Method::GET, &format!("/v1/responses/{id}")).await;
+                assert_eq!((status, &by, &body["id"]), (200, &at, &json!(id)), "stream: {stream}");
+            }
+            let (status, by, _) = stored(node2, reqwest::Method::POST, &format!("/v1/responses/{id}/cancel")).await;
+            assert_eq!((status, &by), (200, &at));
+            let follow = json!({"model": "m1", "input": "more", "previous_response_id": id});
+            assert_eq!(respond(node2, follow).await.1, at, "what continues it goes there too");
+            let (status, by, body) = stored(node2, reqwest::Method::DELETE, &format!("/v1/responses/{id}")).await;
+            assert_eq!((status, &by, &body["deleted"]), (200, &at, &json!(true)));
+            assert_eq!(stored(node1, reqwest::Method::GET, &format!("/v1/responses/{id}")).await.0, 404);
+        }
+    }
+    // Made behind the gateways' back: nobody knows of it, so the workers are asked.
+    for (url, name) in [(&one, "one"), (&two, "two")] {
+        let made = node1.http.post(format!("{url}/v1/responses")).json(&json!({"model": "m1", "input": "hi"}));
+        let made: Value = made.send().await.unwrap().json().await.unwrap();
+        let path = format!("/v1/responses/{}", made["id"].as_str().unwrap());
+        let (status, by, body) = stored(node2, reqwest::Method::GET, &path).await;
+        assert_eq!((status, by.as_str(), &body["id"]), (200, name, &made["id"]));
+    }
+    for (case, path, status, code) in [
+        ("unknown", "/v1/responses/resp_0", 404, "response_not_found"),
+        ("no id", "/v1/responses/a%2Fb", 404, "response_not_found"),
+        ("nothing below", "/v1/responses/resp_0/x", 404, "not_found"),
+    ] {
+        let (found, _, body) = stored(node1, reqwest::Method::GET, path).await;
+        assert_eq!((found, &body["error"]["code"]), (status, &json!(code)), "{case}");
+    }
+    assert_eq!(stored(node1, reqwest::Method::PUT, "/v1/responses/resp_0").await.0, 405);
 }
