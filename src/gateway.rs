@@ -4,6 +4,8 @@ pub mod worker;
 
 pub mod breaker;
 
+pub mod hint;
+
 pub mod view;
 
 pub mod policy;

@@ -12,11 +12,12 @@ use crate::gateway::{
     worker::Worker,
 };
 
-/// Chooses a worker by the route's policy among those that are not in `tried` and whose breakers let the request pass.
-/// The permit is to be settled.
+/// Chooses a worker by the route's policy among those that are not in `tried` and whose breakers let the request pass;
+/// one that other gateways warn of (see [`hint`](crate::gateway::hint)) only now and then, or when there is no other. The
+/// permit is to be settled.
 ///
-/// While every breaker is closed this costs one read more than the policy alone; each worker that is passed over for its
-/// breaker costs another choice.
+/// While every breaker is closed and nobody warns this costs two reads more than the policy alone; each worker that is
+/// passed over costs another choice.
 #[must_use]
 pub fn choose(
     route: &Route,
@@ -26,6 +27,9 @@ pub fn choose(
     now: Instant,
 ) -> Option<(Arc<Worker>, Permit)> {
     let worker = policy::choose(route, facts, tried, random)?;
+    if worker.hint.turns_away(random, now) {
+        return choose_again(route, facts, tried, worker, random, now);
+    }
     match worker.breaker.admit(now) {
         Some(permit) => Some((worker, permit)),
         None => choose_again(route, facts, tried, worker, random, now),
@@ -43,13 +47,17 @@ fn choose_again(
 ) -> Option<(Arc<Worker>, Permit)> {
     let mut out = tried.to_vec();
     out.push(passed);
-    loop {
-        let worker = policy::choose(route, facts, &out, random)?;
-        match worker.breaker.admit(now) {
-            Some(permit) => return Some((worker, permit)),
-            None => out.push(worker),
+    while let Some(worker) = policy::choose(route, facts, &out, random) {
+        if !worker.hint.is_on(now)
+            && let Some(permit) = worker.breaker.admit(now)
+        {
+            return Some((worker, permit));
         }
+        out.push(worker);
     }
+    // Nobody is left but those that others warn of: what they say is no reason to refuse.
+    let warned = out.drain(tried.len()..).filter(|worker| worker.hint.is_on(now));
+    warned.into_iter().find_map(|worker| worker.breaker.admit(now).map(|permit| (worker, permit)))
 }
 
 /// Whether there is a worker that is not in `tried` and whose breaker would let a request pass.
@@ -120,6 +128,40 @@ mod tests {
                 chosen.dedup();
                 assert_eq!(chosen, expected, "{case} {policy}");
                 assert_eq!(has_another(&route, &tried, now), !expected.is_empty(), "{case} {policy}");
+            }
+        }
+    }
+
+    #[test]
+    fn workers_that_others_warn_of_are_the_last_choice() {
+        let (now, wall_ms) = (Instant::now(), 1_000_000);
+        for policy in PolicyKind::ALL {
+            for (case, warned, open, often, seldom) in [
+                ("one of three", vec![1], vec![], vec![0, 2], vec![1]),
+                ("the others are open", vec![1], vec![0, 2], vec![1], vec![]),
+                ("all", vec![0, 1, 2], vec![], vec![0, 1, 2], vec![]),
+                ("warned of and open", vec![1], vec![1], vec![0, 2], vec![]),
+            ] {
+                let all = workers(3, &open, now);
+                warned.iter().for_each(|&i: &usize| all[i].hint.set(wall_ms + 60_000, now, wall_ms));
+                let route = Route::new("m".into(), policy, all.clone());
+                let mut counts = [0; 3];
+                for seed in 0..600 {
+                    let key = format!("key {seed}");
+                    let facts = Facts { routing_key: Some(key.as_bytes()), held_by: None };
+                    let (worker, _) = choose(&route, facts, &[], policy::mix(seed + 1), now).unwrap();
+                    counts[all.iter().position(|w| w.id == worker.id).unwrap()] += 1;
+                }
+                for (index, count) in counts.into_iter().enumerate() {
+                    let expected = if often.contains(&index) {
+                        60..=600
+                    } else if seldom.contains(&index) {
+                        1..=40
+                    } else {
+                        0..=0
+                    };
+                    assert!(expected.contains(&count), "{case} {policy}: {counts:?}");
+                }
             }
         }
     }

@@ -13,7 +13,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     config::{self, address},
-    gateway::breaker::{Breaker, Outcome, Permit, State},
+    gateway::{
+        breaker::{Breaker, Outcome, Permit, State},
+        hint::Hint,
+    },
     mesh::stores::{WorkerId, WorkerSpec},
 };
 
@@ -35,6 +38,8 @@ pub struct Worker {
     pub authorization: Option<HeaderValue>,
     /// Whether requests may go there.
     pub breaker: Breaker,
+    /// What other gateways say of it.
+    pub hint: Hint,
     ring_hash: u64,
     number: u64,
     in_flight: AtomicUsize,
@@ -64,8 +69,9 @@ impl Worker {
         authorization: Option<HeaderValue>,
     ) -> Self {
         let (ring_hash, number) = (xxh3_64(id.as_str().as_bytes()), id.number());
-        let (breaker, in_flight) = (Breaker::off(Instant::now()), AtomicUsize::new(0));
-        Self { id, tls, authority, host, path_prefix, authorization, breaker, ring_hash, number, in_flight }
+        let now = Instant::now();
+        let (breaker, hint, in_flight) = (Breaker::off(now), Hint::new(now), AtomicUsize::new(0));
+        Self { id, tls, authority, host, path_prefix, authorization, breaker, hint, ring_hash, number, in_flight }
     }
 
     /// The same with a breaker.
@@ -147,6 +153,9 @@ impl InFlight {
     pub fn settle(&mut self, outcome: Outcome, now: Instant) {
         let Some((permit, _)) = self.judged.take() else { return };
         let worker = &self.worker;
+        if outcome == Outcome::Success {
+            worker.hint.on_success();
+        }
         match worker.breaker.settle(permit, outcome, now) {
             Some((_, to @ State::Open)) => tracing::warn!(worker = %worker.id, status = to.as_str(), "worker breaker"),
             Some((_, to)) => tracing::info!(worker = %worker.id, status = to.as_str(), "worker breaker"),

@@ -187,7 +187,9 @@ mod tests {
                 origin: WorkerOrigin::Api,
                 draining: false,
             };
-            let seen = state.map(|state| ("n1".parse().unwrap(), WorkerObservation { state, models: Vec::new() }));
+            let seen = state.map(|state| {
+                ("n1".parse().unwrap(), WorkerObservation { state, models: Vec::new(), failing_until_ms: 0 })
+            });
             Arc::new(WorkerView { id: WorkerId::of_url(url), spec, observed: seen.into_iter().collect() })
         };
         let policy = policy.map(|policy| PolicySpec { policy: policy.to_owned(), config_json: "{}".to_owned() });

@@ -88,7 +88,7 @@ pub fn health(view: &View, is_draining: bool) -> (bool, Value) {
     (is_healthy, body)
 }
 
-fn rfc3339(time: SystemTime) -> String {
+pub(super) fn rfc3339(time: SystemTime) -> String {
     // Formatting fails for times before 1970, which a broken clock may show.
     let time = time.max(SystemTime::UNIX_EPOCH);
     humantime::format_rfc3339_seconds(time).to_string()

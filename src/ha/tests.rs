@@ -121,8 +121,8 @@ async fn workers_show_every_observer() {
     let worker = json!({
         "id": id.as_str(), "url": "http://w", "models": ["m"], "state": "ready",
         "observers": {
-            "node1": {"state": "ready", "models": ["m"]},
-            "node2": {"state": "not_ready", "models": ["m"]},
+            "node1": {"state": "ready", "models": ["m"], "breaker": "closed"},
+            "node2": {"state": "not_ready", "models": ["m"], "breaker": "closed"},
         },
     });
     assert_eq!(f.get("/ha/workers").await, (200, json!({ "workers": [worker.clone()] })));

@@ -1,14 +1,18 @@
 //! `/ha/workers`: each worker as every gateway sees it.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use serde::Serialize;
 
 use crate::{
     gateway::registry::roster::{Roster, models_of},
+    ha::status::rfc3339,
     mesh::{
         driver::handle::View,
-        stores::{WorkerId, WorkerState, WorkerView},
+        stores::{WorkerId, WorkerObservation, WorkerState, WorkerView},
     },
 };
 
@@ -34,6 +38,11 @@ pub struct Observer {
     pub state: &'static str,
     /// Models that the worker listed for it.
     pub models: Vec<String>,
+    /// Its circuit breaker: open, or closed, which includes half-open.
+    pub breaker: &'static str,
+    /// When an open one lets requests try again, in RFC 3339, UTC, by that gateway's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_until: Option<String>,
 }
 
 /// Every worker, sorted by id.
@@ -58,10 +67,8 @@ fn shown(view: &View, roster: &Roster, worker: &WorkerView) -> Shown {
         None => majority(worker.observed.values().map(|seen| seen.state)),
     };
     let models = own.map_or_else(|| models_of(worker, &[]), |entry| entry.models.clone());
-    let observers = worker
-        .observed
-        .iter()
-        .map(|(node, seen)| (node.to_string(), Observer { state: seen.state.as_str(), models: seen.models.clone() }));
+    let now = SystemTime::now();
+    let observers = worker.observed.iter().map(|(node, seen)| (node.to_string(), observer(seen, now)));
     Shown {
         id: worker.id.to_string(),
         url: worker.spec.url.clone(),
@@ -69,6 +76,18 @@ fn shown(view: &View, roster: &Roster, worker: &WorkerView) -> Shown {
         state: state.as_str(),
         observers: observers.collect(),
     }
+}
+
+/// The first instant that RFC 3339 cannot write, after 1970.
+const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
+
+fn observer(seen: &WorkerObservation, now: SystemTime) -> Observer {
+    let until = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(seen.failing_until_ms));
+    let is_open = seen.failing_until_ms > 0 && until.is_none_or(|until| until > now);
+    // What has no date on our calendar is nonsense of another node: it says open and no more.
+    let open_until = until.filter(|until| is_open && *until < SystemTime::UNIX_EPOCH + YEAR_10000).map(rfc3339);
+    let breaker = if is_open { "open" } else { "closed" };
+    Observer { state: seen.state.as_str(), models: seen.models.clone(), breaker, open_until }
 }
 
 /// The state that most gateways see; of equally frequent ones the worse for requests. Pending when nobody sees any.
@@ -85,6 +104,21 @@ fn majority(states: impl Iterator<Item = WorkerState>) -> WorkerState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_open_breaker_is_shown_until_its_time_is_over() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_705_314_600);
+        for (case, failing_until_ms, breaker, open_until) in [
+            ("never", 0, "closed", None),
+            ("over", 1_705_314_600_000, "closed", None),
+            ("open", 1_705_314_660_000, "open", Some("2024-01-15T10:31:00Z")),
+            ("beyond every calendar", u64::MAX, "open", None),
+        ] {
+            let seen = WorkerObservation { state: WorkerState::Ready, models: Vec::new(), failing_until_ms };
+            let shown = observer(&seen, now);
+            assert_eq!((shown.breaker, shown.open_until.as_deref()), (breaker, open_until), "{case}");
+        }
+    }
 
     #[test]
     fn the_majority_decides_and_doubt_counts_against() {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Gateway, Network, eventually, s, worker};
+use crate::harness::{Gateway, Network, eventually, joined, s, worker};
 
 async fn breakers(gateway: &Gateway) -> Vec<(String, String)> {
     let Some((200, list)) = gateway.get("/workers").await else { return Vec::new() };
@@ -74,6 +74,54 @@ async fn a_failing_worker_is_spared_and_comes_back() {
         let metrics = gateway.metrics().await;
         let series = |name: &str| metrics.lines().filter(|line| line.starts_with(name)).count();
         (series("smg_worker_cb_state{"), series("smg_worker_cb_transitions_total{")) == (1, 4)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_one_gateway_learned_spares_the_others() {
+    let network = Network::new();
+    let (_ill, ill) = worker(network, 100, "m1", &["--fault", "500"]);
+    let (_well, well) = worker(network, 101, "m1", &[]);
+    let urls = format!("{ill},{well}");
+    let flags = ["--worker-urls", &urls, "--policy", "round_robin", "--cb-failure-threshold", "10"];
+    let flags = [&flags[..], &["--cb-timeout-duration-secs", "5", "--cb-success-threshold", "1"]].concat();
+    let gateways = [1, 2].map(|n| Gateway::start(network, n, &[1, 2], &flags));
+    let [node1, node2] = &gateways;
+    joined(&[node1, node2], 2, s(5)).await;
+    for gateway in &gateways {
+        eventually(
+            s(5),
+            "both are ready",
+            async || matches!(gateway.get("/readiness").await, Some((200, body)) if body["healthy_workers"] == 2),
+        )
+        .await;
+    }
+    eventually(s(10), "node 1's breaker opens", async || {
+        let _ = node1.chat("m1").await.unwrap();
+        state_of(node1, &ill).await == "open"
+    })
+    .await;
+    let encoded = format!("/ha/workers/{}", ill.replace(':', "%3A").replace('/', "%2F"));
+    eventually(s(2), "node 2 is told", async || {
+        let (_, shown) = node2.get(&encoded).await.unwrap();
+        shown["observers"]["node1"]["breaker"] == "open" && shown["observers"]["node1"]["open_until"].is_string()
+    })
+    .await;
+    let mut failed = 0;
+    for _ in 0..40 {
+        failed += usize::from(node2.chat("m1").await.unwrap().0 != 200);
+    }
+    // Twenty without the hint, ten until its own breaker opens; with it one in 16 of twenty: more than six are rarer than
+    // one in 10 000.
+    assert!(failed <= 6, "{failed}");
+    assert_eq!(state_of(node2, &ill).await, "closed", "a hint opens nobody's breaker");
+
+    arm(&ill, &[]).await;
+    let before = requests_at(&ill).await;
+    eventually(s(20), "node 2 uses it as before", async || {
+        assert_eq!(node2.chat("m1").await.unwrap().0, 200);
+        requests_at(&ill).await > before + 5
     })
     .await;
 }

@@ -29,7 +29,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         origin: WorkerOrigin::Seed,
         draining: true,
     };
-    let seen = WorkerObservation { state: WorkerState::NotReady, models: vec!["llama-3".into()] };
+    let seen = WorkerObservation { state: WorkerState::NotReady, models: vec!["llama-3".into()], failing_until_ms: 0 };
     let policy = PolicySpec { policy: "consistent_hashing".into(), config_json: r#"{"replicas":3}"#.into() };
     let values = [
         state::encode_worker(&state::StoredWorker { spec: spec.clone(), removed: false }),

@@ -59,7 +59,11 @@ impl End {
             draining: false,
         };
         let id = stores.put_worker(WALL_MS, worker);
-        stores.observe_worker(WALL_MS, &id, &WorkerObservation { state: WorkerState::Ready, models: Vec::new() });
+        stores.observe_worker(
+            WALL_MS,
+            &id,
+            &WorkerObservation { state: WorkerState::Ready, models: Vec::new(), failing_until_ms: 0 },
+        );
         let mut replicator = Replicator::new(Config { sync_interval: Duration::from_secs(1) }, now, 1);
         replicator.handle_connected(now, PIPE, peer.parse().expect("a name"), WALL_MS - 1000, dialed);
         Self { stores, replicator }

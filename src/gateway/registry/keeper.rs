@@ -4,13 +4,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::pending,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, Interval, interval, sleep_until},
 };
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     },
     mesh::{
         driver::handle::{MeshHandle, View},
+        node::NodeName,
         stores::{PolicySpec, WorkerId, WorkerObservation, WorkerState, WorkerView},
     },
     telemetry::metrics::Metrics,
@@ -36,6 +37,14 @@ pub const REBUILD_SPACING: Duration = Duration::from_millis(10);
 
 /// How often removed workers are looked at for requests in flight, while there are such workers.
 pub const LEAVING_CHECK: Duration = Duration::from_millis(250);
+
+/// How often breakers are looked at for news that concern the other gateways. A hint that is this late costs them some
+/// failures and no more.
+pub const BREAKER_CHECK: Duration = Duration::from_millis(250);
+
+/// A breaker that is open until a little later than was said is the same opening still: the two clocks that are added
+/// up do not tick together.
+const SAME_OPENING: Duration = Duration::from_millis(500);
 
 /// For so long after a worker was registered, while nobody knows its models, it may serve any: a model that no worker
 /// names is then "not yet" (503) instead of "no such model" (404). Long enough for a process that answers at all, short
@@ -60,6 +69,7 @@ pub(super) struct Keeper<P> {
     refused: BTreeSet<WorkerId>,
     /// Observations for the mesh; the newest per worker, so bounded by the workers.
     outbox: BTreeMap<WorkerId, WorkerObservation>,
+    breaker_check: Interval,
     rebuild_due: Option<Instant>,
     rebuilt: Instant,
     startup_deadline: Option<Instant>,
@@ -82,6 +92,8 @@ struct Slot {
     /// As the prober sees it; draining is the operator's word and lies over it.
     state: WorkerState,
     own_models: Vec<String>,
+    /// Until when its breaker is open here, as was told to the others; 0 when it is not.
+    failing_until_ms: u64,
     models: Arc<[String]>,
     /// When this gateway first saw it registered.
     since: Instant,
@@ -117,6 +129,7 @@ impl<P: Probe> Keeper<P> {
             sweep_due: None,
             refused: BTreeSet::new(),
             outbox: BTreeMap::new(),
+            breaker_check: interval(BREAKER_CHECK),
             rebuild_due: None,
             rebuilt: now,
             outputs,
@@ -138,6 +151,7 @@ impl<P: Probe> Keeper<P> {
                 report = self.prober.next() => self.on_report(report),
                 Some(waiter) = self.outputs.waiting.recv() => self.on_waiter(waiter),
                 sent = announce(&self.mesh, next_out) => drop(self.outbox.remove(&sent)),
+                _ = self.breaker_check.tick() => self.check_breakers(),
                 now = at(self.rebuild_due) => self.rebuild(now),
                 now = at(self.sweep_due) => self.sweep(now),
                 _ = at(self.startup_deadline) => self.on_startup_deadline(),
@@ -195,6 +209,7 @@ impl<P: Probe> Keeper<P> {
         {
             slot.models = models_of(view, &slot.own_models);
             slot.view = view.clone();
+            slot.take_hints(&cluster.node);
             return;
         }
         let worker = match Worker::of_spec(&view.spec, self.settings.api_key.as_deref()) {
@@ -213,11 +228,14 @@ impl<P: Probe> Keeper<P> {
         let state = self.prober.track(worker.clone(), view.spec.models.is_empty());
         let models = models_of(view, &own_models);
         // What this node said in an earlier life is not what it sees now.
-        let own = WorkerObservation { state, models: own_models.clone() };
+        let own = WorkerObservation { state, models: own_models.clone(), failing_until_ms: 0 };
         if view.observed.get(&cluster.node).map_or(state == WorkerState::Ready, |said| *said != own) {
             self.outbox.insert(view.id.clone(), own);
         }
-        self.slots.insert(view.id.clone(), Slot { view: view.clone(), worker, state, own_models, models, since });
+        let failing_until_ms = 0;
+        let slot = Slot { view: view.clone(), worker, state, own_models, failing_until_ms, models, since };
+        slot.take_hints(&cluster.node);
+        self.slots.insert(view.id.clone(), slot);
     }
 
     /// The value that is already in use for this address and key, also by the last requests of a removed entry.
@@ -263,7 +281,7 @@ impl<P: Probe> Keeper<P> {
         if is_news {
             slot.models = models_of(&slot.view, &slot.own_models);
         }
-        let own = WorkerObservation { state: slot.state, models: slot.own_models.clone() };
+        let own = slot.observation();
         // Compared with what the mesh holds at every probe, so that whatever makes them differ is put right; an
         // absent entry says as much as "pending".
         let cluster = self.view.borrow().clone();
@@ -274,6 +292,21 @@ impl<P: Probe> Keeper<P> {
         }
         if is_news {
             self.mark_stale();
+        }
+    }
+
+    /// Tells the others which breakers have opened or closed.
+    fn check_breakers(&mut self) {
+        let (now, wall_ms) = (std::time::Instant::now(), unix_ms());
+        for (id, slot) in &mut self.slots {
+            let open_ms = slot.worker.breaker.open_for(now).as_millis() as u64;
+            let until_ms = if open_ms == 0 { 0 } else { wall_ms + open_ms };
+            let is_same = (until_ms == 0) == (slot.failing_until_ms == 0)
+                && until_ms.abs_diff(slot.failing_until_ms) <= SAME_OPENING.as_millis() as u64;
+            if !is_same {
+                slot.failing_until_ms = until_ms;
+                self.outbox.insert(id.clone(), slot.observation());
+            }
         }
     }
 
@@ -322,10 +355,28 @@ impl Slot {
         is_unasked.then(|| (self.since + UNASKED_MAX).into_std())
     }
 
+    /// What this gateway sees of it.
+    fn observation(&self) -> WorkerObservation {
+        let Self { state, own_models, failing_until_ms, .. } = self;
+        WorkerObservation { state: *state, models: own_models.clone(), failing_until_ms: *failing_until_ms }
+    }
+
+    /// Takes in what the other gateways say of it.
+    fn take_hints(&self, own: &NodeName) {
+        let others = self.view.observed.iter().filter(|(node, _)| *node != own);
+        let until_ms = others.map(|(_, seen)| seen.failing_until_ms).max().unwrap_or(0);
+        self.worker.hint.set(until_ms, std::time::Instant::now(), unix_ms());
+    }
+
     fn entry(&self) -> Entry {
         let state = if self.view.spec.draining { WorkerState::Draining } else { self.state };
         Entry { view: self.view.clone(), worker: self.worker.clone(), state, models: self.models.clone() }
     }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Sends an observation to the mesh; waits when there is none, or when the mesh has stopped. Cancel safe.

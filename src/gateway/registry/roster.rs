@@ -91,7 +91,10 @@ pub(crate) mod tests {
             ("ready without models", &[], &[], vec![(Ready, &[]), (NotReady, &["y"])], &["y"]),
         ] {
             let observed = others.iter().enumerate().map(|(i, (state, models))| {
-                (format!("n{i}").parse().unwrap(), WorkerObservation { state: *state, models: names(models) })
+                (
+                    format!("n{i}").parse().unwrap(),
+                    WorkerObservation { state: *state, models: names(models), failing_until_ms: 0 },
+                )
             });
             let view = WorkerView {
                 id: WorkerId::of_url("http://w"),

@@ -85,7 +85,7 @@ impl FakeMesh {
 
     pub(crate) fn observe(&self, id: &WorkerId, node: &str, state: WorkerState, models: &[&str]) {
         let models = models.iter().map(|&m| m.to_owned()).collect();
-        observe(&self.view, id, node, &WorkerObservation { state, models });
+        observe(&self.view, id, node, &WorkerObservation { state, models, failing_until_ms: 0 });
     }
 
     fn observed(&self, id: &WorkerId) -> Option<WorkerObservation> {
@@ -175,7 +175,7 @@ async fn a_registered_worker_is_routable_within_a_second() {
     assert_eq!(ready_for(&registry, "m"), Some(vec![id.clone()]));
     assert_eq!(ready_for(&registry, "other"), None);
     tokio::task::yield_now().await;
-    let seen = WorkerObservation { state: WorkerState::Ready, models: vec!["m".into()] };
+    let seen = WorkerObservation { state: WorkerState::Ready, models: vec!["m".into()], failing_until_ms: 0 };
     assert_eq!(mesh.observed(&id), Some(seen));
 }
 
@@ -267,7 +267,10 @@ async fn what_was_said_in_an_earlier_life_is_put_right() {
     script.set_down(&id, true);
     let registry = start(&script, &mesh);
     eventually(&registry, |roster| roster.get(&id).is_some_and(|entry| entry.models.is_empty())).await;
-    assert_eq!(mesh.observed(&id).unwrap(), WorkerObservation { state: WorkerState::Pending, models: vec![] });
+    assert_eq!(
+        mesh.observed(&id).unwrap(),
+        WorkerObservation { state: WorkerState::Pending, models: vec![], failing_until_ms: 0 }
+    );
 }
 
 #[tokio::test(start_paused = true)]

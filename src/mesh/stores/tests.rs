@@ -23,7 +23,7 @@ fn spec(url: &str) -> WorkerSpec {
 }
 
 fn seen(state: WorkerState) -> WorkerObservation {
-    WorkerObservation { state, models: Vec::new() }
+    WorkerObservation { state, models: Vec::new(), failing_until_ms: 0 }
 }
 
 fn draining(draining: bool) -> WorkerPatch {

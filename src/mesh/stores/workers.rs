@@ -147,6 +147,8 @@ pub struct WorkerObservation {
     pub state: WorkerState,
     /// Models that the worker listed when it was last asked.
     pub models: Vec<String>,
+    /// Until when that gateway's circuit breaker keeps requests away, in unix milliseconds by its clock; 0: it does not.
+    pub failing_until_ms: u64,
 }
 
 /// A worker with everything the cluster knows of it.

@@ -91,7 +91,8 @@ pub fn encode_observation(seen: &WorkerObservation) -> Result<Vec<u8>, ValueErro
         WorkerState::Draining => pb::WorkerState::Draining,
     };
     check_models(&seen.models)?;
-    Ok(pb::WorkerObservation { state: state.into(), models: seen.models.clone() }.encode_to_vec())
+    let failing_until_ms = seen.failing_until_ms;
+    Ok(pb::WorkerObservation { state: state.into(), models: seen.models.clone(), failing_until_ms }.encode_to_vec())
 }
 
 /// The observation that the bytes are.
@@ -107,7 +108,7 @@ pub fn decode_observation(payload: &[u8]) -> Result<WorkerObservation, ValueErro
         pb::WorkerState::NotReady => WorkerState::NotReady,
         pb::WorkerState::Draining => WorkerState::Draining,
     };
-    Ok(WorkerObservation { state, models: message.models })
+    Ok(WorkerObservation { state, models: message.models, failing_until_ms: message.failing_until_ms })
 }
 
 /// The bytes of a policy.
@@ -189,7 +190,7 @@ mod tests {
     fn values_survive_the_way_through_bytes() {
         assert_eq!(decode_worker(&encode_worker(&worker()).unwrap()).unwrap(), worker());
         for state in [WorkerState::Pending, WorkerState::Ready, WorkerState::NotReady, WorkerState::Draining] {
-            let seen = WorkerObservation { state, models: vec!["a".into()] };
+            let seen = WorkerObservation { state, models: vec!["a".into()], failing_until_ms: 7 };
             assert_eq!(decode_observation(&encode_observation(&seen).unwrap()).unwrap(), seen);
         }
         let policy = PolicySpec { policy: "random".into(), config_json: "{}".into() };
@@ -200,7 +201,8 @@ mod tests {
     #[test]
     fn values_beyond_their_bounds_are_refused_on_both_sides() {
         let long_url = StoredWorker { spec: WorkerSpec { url: "u".repeat(2049), ..worker().spec }, removed: false };
-        let many = WorkerObservation { state: WorkerState::Ready, models: vec![String::new(); 257] };
+        let many =
+            WorkerObservation { state: WorkerState::Ready, models: vec![String::new(); 257], failing_until_ms: 0 };
         let large = PolicySpec { policy: "p".into(), config_json: " ".repeat((64 << 10) + 1) };
         let raw = pb::PolicySpec { policy: "p".repeat(65), config_json: String::new() }.encode_to_vec();
         for (case, refused) in [

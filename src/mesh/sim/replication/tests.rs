@@ -34,7 +34,7 @@ fn spec(url: &str) -> WorkerSpec {
 }
 
 fn ready() -> WorkerObservation {
-    WorkerObservation { state: WorkerState::Ready, models: vec!["m".into()] }
+    WorkerObservation { state: WorkerState::Ready, models: vec!["m".into()], failing_until_ms: 0 }
 }
 
 fn cluster(count: usize) -> Cluster {
@@ -297,7 +297,7 @@ fn a_restarted_node_replaces_its_old_observations() {
     cluster.restart(1);
     cluster.run_for(SECOND);
     // The wall clock of the restarted node was set back an hour.
-    let seen = WorkerObservation { state: WorkerState::NotReady, models: Vec::new() };
+    let seen = WorkerObservation { state: WorkerState::NotReady, models: Vec::new(), failing_until_ms: 0 };
     cluster.nodes[1].stores.observe_worker(WALL_MS - 3_600_000, &id, &seen);
     cluster.converges_within(SECOND);
     let view = cluster.nodes[0].stores.worker(&id).unwrap();
