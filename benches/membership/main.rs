@@ -2,12 +2,14 @@
 //!
 //!     cargo bench --bench membership                       # n = 3, 5, 20 and 100: about two minutes
 //!     cargo bench --bench membership -- 3 5 20 100 1000    # the sizes wanted; 1000 takes some minutes more
+//!     cargo bench --bench membership -- adversary 2000     # random schedules of every fault, by seed
 //!
 //! n nodes, RTT 0.4 to 1 ms, T = 1 s. Each row names its seeds and a hash over everything that happened in its runs: the
 //! same seeds give the same figures and the same hash. `memberlist` is the model of `smg::mesh::sim::memberlist`.
 
 #![allow(clippy::print_stdout, missing_docs, unreachable_pub)]
 
+mod adversary;
 mod ours;
 mod yardstick;
 
@@ -18,6 +20,10 @@ const SIZES: [usize; 4] = [3, 5, 20, 100];
 
 fn main() {
     let sizes: Vec<usize> = std::env::args().skip(1).filter_map(|size| size.parse().ok()).collect();
+    if std::env::args().any(|arg| arg == "adversary") {
+        let seeds = sizes.first().map_or(2000, |seeds| *seeds as u64);
+        std::process::exit(i32::from(!adversary::suite(seeds)));
+    }
     let sizes = if sizes.is_empty() { SIZES.to_vec() } else { sizes };
     for count in sizes {
         println!("\nn = {count}");

@@ -33,6 +33,7 @@ mod learn;
 mod leave;
 mod probe;
 mod seeds;
+pub mod sizes;
 mod suspicion;
 mod sync;
 #[cfg(test)]
@@ -314,6 +315,12 @@ impl Swim {
     #[must_use]
     pub fn epoch_ms(&self) -> u64 {
         self.me().boot_epoch_ms
+    }
+
+    /// Whether this node is done: it has left, or an older one has its name.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.name_taken || self.leave.as_ref().is_some_and(leave::Leave::is_over)
     }
 
     /// How little this node trusts its own probes: 0 to 8.

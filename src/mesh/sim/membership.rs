@@ -5,6 +5,8 @@
 //! and run slow. Streams lose nothing: a loss is a delay, a cut is silence. Checkers watch every change
 //! ([`checker`]); [`Faults`] counts what really happened, so that a run that tested nothing shows.
 
+pub mod actions;
+pub mod adversary;
 pub mod checker;
 pub mod network;
 #[cfg(test)]
@@ -28,7 +30,6 @@ use self::{
 };
 use crate::mesh::{
     node::{NodeName, NodeStatus},
-    replication::topology::Topology,
     swim::{Event, Member, MessageKind, Swim, SwimConfig, Via},
 };
 
@@ -52,9 +53,21 @@ pub struct Node {
     /// Everything that it reported, in order.
     pub events: Vec<(Instant, Event)>,
     seeds: Vec<SocketAddr>,
-    /// Speed of its clock; 1 is right.
+    /// Speed of its monotonic clock; 1 is right.
     speed: f64,
-    born: Instant,
+    /// When its clock was set last, and what it showed then.
+    clock: (Instant, Instant),
+    /// How far its wall clock is off, in milliseconds; read at its next start.
+    wall_off_ms: i64,
+    /// Processes that this node has been, this one included.
+    lives: u64,
+    /// Epoch and incarnation that its process shows, and whether the checker has not seen them yet.
+    issued: (u64, u64),
+    unseen: bool,
+    /// What its wall clock showed at its start.
+    boot_ms: u64,
+    /// Begin and end of its last stall.
+    stalled: Option<(Instant, Instant)>,
     stalled_until: Option<Instant>,
     inbox: Vec<Arrival>,
     wake_at: Option<Instant>,
@@ -98,6 +111,8 @@ pub struct Cluster {
     next_step: u64,
     next_addr: u32,
     configure: fn(&mut SwimConfig),
+    /// The same, for who runs scripts of others.
+    setup: fn(&mut SwimConfig),
 }
 
 impl Cluster {
@@ -121,6 +136,7 @@ impl Cluster {
             next_step: 0,
             next_addr: 0,
             configure: |_| {},
+            setup: |_| {},
         }
     }
 
@@ -189,30 +205,21 @@ impl Cluster {
             events: Vec::new(),
             seeds,
             speed: 1.0,
-            born: self.now,
+            clock: (self.now, self.now),
+            wall_off_ms: 0,
+            lives: 0,
+            issued: (0, 0),
+            unseen: true,
+            boot_ms: 0,
+            stalled: None,
             stalled_until: None,
             inbox: Vec::new(),
             wake_at: None,
             died_at: None,
             refuses: false,
         });
-        self.start_node(index, self.wall_ms());
+        self.start_node(index, self.wall_ms(index));
         index
-    }
-
-    /// The names of the node's seeds resolve to `seeds` from now on.
-    pub fn reseed(&mut self, index: usize, seeds: &[SocketAddr]) {
-        let local = self.local_now(index);
-        self.nodes[index].seeds = seeds.to_vec();
-        if let Some(swim) = &mut self.nodes[index].swim {
-            swim.handle_seeds(local, seeds);
-        }
-        self.drain(index);
-    }
-
-    /// The node starts afresh at `addr`.
-    pub fn move_to(&mut self, index: usize, addr: SocketAddr) {
-        self.restart(index, Some(addr), Duration::ZERO);
     }
 
     /// Who sees whom how, for messages of failed assertions.
@@ -226,85 +233,6 @@ impl Cluster {
             Some(format!("{} at {}: {}", node.name, node.addr, members.join("; ")))
         });
         views.collect::<Vec<_>>().join("\n")
-    }
-
-    /// The host dies: silence.
-    pub fn crash(&mut self, index: usize) {
-        let now = self.now;
-        self.network.faults.crashes += 1;
-        let node = &mut self.nodes[index];
-        node.swim = None;
-        node.inbox.clear();
-        node.stalled_until = None;
-        node.died_at = Some(now);
-        node.refuses = false;
-    }
-
-    /// The process is killed and its kernel says so: at once to those who dialed a pipe to it, since their connections
-    /// are reset, and from then on to whoever sends a datagram.
-    pub fn kill(&mut self, index: usize) {
-        let dialers = self.dialers_of(index);
-        self.crash(index);
-        self.nodes[index].refuses = true;
-        let addr = self.nodes[index].addr;
-        for dialer in dialers {
-            let at = self.now + self.network.latency(&mut self.rng);
-            self.network.faults.refusals += 1;
-            self.push(at, Step::Deliver(self.nodes[dialer].addr, Arrival::Hint(addr)));
-        }
-    }
-
-    /// Who holds a pipe of its own to node `index`, as the driver dials them: in a ring by name.
-    fn dialers_of(&self, index: usize) -> Vec<usize> {
-        let mut ring: Vec<_> = self.running().collect();
-        ring.sort_by(|a, b| self.nodes[*a].name.cmp(&self.nodes[*b].name));
-        let topology = Topology::of(ring.len());
-        let dials = |own: &usize| topology.targets(*own, ring.len()).any(|target| ring[target] == index);
-        (0..ring.len()).filter(dials).map(|own| ring[own]).collect()
-    }
-
-    /// The process starts again under its name: at `addr` or where it was, with a clock `clock_back` behind.
-    pub fn restart(&mut self, index: usize, addr: Option<SocketAddr>, clock_back: Duration) {
-        self.network.faults.restarts += 1;
-        if let Some(addr) = addr {
-            self.by_addr.remove(&self.nodes[index].addr);
-            self.nodes[index].addr = addr;
-        }
-        let back_ms = u64::try_from(clock_back.as_millis()).unwrap_or(u64::MAX);
-        self.start_node(index, self.wall_ms().saturating_sub(back_ms));
-    }
-
-    /// The process does not run for `time`; what arrives waits.
-    pub fn stall(&mut self, index: usize, time: Duration) {
-        self.network.faults.stalls += 1;
-        let until = self.now + time;
-        self.nodes[index].stalled_until = Some(until);
-        self.push(until, Step::Wake(index));
-    }
-
-    /// The node's clock runs at `speed` of the right one from its next start on.
-    pub fn set_speed(&mut self, index: usize, speed: f64) {
-        self.nodes[index].speed = speed;
-    }
-
-    /// The node leaves gracefully; it runs on until it is crashed.
-    pub fn leave(&mut self, index: usize) {
-        let local = self.local_now(index);
-        if let Some(swim) = &mut self.nodes[index].swim {
-            swim.leave(local);
-        }
-        self.drain(index);
-    }
-
-    /// Cuts every path between the two groups.
-    pub fn partition(&mut self, left: &[usize], right: &[usize]) {
-        for &a in left {
-            for &b in right {
-                let (a, b) = (self.nodes[a].addr, self.nodes[b].addr);
-                self.network.cut(a, b);
-                self.network.cut(b, a);
-            }
-        }
     }
 
     /// Hands bytes to a node as if they came from `from`.
@@ -389,8 +317,10 @@ impl Cluster {
         &self.network.faults
     }
 
-    fn wall_ms(&self) -> u64 {
-        WALL_AT_START_MS + u64::try_from(self.elapsed().as_millis()).unwrap_or(0)
+    /// What the wall clock of node `index` shows.
+    fn wall_ms(&self, index: usize) -> u64 {
+        let right = WALL_AT_START_MS + u64::try_from(self.elapsed().as_millis()).unwrap_or(0);
+        right.saturating_add_signed(self.nodes[index].wall_off_ms)
     }
 
     fn start_node(&mut self, index: usize, boot_ms: u64) {
@@ -399,10 +329,17 @@ impl Cluster {
         let mut config = SwimConfig::new(node.name.clone(), node.addr, boot_ms);
         config.has_seeds = !node.seeds.is_empty();
         (self.configure)(&mut config);
+        (self.setup)(&mut config);
         let mut swim = Swim::new(config, now, self.seed ^ (index as u64) << 32 ^ boot_ms);
         swim.handle_seeds(now, &node.seeds);
+        node.issued = (swim.epoch_ms(), 0);
+        node.unseen = true;
+        node.boot_ms = boot_ms;
+        node.stalled = None;
+        node.stalled_until = None;
         node.swim = Some(swim);
-        node.born = now;
+        node.clock = (now, now);
+        node.lives += 1;
         node.died_at = None;
         node.wake_at = None;
         self.by_addr.insert(node.addr, index);
@@ -412,7 +349,8 @@ impl Cluster {
     /// The instant that the node's own clock shows.
     fn local_now(&self, index: usize) -> Instant {
         let node = &self.nodes[index];
-        node.born + (self.now - node.born).mul_f64(node.speed)
+        let (set, shown) = node.clock;
+        shown + (self.now - set).mul_f64(node.speed)
     }
 
     fn push(&mut self, at: Instant, step: Step) {
@@ -430,7 +368,13 @@ impl Cluster {
                 self.push(at, Step::Deliver(from, Arrival::Hint(to)));
             }
         } else if node.stalled_until.is_some_and(|until| until > self.now) {
-            node.inbox.push(arrival);
+            // Datagrams that the socket buffer has no room for are lost; a stream waits.
+            let is_datagram = matches!(arrival, Arrival::Packet { via: Via::Datagram, .. });
+            if is_datagram && node.inbox.len() >= self.network.inbox_max {
+                self.network.faults.overflowed += 1;
+            } else {
+                node.inbox.push(arrival);
+            }
         } else {
             self.arrive(index, arrival);
         }
@@ -493,23 +437,27 @@ impl Cluster {
         while let Some(event) = swim.poll_event() {
             node.events.push((now, event));
         }
-        let (due, born, speed, addr) = (swim.poll_timeout(), node.born, node.speed, node.addr);
+        let (due, (set, shown), speed, addr) = (swim.poll_timeout(), node.clock, node.speed, node.addr);
+        let burst = sends.len();
         for transmit in sends {
             let plan = self.network.plan(&mut self.rng, addr, transmit.to, transmit.via, transmit.payload.len());
+            let latest = plan.iter().max().map_or(now, |delay| now + *delay);
+            self.network.last_arrival = self.network.last_arrival.max(Some(latest));
             for delay in plan {
                 let arrival = Arrival::Packet { from: addr, via: transmit.via, payload: transmit.payload.clone() };
                 self.push(now + delay, Step::Deliver(transmit.to, arrival));
             }
         }
+        checker::look(self, index, burst);
         for at in from..self.nodes[index].events.len() {
             let event = self.nodes[index].events[at].1.clone();
             self.trace.reported(self.elapsed(), index, &event);
             checker::watch(self, index, &event);
         }
         if let Some(due) = due {
-            let local = due.saturating_duration_since(born).div_f64(speed);
+            let local = due.saturating_duration_since(shown).div_f64(speed);
             // Rounding must not wake a slow clock just before its time, again and again.
-            let at = (born + local + Duration::from_nanos(u64::from(speed != 1.0) * 1000)).max(now);
+            let at = (set + local + Duration::from_nanos(u64::from(speed != 1.0) * 1000)).max(now);
             let node = &mut self.nodes[index];
             if node.wake_at.is_none_or(|wake| at < wake || wake <= now) {
                 node.wake_at = Some(at);

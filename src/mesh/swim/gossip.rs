@@ -50,6 +50,11 @@ impl Rumours {
         }
     }
 
+    /// Names, and their places in the queues.
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (self.told.len(), self.places)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.told.is_empty()
     }

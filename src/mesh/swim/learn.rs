@@ -17,7 +17,7 @@ impl Swim {
             return self.on_own_record(now, update);
         }
         match self.members.floor(&update.name) {
-            Some(floor) if update.key() < floor => return,
+            Some(floor) if update.key() < floor => return self.tell_forgotten(now, update, from),
             Some(floor) if update.key() == floor => return self.merge_accusers(now, update),
             // Nobody gets to know of a node by its end, unless others still show it.
             None if update.status == NodeStatus::Down && update.age >= self.config.forget_down_after => return,
@@ -53,6 +53,14 @@ impl Swim {
         } else {
             self.spread(now, &update.name);
         }
+    }
+
+    /// A node that was forgotten as DOWN lives and says so with its old record: it is told what it is held for, and comes
+    /// back with a higher incarnation. Else it would be refused for as long as its last record is remembered.
+    fn tell_forgotten(&mut self, now: Instant, update: &Update, from: &NodeName) {
+        let Some(last) = self.members.last_of_forgotten(now, update).filter(|_| update.name == *from) else { return };
+        let packet = self.packet(Body::Gossip { seq: 0 }, vec![last]);
+        self.transmit(update.addr, Via::Datagram, &packet);
     }
 
     /// Puts a peer's new record in place and reports what changed; `false` when the list is full.

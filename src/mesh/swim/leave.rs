@@ -25,6 +25,10 @@ pub(super) struct Leave {
 }
 
 impl Leave {
+    pub(super) fn is_over(&self) -> bool {
+        self.until.is_none()
+    }
+
     pub(super) fn timeout(&self) -> Option<Instant> {
         self.until
     }

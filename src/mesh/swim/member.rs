@@ -141,6 +141,11 @@ impl Members {
         self.places.get(name).map(|place| &mut self.list[*place])
     }
 
+    /// Members, and last records of forgotten ones.
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (self.list.len(), self.forgotten.len())
+    }
+
     /// In no order, but the same in equal runs.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Member> {
         self.list.iter()
@@ -169,6 +174,15 @@ impl Members {
     pub(super) fn floor(&self, name: &NodeName) -> Option<Key> {
         let known = self.get(name).map(Member::key);
         known.or_else(|| self.forgotten.get(name).map(|(key, _)| *key))
+    }
+
+    /// What the sender of `update` was forgotten with, if it was.
+    pub(super) fn last_of_forgotten(&self, now: Instant, update: &Update) -> Option<Update> {
+        let ((epoch_ms, incarnation, rank), at) = *self.forgotten.get(&update.name)?;
+        let left = rank == self::rank(NodeStatus::Leaving);
+        let status = if left { NodeStatus::Leaving } else { NodeStatus::Down };
+        let age = now.saturating_duration_since(at);
+        Some(Update { status, epoch_ms, incarnation, age, accusers: Vec::new(), ..update.clone() })
     }
 
     /// Puts a record in place; `false` when the list is full of live members.

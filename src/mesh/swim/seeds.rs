@@ -40,6 +40,10 @@ impl Seeds {
     pub(super) fn new(now: Instant) -> Self {
         Self { list: Vec::new(), due: now, backoff: BACKOFF_MIN }
     }
+
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
 }
 
 impl Swim {

@@ -9,8 +9,10 @@ use super::{
     Event, Swim,
     config::{FANOUT, SwimConfig},
     event::ChangeReason,
+    health::SCORE_MAX,
     message::Update,
     probe::ProbeKind,
+    rtt::RTO_MAX,
 };
 use crate::mesh::{
     node::{NodeName, NodeStatus},
@@ -87,6 +89,17 @@ pub(super) fn time_bounds(config: &SwimConfig, live: usize, doublings: usize) ->
     let min = TIME_MIN.max(config.gossip_interval * 2 * rounds).mul_f64(config.suspicion_multiplier.clamp(0.1, 100.0));
     let min = min * (1 << doublings.min(DAMPING_DOUBLINGS_MAX));
     (min, min * TIME_MAX_FACTOR)
+}
+
+impl SwimConfig {
+    /// Longest time from a death to the verdict of a node that knows of it only by its own probes, among `live` nodes: a
+    /// round, a probe at the worst local health, the longest time to refute at full damping, and the verification.
+    #[must_use]
+    pub fn verdict_time_max(&self, live: usize) -> Duration {
+        let probe = RTO_MAX * 3 * (1 + SCORE_MAX);
+        let refute = time_bounds(self, live, DAMPING_DOUBLINGS_MAX).1 * 3 / 2 + TIME_MIN;
+        self.probe_interval * 2 + probe + refute + probe
+    }
 }
 
 impl Swim {

@@ -380,6 +380,25 @@ fn down_peers_are_forgotten_after_the_documented_time_and_do_not_come_back() {
 }
 
 #[test]
+fn sides_that_forgot_each_other_meet_again_through_their_seeds() {
+    check(3, |cluster| {
+        cluster.configure(|config| config.forget_down_after = secs(30));
+        for _ in 0..5 {
+            cluster.add(Vec::new());
+        }
+        let all: Vec<_> = cluster.nodes.iter().map(|node| node.addr).collect();
+        (0..5).for_each(|index| cluster.reseed(index, &all));
+        assert!(cluster.run_until(secs(20), Cluster::is_converged).is_some());
+        cluster.partition(&[0, 1], &[2, 3, 4]);
+        cluster.run_for(secs(60));
+        assert_eq!((cluster.status(0, 2), cluster.status(2, 0)), (None, None), "forgotten on both sides");
+        cluster.network.heal();
+        let took = cluster.run_until(secs(20), Cluster::is_converged);
+        assert!(took.is_some(), "{}", cluster.describe());
+    });
+}
+
+#[test]
 fn a_join_storm_through_one_seed_ends_within_5_s() {
     check(1, |cluster| {
         let seed = cluster.add(Vec::new());
