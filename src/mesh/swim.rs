@@ -32,6 +32,7 @@ mod gossip;
 mod learn;
 mod leave;
 mod probe;
+pub(in crate::mesh) mod rule;
 mod seeds;
 pub mod sizes;
 mod suspicion;

@@ -390,6 +390,7 @@ impl Cluster {
                 if swim.handle_datagram(local, from, via, &payload).is_err() {
                     self.network.faults.refused += 1;
                 }
+                checker::heard(self, index, &payload);
             }
             Arrival::Hint(addr) => {
                 self.trace.delivered(elapsed, node.addr, &[]);

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Body, Event, Packet, Swim, Via, message::Update};
+use super::{Body, Event, Packet, Swim, Via, message::Update, rule::Rule};
 use crate::mesh::{node::NodeStatus, wire::membership::COUNTER_MAX};
 
 /// Claims sent before silence is taken as an answer.
@@ -40,7 +40,10 @@ impl Swim {
         if update.epoch_ms > me.boot_epoch_ms {
             // This address is this process's alone: the record is of an earlier one, whose clock was ahead.
             self.raise_epoch(now, update.epoch_ms);
-        } else if update.epoch_ms == me.boot_epoch_ms && update.key() > me.key() {
+        } else if update.epoch_ms == me.boot_epoch_ms
+            && update.key() > me.key()
+            && self.config.follows(Rule::Refutation)
+        {
             self.refute(now, update);
         }
     }
@@ -59,7 +62,7 @@ impl Swim {
     }
 
     fn raise_epoch(&mut self, now: Instant, above: u64) {
-        if above + 1 >= COUNTER_MAX {
+        if above + 1 >= COUNTER_MAX || !self.config.follows(Rule::RaiseEpoch) {
             return;
         }
         self.change_me(now, |me| {
@@ -96,7 +99,7 @@ impl Swim {
 
     /// Asks at `addr` whether another process has this name. A node that is leaving lets its successor be.
     fn contest(&mut self, now: Instant, addr: SocketAddr, epoch_ms: u64) {
-        if self.me().status == NodeStatus::Leaving {
+        if self.me().status == NodeStatus::Leaving || !self.config.follows(Rule::Contest) {
             return;
         }
         let contest = self.claim.get_or_insert(Contest { addr, epoch_ms, tries: 0, due: now });

@@ -50,6 +50,9 @@ pub struct SwimConfig {
     pub forget_left_after: Duration,
     /// How long the last record of a forgotten node is kept, unseen, to refuse older news of it. Default 24 h.
     pub remember_forgotten_for: Duration,
+    /// The rule that the mutation check has switched off.
+    #[cfg(test)]
+    pub(in crate::mesh) without: Option<super::rule::Rule>,
 }
 
 impl SwimConfig {
@@ -71,6 +74,8 @@ impl SwimConfig {
             forget_down_after: Duration::from_secs(3600),
             forget_left_after: Duration::from_secs(300),
             remember_forgotten_for: Duration::from_secs(86_400),
+            #[cfg(test)]
+            without: None,
         }
     }
 }

@@ -5,8 +5,9 @@ use std::{net::SocketAddr, time::Instant};
 use super::{
     Body, Event, Packet, Swim, Via,
     event::{ChangeReason, MemberChange},
-    member::Member,
+    member::{Key, Member},
     message::Update,
+    rule::Rule,
 };
 use crate::mesh::node::{NodeName, NodeStatus};
 
@@ -16,8 +17,8 @@ impl Swim {
         if update.name == self.config.node {
             return self.on_own_record(now, update);
         }
-        match self.members.floor(&update.name) {
-            Some(floor) if update.key() < floor => return self.tell_forgotten(now, update, from),
+        match self.floor(&update.name) {
+            Some(floor) if self.config.is_older(update.key(), floor) => return self.tell_forgotten(now, update, from),
             Some(floor) if update.key() == floor => return self.merge_accusers(now, update),
             // Nobody gets to know of a node by its end, unless others still show it.
             None if update.status == NodeStatus::Down && update.age >= self.config.forget_down_after => return,
@@ -55,9 +56,20 @@ impl Swim {
         }
     }
 
+    /// The order below which nothing is believed of `name`.
+    fn floor(&self, name: &NodeName) -> Option<Key> {
+        if self.config.follows(Rule::Floor) {
+            return self.members.floor(name);
+        }
+        self.members.get(name).map(Member::key)
+    }
+
     /// A node that was forgotten as DOWN lives and says so with its old record: it is told what it is held for, and comes
     /// back with a higher incarnation. Else it would be refused for as long as its last record is remembered.
     fn tell_forgotten(&mut self, now: Instant, update: &Update, from: &NodeName) {
+        if !self.config.follows(Rule::TellForgotten) {
+            return;
+        }
         let Some(last) = self.members.last_of_forgotten(now, update).filter(|_| update.name == *from) else { return };
         let packet = self.packet(Body::Gossip { seq: 0 }, vec![last]);
         self.transmit(update.addr, Via::Datagram, &packet);

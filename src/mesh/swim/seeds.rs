@@ -10,7 +10,7 @@ use std::{
 
 use rand::{RngExt, seq::IndexedRandom};
 
-use super::{Body, Member, Swim, Via};
+use super::{Body, Member, Swim, Via, rule::Rule};
 use crate::mesh::node::{NodeName, NodeStatus};
 
 /// Seed addresses at most; further ones are left out.
@@ -106,7 +106,7 @@ impl Swim {
         }
         let down = self.members.iter().filter(|member| member.status == NodeStatus::Down);
         let down: Vec<_> = down.map(|member| (member.name.clone(), member.addr)).collect();
-        if let Some((name, addr)) = down.choose(&mut self.rng) {
+        if let Some((name, addr)) = down.choose(&mut self.rng).filter(|_| self.config.follows(Rule::DownContact)) {
             let seq = self.next_seq();
             self.ping(now, *addr, Via::Datagram, seq, name);
         }

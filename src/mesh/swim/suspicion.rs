@@ -13,6 +13,7 @@ use super::{
     message::Update,
     probe::ProbeKind,
     rtt::RTO_MAX,
+    rule::Rule,
 };
 use crate::mesh::{
     node::{NodeName, NodeStatus},
@@ -196,6 +197,10 @@ impl Swim {
             self.start_probe(now, &name, ProbeKind::Corroborate);
         }
         for name in expired {
+            if !self.config.follows(Rule::Verification) {
+                self.declare_down(now, &name);
+                continue;
+            }
             let started = self.start_probe(now, &name, ProbeKind::Verify);
             if let Some(suspicion) = self.suspicions.get_mut(&name) {
                 suspicion.verifying = started;

@@ -13,7 +13,10 @@ mod tests;
 use std::{collections::BTreeMap, time::Duration};
 
 use super::Cluster;
-use crate::mesh::{node::NodeName, swim::SwimConfig};
+use crate::mesh::{
+    node::NodeName,
+    swim::{Swim, SwimConfig, health::SCORE_MAX, rtt::RTO_MAX},
+};
 
 /// How a DOWN node is forgotten in these runs, so that whole lives fit into them; the defaults are an hour and a day.
 const FORGET_DOWN_AFTER: Duration = Duration::from_secs(40);
@@ -90,7 +93,7 @@ impl Adversary {
             },
             Seeding::Forgotten => |_| {},
         });
-        cluster.checker.false_downs_violate = true;
+        cluster.checker.is_strict = true;
         let count = 3 + cluster.random(5);
         for _ in 0..count {
             let seeds = cluster.nodes.first().map(|node| node.addr).into_iter().collect();
@@ -115,10 +118,12 @@ impl Adversary {
     fn exits(&mut self) {
         for index in self.cluster.running().collect::<Vec<_>>() {
             let node = &mut self.cluster.nodes[index];
-            let over = node.swim.as_ref().is_some_and(|swim| swim.is_over());
+            let over = node.swim.as_ref().is_some_and(Swim::is_over);
             node.events.clear();
             if over {
                 self.cluster.crash(index);
+            } else if self.cluster.nodes[index].seeds.len() > 1 {
+                self.unseed(index);
             }
         }
     }
@@ -129,10 +134,7 @@ impl Adversary {
         for index in 0..self.cluster.nodes.len() {
             match self.seeding {
                 Seeding::All => self.cluster.reseed(index, &all),
-                Seeding::Forgotten => {
-                    let own = self.cluster.nodes[index].addr;
-                    self.cluster.reseed(index, &[own]);
-                }
+                Seeding::Forgotten => self.unseed(index),
             }
         }
     }
@@ -170,10 +172,15 @@ impl Adversary {
             self.live(rest.min(self.cluster.network.late_max));
             self.agree(limit)?;
         }
+        // So do the probes that were under way.
+        self.live(RTO_MAX * 3 * (1 + SCORE_MAX));
+        self.agree(limit)?;
         let suspicions = self.cluster.checker.suspicions;
         self.live(PEACE_TIME);
-        if !self.cluster.is_converged() || self.cluster.checker.suspicions > suspicions {
-            self.cluster.checker.violate("the cluster did not keep its peace".into());
+        let new = self.cluster.checker.suspicions - suspicions;
+        if !self.cluster.is_converged() || new > 0 {
+            let text = format!("no peace kept: {new} suspicions,\n{}", self.cluster.describe());
+            self.cluster.checker.violate(text);
         }
         self.forgotten();
         Some(first.saturating_duration_since(begin))

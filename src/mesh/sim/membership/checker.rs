@@ -2,9 +2,10 @@
 //!
 //! *Order*: a record is never replaced by one that is ordered before it, forgotten ones included. *Truth*: nobody holds a
 //! node in an epoch and incarnation that it never showed itself. *Self-liveness*: no process takes itself for SUSPECTED or
-//! DOWN, and its own record never goes back. *No resurrection*: a node that is dead for good does not come back. *Calm*:
-//! while the network is well nobody is called DOWN who was silent for less than the shortest verdict takes. *Names*: of two
-//! processes of one name the older stays, and none yields to a dead one. *Bounds*: tables and bursts stay within theirs.
+//! DOWN, and its own record never goes back. *No resurrection*: a node that is dead for good does not come back. *News*: who
+//! has heard of a record holds it or a later one. *Calm*: while the network is well nobody is called DOWN who was silent for
+//! less than the shortest verdict takes. *Names*: of two processes of one name the older stays, and none yields to a dead
+//! one. *Bounds*: tables and bursts stay within theirs.
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +16,7 @@ use super::Cluster;
 use crate::mesh::{
     node::{NodeName, NodeStatus},
     swim::{ChangeReason, Event, Member, MemberChange, member::Key},
+    wire::membership,
 };
 
 /// How long news of a node may still be under way after its death, late copies aside.
@@ -53,8 +55,8 @@ pub struct Checker {
     pub forgotten: u64,
     /// Leaves that ended.
     pub left: u64,
-    /// Whether a false death is a violation, not only counted.
-    pub false_downs_violate: bool,
+    /// Whether false deaths are violations, not only counted, and whether every packet heard is held against the records.
+    pub is_strict: bool,
     /// When the network was not well last.
     stormy_at: Option<Instant>,
     /// The greatest record that each process held of each other, with its number of the process.
@@ -101,6 +103,25 @@ pub(super) fn look(cluster: &mut Cluster, by: usize, burst: usize) {
     {
         checker.violate(format!("{} has more {excess} than their bound: {:?}, burst {burst}", node.name, swim.sizes()));
     }
+}
+
+/// After it has heard `payload` node `by` holds of each node at least what that says of it (SWIM §4.2).
+pub(super) fn heard(cluster: &mut Cluster, by: usize, payload: &[u8]) {
+    let node = &cluster.nodes[by];
+    // Who has lost its name hears no more.
+    let strict = cluster.checker.is_strict;
+    let Some(swim) = node.swim.as_ref().filter(|swim| strict && !swim.is_over()) else { return };
+    let Ok(packet) = membership::decode("smg", payload) else { return };
+    let behind = packet.updates.iter().filter(|update| update.name != node.name && packet.node != node.name);
+    let behind = behind.filter_map(|update| Some((update, swim.member(&update.name)?.key())));
+    let behind = behind.filter(|(update, key)| *key < update.key());
+    let texts: Vec<_> = behind
+        .map(|(update, key)| {
+            let (observer, told, name) = (&node.name, update.key(), &update.name);
+            format!("{observer} holds {key:?} of {name}, though it heard {told:?}")
+        })
+        .collect();
+    texts.into_iter().for_each(|text| cluster.checker.violate(text));
 }
 
 /// Looks at one event of node `by`.
@@ -170,7 +191,7 @@ fn verdict(cluster: &mut Cluster, by: usize, change: &MemberChange) {
     });
     let calm = cluster.checker.stormy_at.is_none_or(|at| now.duration_since(at) > CALM_TIME);
     let judged = change.reason == ChangeReason::Verified && runs.is_some();
-    if cluster.checker.false_downs_violate && judged && calm && silence < VERDICT_TIME_MIN {
+    if cluster.checker.is_strict && judged && calm && silence < VERDICT_TIME_MIN {
         let observer = cluster.nodes[by].name.clone();
         let text = format!("{observer} called {} DOWN, which was silent for {silence:?} at most", change.name);
         cluster.checker.violate(text);

@@ -3,8 +3,6 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::{super::network::Network, Adversary, Seeding};
-use crate::mesh::node::NodeStatus;
-
 /// Processes beside those of the first nodes that take a name that is taken, at most in one run.
 const NAMESAKES_MAX: usize = 2;
 
@@ -98,7 +96,6 @@ impl Adversary {
             2 if !self.is_namesake(index) => {
                 self.seed(index);
                 self.cluster.restart_amnesiac(index);
-                self.unseed(index);
             }
             _ => self.start_again(index, None),
         }
@@ -118,26 +115,22 @@ impl Adversary {
         }
         self.seed(index);
         self.cluster.restart(index, addr, Duration::ZERO);
-        self.unseed(index);
     }
 
-    /// A starting node knows somebody who runs, as an operator sees to.
+    /// A starting node knows the others, as an operator sees to.
     fn seed(&mut self, index: usize) {
         if self.seeding == Seeding::Forgotten {
-            let seeds: Vec<_> = self.cluster.running().map(|other| self.addr(other)).collect();
-            self.cluster.nodes[index].seeds = seeds;
+            self.cluster.nodes[index].seeds = self.cluster.nodes.iter().map(|node| node.addr).collect();
         }
     }
 
-    fn unseed(&mut self, index: usize) {
-        if self.seeding == Seeding::Forgotten && self.joined(index) {
+    /// A node that has met another forgets its seeds.
+    pub(super) fn unseed(&mut self, index: usize) {
+        let met = self.cluster.nodes[index].swim.as_ref().is_some_and(|swim| swim.members().count() > 1);
+        if self.seeding == Seeding::Forgotten && met {
             let own = self.addr(index);
             self.cluster.reseed(index, &[own]);
         }
-    }
-
-    fn joined(&self, index: usize) -> bool {
-        self.cluster.nodes[index].swim.as_ref().is_some_and(|swim| swim.status() != NodeStatus::Init)
     }
 
     fn stall(&mut self, index: usize) {
