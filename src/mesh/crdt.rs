@@ -65,6 +65,8 @@ pub mod delta;
 
 pub mod map;
 
+mod order;
+
 mod records;
 
 pub mod g_counter;

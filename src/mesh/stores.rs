@@ -24,10 +24,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::mesh::{
     crdt::{
         context::VersionVector,
-        delta::{Body, BodyError, Live},
+        delta::{Body, BodyError},
         dot::{Actor, ActorId, ActorTable, Key},
         lww_register,
-        map::Map,
+        map::{Dots, LiveRef, Map},
     },
     hlc::{Clock, Timestamp},
     node::NodeName,
@@ -142,12 +142,12 @@ impl Stores {
         let mut renamed = Self::new(node, boot_epoch_ms);
         for namespace in Namespace::ALL {
             let map = self.map(namespace);
-            let own = |live: &Live| live.dot.actor == map.own() && live.stamp != Timestamp::ZERO;
+            let own = |live: &LiveRef<'_>| live.dot.actor == map.own() && live.stamp != Timestamp::ZERO;
             for (key, live) in map.range_from(&[]) {
                 let is_seen =
                     namespace == Namespace::Workers && !matches!(WorkerKey::parse(key), Some(WorkerKey::Spec(_)));
-                if let Some(live) = lww_register::winner(map, live).filter(|live| own(live) && !is_seen) {
-                    renamed.write(namespace, wall_ms, key, &live.payload);
+                if let Some(live) = lww_register::newest(map, live).filter(|live| own(live) && !is_seen) {
+                    renamed.write(namespace, wall_ms, key, live.payload);
                     if namespace == Namespace::Sessions {
                         renamed.on_session_key(key);
                     }
@@ -231,7 +231,7 @@ impl Stores {
             self.maps[Namespace::Workers.index()].remove(&WorkerKey::spec(id));
         }
         let map = &mut self.maps[Namespace::Workers.index()];
-        let seen: Vec<Key> = map.with_prefix(&WorkerKey::all_seen(id)).map(|(key, _)| key.clone()).collect();
+        let seen: Vec<Key> = map.with_prefix(&WorkerKey::all_seen(id)).map(|(key, _)| key.into()).collect();
         for key in seen {
             map.remove(&key);
         }
@@ -435,22 +435,21 @@ impl Stores {
 
     /// Whether some flag names the worker: a flag's dot lives beside the winner, or the winner says so.
     fn is_seeded(&self, id: &WorkerId) -> bool {
-        let live = self.map(Namespace::Workers).get(&WorkerKey::spec(id));
-        live.iter().any(|live| live.stamp == Timestamp::ZERO)
+        self.map(Namespace::Workers).get(&WorkerKey::spec(id)).any(|live| live.stamp == Timestamp::ZERO)
             || self.stored_worker(id).is_some_and(|known| known.spec.origin == WorkerOrigin::Seed)
     }
 
-    fn observation(&self, node: &NodeName, live: &[Live]) -> Option<Result<WorkerObservation, ValueError>> {
+    fn observation(&self, node: &NodeName, live: Dots<'_>) -> Option<Result<WorkerObservation, ValueError>> {
         if self.masked.contains(node) {
             return None;
         }
         let winner = single_writer_winner(self.map(Namespace::Workers), node, live)?;
-        Some(state::decode_observation(&winner.payload))
+        Some(state::decode_observation(winner.payload))
     }
 
     fn seen_by(&self, name: &NodeName) -> Vec<(Key, WorkerId)> {
         let parsed = self.map(Namespace::Workers).range_from(b"").filter_map(|(key, _)| match WorkerKey::parse(key) {
-            Some(WorkerKey::Seen(id, node)) if node == *name => Some((key.clone(), id)),
+            Some(WorkerKey::Seen(id, node)) if node == *name => Some((key.into(), id)),
             _ => None,
         });
         parsed.collect()
@@ -489,7 +488,7 @@ impl Stores {
         let (mut policies, mut bad) = (Vec::new(), 0);
         let map = self.map(Namespace::Policies);
         for (key, live) in map.range_from(b"") {
-            let policy = lww_register::winner(map, live).map(|live| state::decode_policy(&live.payload));
+            let policy = lww_register::newest(map, live).map(|live| state::decode_policy(live.payload));
             match (std::str::from_utf8(key), policy) {
                 (Ok(model), Some(Ok(policy))) => policies.push((model.to_owned(), policy)),
                 _ => bad += 1,
@@ -515,20 +514,19 @@ impl Stores {
 }
 
 /// The newest value of a worker entry that this version can read.
-fn decode_spec(map: &Map, live: &[Live]) -> Option<StoredWorker> {
-    lww_register::winner(map, live).and_then(|live| state::decode_worker(&live.payload).ok())
+fn decode_spec(map: &Map, live: Dots<'_>) -> Option<StoredWorker> {
+    lww_register::newest(map, live).and_then(|live| state::decode_worker(live.payload).ok())
 }
 
 /// Kills this node's dots of a worker entry that lose. See the rules in the module's head.
 fn retract_losers(map: &mut Map, node: &NodeName, key: &Key) {
-    let live = map.get(key);
-    let Some(winner) = lww_register::winner(map, live) else { return };
-    let is_own = |actors: &ActorTable, live: &Live| actors.actor(live.dot.actor).node == *node;
-    let origin = state::decode_worker(&winner.payload).map(|known| known.spec.origin);
+    let Some(winner) = lww_register::read(map, key) else { return };
+    let is_own = |actors: &ActorTable, live: LiveRef<'_>| actors.actor(live.dot.actor).node == *node;
+    let origin = state::decode_worker(winner.payload).map(|known| known.spec.origin);
     let witness = match origin {
         Ok(WorkerOrigin::Seed) => None,
         Ok(WorkerOrigin::Api) | Err(_) => {
-            let seeds = live.iter().filter(|live| live.stamp == Timestamp::ZERO && is_own(map.actors(), live));
+            let seeds = map.get(key).filter(|live| live.stamp == Timestamp::ZERO && is_own(map.actors(), *live));
             lww_register::newest(map, seeds).map(|live| live.dot)
         }
     };
@@ -538,9 +536,9 @@ fn retract_losers(map: &mut Map, node: &NodeName, key: &Key) {
 
 /// The newest dot of the one node that may write the key: by epoch first, so that a restarted node outbids its past even
 /// with a clock that was set back. Dots of others are ignored.
-fn single_writer_winner<'a>(map: &Map, node: &NodeName, live: &'a [Live]) -> Option<&'a Live> {
+fn single_writer_winner<'a>(map: &Map, node: &NodeName, live: Dots<'a>) -> Option<LiveRef<'a>> {
     let actors: &ActorTable = map.actors();
-    let by_writer = live.iter().filter(|live| actors.actor(live.dot.actor).node == *node);
+    let by_writer = live.filter(|live| actors.actor(live.dot.actor).node == *node);
     by_writer.max_by_key(|live| (actors.actor(live.dot.actor).boot_epoch_ms, live.dot.counter))
 }
 

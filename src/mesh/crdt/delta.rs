@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::dot::{Actor, ActorId, Dot, Key};
+use super::{
+    dot::{Actor, ActorId, Dot, Key},
+    map::LiveRef,
+};
 use crate::mesh::hlc::Timestamp;
 
 /// A dot that lives, with what its operation wrote.
@@ -14,6 +17,12 @@ pub struct Live {
     pub stamp: Timestamp,
     /// What it wrote.
     pub payload: Arc<[u8]>,
+}
+
+impl From<LiveRef<'_>> for Live {
+    fn from(live: LiveRef<'_>) -> Self {
+        Self { dot: live.dot, stamp: live.stamp, payload: live.payload.into() }
+    }
 }
 
 /// The whole state of one key at the sender.

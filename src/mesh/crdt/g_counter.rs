@@ -8,14 +8,14 @@ use crate::mesh::hlc::Timestamp;
 
 /// Adds `n`; the actor's count stays at the largest u64 once it is there.
 pub fn add(map: &mut Map, key: &[u8], stamp: Timestamp, n: u64) {
-    let own = map.get(key).iter().find(|live| live.dot.actor == map.own()).map_or(0, |live| count(&live.payload));
+    let own = map.get(key).find(|live| live.dot.actor == map.own()).map_or(0, |live| count(live.payload));
     map.write_own(key, stamp, &own.saturating_add(n).to_le_bytes());
 }
 
 /// The sum over all actors.
 #[must_use]
 pub fn value(map: &Map, key: &[u8]) -> u128 {
-    map.get(key).iter().map(|live| u128::from(count(&live.payload))).sum()
+    map.get(key).map(|live| u128::from(count(live.payload))).sum()
 }
 
 fn count(payload: &[u8]) -> u64 {

@@ -2,7 +2,7 @@
 //!
 //! A write supersedes every dot it has seen, so timestamps decide between concurrent writes alone.
 
-use super::{delta::Live, map::Map};
+use super::map::{LiveRef, Map};
 use crate::mesh::hlc::Timestamp;
 
 /// Writes `payload`. `stamp` should exceed [`Map::newest`] of the key.
@@ -12,18 +12,12 @@ pub fn write(map: &mut Map, key: &[u8], stamp: Timestamp, payload: &[u8]) {
 
 /// The winning dot; none when the key does not live.
 #[must_use]
-pub fn read<'a>(map: &'a Map, key: &[u8]) -> Option<&'a Live> {
-    winner(map, map.get(key))
+pub fn read<'a>(map: &'a Map, key: &[u8]) -> Option<LiveRef<'a>> {
+    newest(map, map.get(key))
 }
 
-/// The winner among the live dots of one key.
+/// The winner among some live dots of one key.
 #[must_use]
-pub fn winner<'a>(map: &Map, live: &'a [Live]) -> Option<&'a Live> {
-    newest(map, live.iter())
-}
-
-/// The winner among some live dots.
-#[must_use]
-pub fn newest<'a>(map: &Map, live: impl Iterator<Item = &'a Live>) -> Option<&'a Live> {
+pub fn newest<'a>(map: &Map, live: impl Iterator<Item = LiveRef<'a>>) -> Option<LiveRef<'a>> {
     live.max_by_key(|live| (live.stamp, map.actors().actor(live.dot.actor), live.dot.counter))
 }

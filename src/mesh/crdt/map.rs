@@ -1,23 +1,25 @@
 //! A namespace: a map from keys to CRDTs, as one causal dot store.
 //!
-//! Entries are kept in key order; an index from live dots to keys answers "what does a peer lack" as range scans, so no
+//! Live dots are kept in the order of keys and in that of dots, which answers "what does a peer lack" as range scans, so no
 //! log of operations exists. A 64-bit root over all live dots is kept up to date with each change: equal states have
 //! equal roots, whatever order their operations arrived in.
-
-use std::collections::BTreeMap;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::{
     context::{Guards, VersionVector},
-    delta::{Body, BodyError, KeyState, Live},
+    delta::{Body, BodyError, KeyState},
     dot::{ACTORS_MAX, Actor, ActorId, ActorTable, COUNTER_MAX, Dot, Key},
     records::Records,
 };
 use crate::mesh::{hlc::Timestamp, node::NodeName};
 
 mod apply;
+mod entries;
+mod slots;
 
+use self::entries::Entries;
+pub use self::{entries::Dots, slots::LiveRef};
 pub use super::records::RECORDS_MAX;
 
 /// How far a snapshot that is being received has come.
@@ -35,8 +37,7 @@ pub struct Map {
     actors: ActorTable,
     own: ActorId,
     seen: VersionVector,
-    entries: BTreeMap<Key, Vec<Live>>,
-    index: BTreeMap<ActorId, BTreeMap<u64, Key>>,
+    entries: Entries,
     records: Records,
     guards: Guards,
     progress: Option<Progress>,
@@ -54,8 +55,7 @@ impl Map {
             actors,
             own: id,
             seen: VersionVector::default(),
-            entries: BTreeMap::new(),
-            index: BTreeMap::new(),
+            entries: Entries::default(),
             records: Records::default(),
             guards: Guards::default(),
             progress: None,
@@ -68,18 +68,17 @@ impl Map {
 
     /// The live dots of a key; empty when there is none.
     #[must_use]
-    pub fn get(&self, key: &[u8]) -> &[Live] {
-        self.entries.get(key).map_or(&[], Vec::as_slice)
+    pub fn get(&self, key: &[u8]) -> Dots<'_> {
+        self.entries.get(key)
     }
 
     /// Live keys from `from` on, in order.
-    pub fn range_from<'a>(&'a self, from: &[u8]) -> impl Iterator<Item = (&'a Key, &'a [Live])> + use<'a> {
-        let from: Key = from.into();
-        self.entries.range(from..).map(|(key, live)| (key, live.as_slice()))
+    pub fn range_from<'a>(&'a self, from: &[u8]) -> impl Iterator<Item = (&'a [u8], Dots<'a>)> + use<'a> {
+        self.entries.range_from(from)
     }
 
     /// Live keys that start with `prefix`, in order.
-    pub fn with_prefix<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = (&'a Key, &'a [Live])> {
+    pub fn with_prefix<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = (&'a [u8], Dots<'a>)> {
         self.range_from(prefix).take_while(move |(key, _)| key.starts_with(prefix))
     }
 
@@ -92,7 +91,7 @@ impl Map {
     /// Whether no key lives.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     /// Sum of the live payloads, in bytes.
@@ -152,19 +151,15 @@ impl Map {
     /// The newest timestamp of a key's live dots.
     #[must_use]
     pub fn newest(&self, key: &[u8]) -> Timestamp {
-        self.get(key).iter().map(|live| live.stamp).max().unwrap_or_default()
+        self.get(key).map(|live| live.stamp).max().unwrap_or_default()
     }
 
     /// The first dot of `actor` above `after` that leads to a key, and whether the dot is dead.
     ///
     /// It may lie above [`seen`](Self::seen): a guarded key's killer must travel with the dots that it killed.
     #[must_use]
-    pub fn next_event(&self, actor: ActorId, after: u64) -> Option<(u64, &Key, bool)> {
-        let live = self
-            .index
-            .get(&actor)
-            .and_then(|dots| dots.range(after + 1..).next())
-            .map(|(counter, key)| (*counter, key, false));
+    pub fn next_event(&self, actor: ActorId, after: u64) -> Option<(u64, &[u8], bool)> {
+        let live = self.entries.next_dot(actor, after).map(|(counter, key)| (counter, key, false));
         let dead = self.records.next(actor, after).map(|(counter, key)| (counter, key, true));
         match (live, dead) {
             (Some(live), Some(dead)) => Some(if live.0 < dead.0 { live } else { dead }),
@@ -191,25 +186,31 @@ impl Map {
     }
 
     /// Kills those live dots of a key that `which` names; `false`, and no operation, when there are none.
-    pub fn retract(&mut self, key: &[u8], which: impl Fn(&ActorTable, &Live) -> bool) -> bool {
-        let any = self.get(key).iter().any(|live| which(&self.actors, live));
+    pub fn retract(&mut self, key: &[u8], which: impl Fn(&ActorTable, LiveRef<'_>) -> bool) -> bool {
+        let any = self.get(key).any(|live| which(&self.actors, live));
         if any {
             self.operate(key, which, None);
         }
         any
     }
 
-    fn operate(&mut self, key: &[u8], kills: impl Fn(&ActorTable, &Live) -> bool, adds: Option<(Timestamp, &[u8])>) {
-        let key = self.entries.get_key_value(key).map_or_else(|| key.into(), |(shared, _)| shared.clone());
+    fn operate(
+        &mut self,
+        key: &[u8],
+        kills: impl Fn(&ActorTable, LiveRef<'_>) -> bool,
+        adds: Option<(Timestamp, &[u8])>,
+    ) {
         let dot = Dot { actor: self.own, counter: self.seen.get(self.own) + 1 };
-        let mut live = self.entries.get(&key).cloned().unwrap_or_default();
-        live.retain(|old| !kills(&self.actors, old));
-        match adds {
-            Some((stamp, payload)) => live.push(Live { dot, stamp, payload: payload.into() }),
-            None => self.records.insert(dot, &key),
-        }
+        let mut gone: Vec<Dot> = self.get(key).filter(|old| kills(&self.actors, *old)).map(|old| old.dot).collect();
+        gone.sort_unstable();
         self.seen.raise(self.own, dot.counter);
-        self.replace(&key, live);
+        match adds {
+            Some((stamp, payload)) => self.change(key, &gone, &[LiveRef { dot, stamp, payload }]),
+            None => {
+                self.records.insert(dot, key);
+                self.change(key, &gone, &[]);
+            }
+        }
     }
 
     // --- upkeep ---
@@ -221,7 +222,7 @@ impl Map {
         if !self.guards.is_empty() || self.progress.is_some() {
             return;
         }
-        let gone = |(actor, id): &(&Actor, ActorId)| self.is_folded(actor) && !self.index.contains_key(id);
+        let gone = |(actor, id): &(&Actor, ActorId)| self.is_folded(actor) && !self.entries.has_actor(*id);
         let gone: Vec<ActorId> = self.actors.iter().filter(gone).map(|(_, id)| id).collect();
         for id in &gone {
             self.actors.drop(*id);
@@ -277,11 +278,11 @@ impl Map {
 
     /// The whole state of a key, in this namespace's actor numbers.
     #[must_use]
-    pub fn key_state(&self, key: &Key) -> KeyState {
+    pub fn key_state(&self, key: &[u8]) -> KeyState {
         let beyond = (!self.guards.is_empty()).then(|| self.guards.of(key).beyond(&self.seen)).flatten();
         KeyState {
-            key: key.clone(),
-            live: self.get(key).to_vec(),
+            key: key.into(),
+            live: self.get(key).map(Into::into).collect(),
             records: Vec::new(),
             guard: beyond.map(|vector| vector.iter().collect()).unwrap_or_default(),
         }
@@ -295,56 +296,42 @@ impl Map {
         for (actor, id) in self.actors.iter().filter(counted) {
             out.extend(format!("{}@{}:{}\n", actor.node, actor.boot_epoch_ms, self.seen.get(id)).bytes());
         }
-        for (key, live) in &self.entries {
-            let mut dots: Vec<_> = live.iter().map(|live| (self.actors.actor(live.dot.actor), live)).collect();
+        for (key, live) in self.range_from(b"") {
+            let mut dots: Vec<_> = live.map(|live| (self.actors.actor(live.dot.actor), live)).collect();
             dots.sort_by_key(|(actor, live)| ((*actor).clone(), live.dot.counter));
             out.extend_from_slice(key);
             for (actor, live) in dots {
                 let (counter, stamp) = (live.dot.counter, live.stamp.to_bits());
                 out.extend(format!(" {}@{}:{counter} {stamp} ", actor.node, actor.boot_epoch_ms).bytes());
-                out.extend_from_slice(&live.payload);
+                out.extend_from_slice(live.payload);
             }
             out.push(b'\n');
         }
         out
     }
 
-    /// Puts the new live set of a key into entries, index, records and root.
-    fn replace(&mut self, key: &Key, mut live: Vec<Live>) {
-        live.sort_by_key(|live| live.dot);
-        live.shrink_to_fit();
-        let old = self.entries.remove(key).unwrap_or_default();
-        for gone in old.iter().filter(|old| live.iter().all(|new| new.dot != old.dot)) {
-            self.root = self.root.wrapping_sub(self.hash(key, gone));
-            self.payload_bytes -= gone.payload.len();
-            if let Some(dots) = self.index.get_mut(&gone.dot.actor) {
-                dots.remove(&gone.dot.counter);
-                if dots.is_empty() {
-                    self.index.remove(&gone.dot.actor);
+    /// Takes the dots `gone`, which are in order, from a key, and gives it `new` ones: in entries, records and root.
+    fn change(&mut self, key: &[u8], gone: &[Dot], new: &[LiveRef<'_>]) {
+        let Self { entries, actors, own, records, root, payload_bytes, .. } = self;
+        let is_gone = |dot: Dot| gone.binary_search(&dot).is_ok();
+        if !gone.is_empty() {
+            let before = entries.get(key);
+            let kept = before.map(|old| old.dot).filter(|dot| !is_gone(*dot));
+            let own_after = kept.chain(new.iter().map(|new| new.dot)).filter(|dot| dot.actor == *own).max();
+            for old in before.filter(|old| is_gone(old.dot)) {
+                *root = root.wrapping_sub(hash(actors, key, old));
+                *payload_bytes -= old.payload.len();
+                // A later own dot of the key leads peers to it; a foreign killer does not, so the dead dot must.
+                if old.dot.actor == *own && own_after.is_none_or(|dot| dot < old.dot) {
+                    records.insert(old.dot, key);
                 }
             }
-            // A later own dot of the key leads peers to it; a foreign killer does not, so the dead dot must.
-            let own_dots_lead = live.iter().any(|new| new.dot.actor == self.own && new.dot > gone.dot);
-            if gone.dot.actor == self.own && !own_dots_lead {
-                self.records.insert(gone.dot, key);
-            }
         }
-        for new in live.iter().filter(|new| old.iter().all(|old| new.dot != old.dot)) {
-            self.root = self.root.wrapping_add(self.hash(key, new));
-            self.payload_bytes += new.payload.len();
-            self.index.entry(new.dot.actor).or_default().insert(new.dot.counter, key.clone());
+        for new in new {
+            *root = root.wrapping_add(hash(actors, key, *new));
+            *payload_bytes += new.payload.len();
         }
-        if !live.is_empty() {
-            self.entries.insert(key.clone(), live);
-        }
-    }
-
-    fn hash(&self, key: &[u8], live: &Live) -> u64 {
-        let mut name = [0_u8; 24];
-        name[..8].copy_from_slice(&self.actors.hash(live.dot.actor).to_le_bytes());
-        name[8..16].copy_from_slice(&live.dot.counter.to_le_bytes());
-        name[16..].copy_from_slice(&live.stamp.to_bits().to_le_bytes());
-        xxh3_64_with_seed(&live.payload, xxh3_64_with_seed(key, xxh3_64(&name)))
+        entries.change(key, gone, new);
     }
 
     fn intern(&mut self, actor: &Actor) -> ActorId {
@@ -366,4 +353,13 @@ impl Map {
         apply::check(self, peer, &body)?;
         Ok(apply::join(self, peer, body))
     }
+}
+
+/// A dot's share of the root: what every node that holds it adds.
+fn hash(actors: &ActorTable, key: &[u8], live: LiveRef<'_>) -> u64 {
+    let mut name = [0_u8; 24];
+    name[..8].copy_from_slice(&actors.hash(live.dot.actor).to_le_bytes());
+    name[8..16].copy_from_slice(&live.dot.counter.to_le_bytes());
+    name[16..].copy_from_slice(&live.stamp.to_bits().to_le_bytes());
+    xxh3_64_with_seed(live.payload, xxh3_64_with_seed(key, xxh3_64(&name)))
 }

@@ -8,8 +8,8 @@ use crate::mesh::hlc::Timestamp;
 
 /// Adds `n`, or takes it when negative; each side stays at the largest u64 once it is there.
 pub fn add(map: &mut Map, key: &[u8], stamp: Timestamp, n: i64) {
-    let own = map.get(key).iter().find(|live| live.dot.actor == map.own());
-    let (mut added, mut taken) = own.map_or((0, 0), |live| counts(&live.payload));
+    let own = map.get(key).find(|live| live.dot.actor == map.own());
+    let (mut added, mut taken) = own.map_or((0, 0), |live| counts(live.payload));
     let side = if n < 0 { &mut taken } else { &mut added };
     *side = side.saturating_add(n.unsigned_abs());
     let mut payload = [0_u8; 16];
@@ -21,7 +21,7 @@ pub fn add(map: &mut Map, key: &[u8], stamp: Timestamp, n: i64) {
 /// The sum over all actors.
 #[must_use]
 pub fn value(map: &Map, key: &[u8]) -> i128 {
-    let both = map.get(key).iter().map(|live| counts(&live.payload));
+    let both = map.get(key).map(|live| counts(live.payload));
     both.map(|(added, taken)| i128::from(added) - i128::from(taken)).sum()
 }
 

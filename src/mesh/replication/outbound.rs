@@ -456,9 +456,9 @@ impl OutNamespace {
         let snapshot = self.snapshot.take()?;
         let from = snapshot.next;
         let (guard, boundary) = map.guards().range_at(&from);
-        let within = |key: &Key| boundary.as_ref().is_none_or(|boundary| key < boundary);
+        let within = |key: &[u8]| boundary.as_deref().is_none_or(|boundary| key < boundary);
         let mut live = map.range_from(&from).map(|(key, _)| key).take_while(|key| within(key)).peekable();
-        let mut guarded = map.guards().keys_from(&from).take_while(|key| within(key)).peekable();
+        let mut guarded = map.guards().keys_from(&from).map(|key| &**key).take_while(|key| within(key)).peekable();
         let mut packer = Packer::new(map);
         let mut to = boundary.clone();
         loop {
@@ -468,7 +468,7 @@ impl OutNamespace {
                 (None, None) => break,
             };
             if packer.bytes() >= BODY_BYTES {
-                to = Some(key.clone());
+                to = Some(key.into());
                 break;
             }
             packer.add_key(key);

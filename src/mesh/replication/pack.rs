@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::mesh::crdt::{
     context::VersionVector,
     delta::{Body, KeyState},
-    dot::{Actor, ActorId, Dot, Key},
+    dot::{Actor, ActorId, Dot},
     map::Map,
 };
 
@@ -15,7 +15,7 @@ const DOT_BYTES: usize = 24;
 pub(super) struct Packer<'a> {
     map: &'a Map,
     numbers: BTreeMap<ActorId, ActorId>,
-    positions: BTreeMap<&'a Key, usize>,
+    positions: BTreeMap<&'a [u8], usize>,
     body: Body,
     bytes: usize,
 }
@@ -53,7 +53,7 @@ impl<'a> Packer<'a> {
     }
 
     /// Adds the key that a dot leads to; a dead dot travels along, so that the receiver can pass it on.
-    pub(super) fn add_event(&mut self, actor: ActorId, counter: u64, key: &'a Key, dead: bool) {
+    pub(super) fn add_event(&mut self, actor: ActorId, counter: u64, key: &'a [u8], dead: bool) {
         let position = self.add_key(key);
         if dead {
             let actor = self.number(actor);
@@ -63,7 +63,7 @@ impl<'a> Packer<'a> {
     }
 
     /// Adds a key once; gives its position.
-    pub(super) fn add_key(&mut self, key: &'a Key) -> usize {
+    pub(super) fn add_key(&mut self, key: &'a [u8]) -> usize {
         if let Some(position) = self.positions.get(key) {
             return *position;
         }

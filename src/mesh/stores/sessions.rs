@@ -124,8 +124,8 @@ impl Stores {
     #[must_use]
     pub fn session(&self, key: SessionKey) -> Option<Session> {
         let map = self.map(Namespace::Sessions);
-        let winner = lww_register::winner(map, map.get(&key.bytes()))?;
-        let worker = state::decode_session(&winner.payload).ok()?;
+        let winner = lww_register::read(map, &key.bytes())?;
+        let worker = state::decode_session(winner.payload).ok()?;
         Some(Session { worker, renewed_ms: winner.stamp.ms() })
     }
 
@@ -144,7 +144,7 @@ impl Stores {
     pub(super) fn on_session_key(&mut self, key: &[u8]) {
         let Some(key) = SessionKey::parse(key) else { return };
         let map = self.map(Namespace::Sessions);
-        let stamp = lww_register::winner(map, map.get(&key.bytes())).map(|winner| winner.stamp);
+        let stamp = lww_register::read(map, &key.bytes()).map(|winner| winner.stamp);
         self.ages.set(key, stamp);
         self.push_event(StoreEvent::SessionChanged(key));
     }
@@ -171,7 +171,7 @@ impl Stores {
     /// Whether this process wrote the entry.
     fn wrote(&self, key: SessionKey) -> bool {
         let map = self.map(Namespace::Sessions);
-        lww_register::winner(map, map.get(&key.bytes())).is_some_and(|winner| winner.dot.actor == map.own())
+        lww_register::read(map, &key.bytes()).is_some_and(|winner| winner.dot.actor == map.own())
     }
 }
 
@@ -182,8 +182,8 @@ mod tests {
     use super::*;
     use crate::mesh::crdt::{
         context::VersionVector,
-        delta::{Body, Cover, KeyState, Live},
-        dot::{Actor, Key},
+        delta::{Body, Cover},
+        dot::Actor,
     };
 
     const NOW: u64 = 1_700_000_000_000;
@@ -200,16 +200,10 @@ mod tests {
     fn send(from: &Stores, to: &mut Stores) {
         let map = from.map(Namespace::Sessions);
         let to_counter = map.seen().get(map.own());
-        let state = |(key, live): (&Key, &[Live])| KeyState {
-            key: key.clone(),
-            live: live.to_vec(),
-            records: Vec::new(),
-            guard: Vec::new(),
-        };
         let body = Body {
             actors: vec![Actor { node: from.node.clone(), boot_epoch_ms: NOW }],
             context: vec![(map.own(), to_counter)],
-            keys: map.range_from(b"").map(state).collect(),
+            keys: map.range_from(b"").map(|(key, _)| map.key_state(key)).collect(),
             covers: vec![Cover { actor: map.own(), from: 0, to: to_counter }],
             ..Body::default()
         };

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::mesh::crdt::{
-    delta::{Cover, KeyState},
+    delta::{Cover, KeyState, Live},
     dot::{ActorId, Dot},
 };
 

@@ -5,10 +5,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{
     super::{
         context::VersionVector,
-        delta::{Body, BodyError, Chunk, KeyState, Live},
+        delta::{Body, BodyError, Chunk, KeyState},
         dot::{ACTORS_MAX, Actor, ActorId, COUNTER_MAX, Dot, Key},
     },
-    Map, Progress,
+    LiveRef, Map, Progress,
 };
 
 /// Refuses what [`join`] could not take whole.
@@ -175,21 +175,21 @@ fn join_key(
     for (actor, counter) in state.guard {
         guard.raise(local(actor), counter);
     }
-    let theirs: Vec<Live> = state
-        .live
-        .into_iter()
-        .map(|live| Live { dot: Dot { actor: local(live.dot.actor), ..live.dot }, ..live })
-        .collect();
-    let key = map.entries.get_key_value(&state.key).map_or(state.key, |(shared, _)| shared.clone());
-    join_live(map, &key, theirs, |map, dot| map.actors.covers(peer, dot) || map.actors.covers(&guard, dot), changed);
+    let theirs = state.live.iter().map(|live| {
+        let Dot { actor, counter } = live.dot;
+        LiveRef { dot: Dot { actor: local(actor), counter }, stamp: live.stamp, payload: &live.payload }
+    });
+    let key = &state.key;
+    let theirs = theirs.collect();
+    join_live(map, key, theirs, |map, dot| map.actors.covers(peer, dot) || map.actors.covers(&guard, dot), changed);
     for dot in state.records {
-        map.records.insert(Dot { actor: local(dot.actor), ..dot }, &key);
+        map.records.insert(Dot { actor: local(dot.actor), ..dot }, key);
     }
     if let Some(beyond) = beyond {
-        map.guards.guard_key(&key, beyond);
+        map.guards.guard_key(key, beyond);
     }
     if let Some(rest) = guard.beyond(&map.seen) {
-        map.guards.guard_key(&key, &Arc::new(rest));
+        map.guards.guard_key(key, &Arc::new(rest));
     }
 }
 
@@ -198,24 +198,21 @@ fn join_key(
 fn join_live(
     map: &mut Map,
     key: &Key,
-    theirs: Vec<Live>,
+    mut theirs: Vec<LiveRef<'_>>,
     they_saw: impl Fn(&Map, Dot) -> bool,
     changed: &mut Vec<Key>,
 ) {
-    let ours = map.get(key);
-    let mut live: Vec<Live> = Vec::with_capacity(theirs.len());
-    live.extend(
-        ours.iter().filter(|our| !they_saw(map, our.dot) || theirs.iter().any(|their| their.dot == our.dot)).cloned(),
-    );
-    let kept = live.len();
-    for their in theirs {
-        let is_here = ours.iter().any(|our| our.dot == their.dot) || live.iter().any(|new| new.dot == their.dot);
-        if !is_here && !map.seen.contains(their.dot) && !map.guards.contains(&map.actors, key, their.dot) {
-            live.push(their);
-        }
-    }
-    if kept < ours.len() || live.len() > kept {
-        map.replace(key, live);
+    // Of several with one name, which no honest peer sends, the first counts.
+    theirs.sort_by_key(|their| their.dot);
+    theirs.dedup_by_key(|their| their.dot);
+    let mut ours: Vec<Dot> = map.get(key).map(|our| our.dot).collect();
+    ours.sort_unstable();
+    let is_theirs = |dot: &Dot| theirs.binary_search_by_key(dot, |their| their.dot).is_ok();
+    let gone: Vec<Dot> = ours.iter().copied().filter(|our| they_saw(map, *our) && !is_theirs(our)).collect();
+    let was_seen = |dot: Dot| map.seen.contains(dot) || map.guards.contains(&map.actors, key, dot);
+    theirs.retain(|their| ours.binary_search(&their.dot).is_err() && !was_seen(their.dot));
+    if !gone.is_empty() || !theirs.is_empty() {
+        map.change(key, &gone, &theirs);
         changed.push(key.clone());
     }
 }
@@ -227,9 +224,9 @@ fn drop_unlisted(
     listed: &BTreeSet<Key>,
     changed: &mut Vec<Key>,
 ) {
-    let in_range = map.entries.range(chunk.from.clone()..).map(|(key, _)| key);
-    let in_range = in_range.take_while(|key| chunk.to.as_ref().is_none_or(|to| *key < to));
-    let unlisted: Vec<Key> = in_range.filter(|key| !listed.contains(*key)).cloned().collect();
+    let in_range = map.range_from(&chunk.from).map(|(key, _)| key);
+    let in_range = in_range.take_while(|key| chunk.to.as_ref().is_none_or(|to| *key < &**to));
+    let unlisted: Vec<Key> = in_range.filter(|key| !listed.contains(*key)).map(Key::from).collect();
     for key in unlisted {
         join_live(map, &key, Vec::new(), |map, dot| map.actors.covers(context, dot), changed);
     }

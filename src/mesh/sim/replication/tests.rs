@@ -263,7 +263,7 @@ fn a_removed_seed_worker_stays_removed_when_its_node_starts_again() {
         assert!((0..3).all(|node| !has(&cluster, node, &id)), "restart {restart}");
     }
     let key = format!("{id}/spec");
-    assert_eq!(cluster.nodes[0].stores.map(Namespace::Workers).get(key.as_bytes()).len(), 1, "losing dots are gone");
+    assert_eq!(cluster.nodes[0].stores.map(Namespace::Workers).get(key.as_bytes()).count(), 1, "losing dots are gone");
     put(&mut cluster, 1, url);
     cluster.converges_within(SECOND);
     assert!((0..3).all(|node| has(&cluster, node, &id)), "an operator can add it again");
