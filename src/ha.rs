@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Request, State, rejection::BytesRejection},
-    http::StatusCode,
+    http::{StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -66,6 +66,7 @@ pub fn router(ha: Ha) -> Router {
         .route("/ha/workers", get(list_workers))
         .route("/ha/workers/{*worker}", get(show_worker))
         .route("/ha/events", get(follow))
+        .route("/ha/ui", get(page))
         .route("/ha/policies", get(list_policies))
         // The rest of the path, because model names have slashes in them.
         .route("/ha/policies/{*model}", get(show_policy))
@@ -105,6 +106,19 @@ async fn follow(State(ha): State<Ha>) -> Response {
         Some(events) => events.into_response(),
         None => GatewayError::TooManyStreams.into_response(),
     }
+}
+
+/// The page reads the routes above and nothing else; the policy has browsers hold it to that.
+async fn page() -> impl IntoResponse {
+    const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
+                          frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, include_str!("ha/ui.html"))
 }
 
 async fn list_policies(State(ha): State<Ha>) -> Json<Value> {

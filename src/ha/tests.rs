@@ -167,6 +167,25 @@ async fn shutdown_is_for_operators() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_page_asks_for_nothing_but_routes_of_this_api() {
+    let f = fixture();
+    let request = Request::get("/ha/ui").body(Body::empty()).unwrap();
+    let response = prepare(router(f.ha.clone())).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "text/html; charset=utf-8");
+    assert!(response.headers()["content-security-policy"].to_str().unwrap().contains("connect-src 'self'"));
+    let page = String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    for word in ["http:", "https:", "//cdn", "src=", "<link", "@import", "innerHTML"] {
+        assert!(!page.contains(word), "{word}");
+    }
+    for path in ["/ha/status", "/ha/workers", "/ha/policies"] {
+        assert!(page.contains(&format!("\"{path}\"")), "{path}");
+        assert_eq!(f.get(path).await.0, 200, "{path}");
+    }
+    assert!(page.contains("new EventSource(\"/ha/events\")"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_the_mesh_every_route_says_so() {
     let f = fixture();
     f.mesh.edit(|view| view.mesh_enabled = false);
