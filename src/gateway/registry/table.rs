@@ -1,4 +1,5 @@
-//! From what is known of the workers to the routing table: a pure function.
+//! From what is known of the workers to the routing table: a pure function, but for the worker at which a new route's
+//! round robin begins. That is drawn, so that many gateways and models do not all begin at the first.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -100,7 +101,10 @@ pub fn build(
 }
 
 fn renewed(mut route: Route, previous: Option<&Arc<Route>>) -> Arc<Route> {
-    let Some(previous) = previous else { return Arc::new(route) };
+    let Some(previous) = previous else {
+        route.cursor = AtomicUsize::new(rand::random::<u32>() as usize);
+        return Arc::new(route);
+    };
     let same_workers = route.ready.len() == previous.ready.len()
         && route.ready.iter().zip(&previous.ready).all(|(new, old)| Arc::ptr_eq(new, old));
     if same_workers && route.policy == previous.policy {
@@ -116,7 +120,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::gateway::{registry::roster::tests::entry, view::Lookup};
+    use crate::gateway::{
+        policy::{self, Facts},
+        registry::roster::tests::entry,
+        view::Lookup,
+    };
 
     fn policies() -> Policies {
         Policies::new(PolicyKind::RoundRobin, &[])
@@ -172,6 +180,25 @@ mod tests {
                 Lookup::Route(route) => assert!(is_known && route.ready.is_empty(), "{case}"),
                 Lookup::UnknownModel => assert!(!is_known, "{case}"),
             }
+        }
+    }
+
+    /// Where nothing tells workers apart, none of them is the one that gets it all: gateways and models that start at
+    /// the same time would send it everything.
+    #[test]
+    fn ties_do_not_all_fall_on_the_first_worker() {
+        let entries = ["a", "b", "c", "d"].map(|host| entry(host, WorkerState::Ready, &["m"]));
+        for policy in PolicyKind::ALL {
+            let mut firsts = [0; 4];
+            for start in 0..400_u64 {
+                let view = build(&entries, &Policies::new(policy, &[]), None, &RoutingView::default());
+                let key = start.to_be_bytes();
+                let facts = Facts { routing_key: Some(&key), ..Facts::default() };
+                let chosen = policy::choose(&view.models["m"], facts, &[], policy::mix(start + 1)).unwrap();
+                firsts[entries.iter().position(|entry| entry.worker.id == chosen.id).unwrap()] += 1;
+            }
+            // σ = 8.7.
+            assert!(firsts.iter().all(|count| (50..=150).contains(count)), "{policy}: {firsts:?}");
         }
     }
 
