@@ -16,6 +16,7 @@ mod certs;
 mod failover;
 mod limits;
 mod manual;
+mod routes;
 mod sessions;
 mod shutdown;
 mod steering;
