@@ -259,6 +259,8 @@ pub struct Mesh {
     pub zone: String,
     /// QUIC datagrams and gRPC, both with mutual TLS; none: UDP and plain gRPC.
     pub tls: Option<MeshTls>,
+    /// Where the replicated state is kept over a restart; none: nowhere.
+    pub data_dir: Option<PathBuf>,
     /// T: one probe of each peer per interval, default 1 s.
     pub probe_interval: Duration,
     /// Between two rounds of piggybacked gossip, default 100 ms.

@@ -281,6 +281,9 @@ pub struct MeshFlags {
     /// Availability zone of this node
     #[arg(long, value_name = "ZONE")]
     pub mesh_zone: Option<String>,
+    /// Directory of this node alone, in which it keeps the replicated state, so that a restart of all nodes at once loses nothing; made when it is missing
+    #[arg(long, value_name = "DIR")]
+    pub mesh_data_dir: Option<String>,
     /// Each peer is probed once in this time
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
     pub mesh_probe_interval_ms: u64,

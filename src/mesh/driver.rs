@@ -8,6 +8,7 @@
 //! Without `--enable-mesh` the same loop runs with the store alone, so that a single gateway has no second path.
 
 pub mod advertise;
+pub mod data;
 pub mod identity;
 pub mod net;
 mod pipes;
@@ -37,6 +38,7 @@ use crate::{
     config::Config,
     mesh::{
         driver::{
+            data::{Data, DataError, Opened},
             handle::{COMMANDS_MAX, Command, MeshHandle, NodeView, View},
             identity::TlsError,
             net::{Input, Net, NetError},
@@ -70,6 +72,12 @@ pub enum DriverError {
     /// The certificate of this node cannot be used; nothing is bound.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// `--mesh-data-dir` cannot be used; nothing is bound.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The thread that writes to `--mesh-data-dir` cannot be started; nothing stays bound.
+    #[error("cannot start the thread that writes to --mesh-data-dir")]
+    DataThread(#[source] io::Error),
     /// An older live node has this name. This node left; the cluster is unchanged.
     #[error("a live node named {name} is in the cluster already; choose another --mesh-server-name (or POD_NAME)")]
     NameTaken {
@@ -105,8 +113,17 @@ struct Driver {
     view_due: Option<Instant>,
     view_published: Instant,
     leaving: Vec<oneshot::Sender<()>>,
-    /// Answers to writes that the view does not show yet: at most as many as there are askers.
-    unconfirmed: Vec<Box<dyn FnOnce() + Send>>,
+    data: Option<Data>,
+    /// Answers to writes that are not to be told yet: at most as many as there are askers.
+    unconfirmed: Vec<Unconfirmed>,
+}
+
+/// The answer to a write: due when the view shows it and, with `--mesh-data-dir`, the disk has it.
+struct Unconfirmed {
+    ticket: u64,
+    /// When it is told although the disk has not.
+    due: Instant,
+    confirm: Box<dyn FnOnce() + Send>,
 }
 
 /// Binds the mesh, when it is enabled, and starts its driver on the current runtime.
@@ -116,7 +133,8 @@ struct Driver {
 pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<IpAddr>) -> Result<Mesh, DriverError> {
     let now = Instant::now();
     let node = config.mesh.node.clone();
-    let boot_epoch_ms = unix_ms();
+    let opened = open_data(&config).await?;
+    let boot_epoch_ms = opened.as_ref().map_or_else(unix_ms, |opened| opened.boot_epoch_ms);
     let net = match config.mesh.enabled {
         true => {
             let tls = identity::open(&config.mesh, &node, &metrics)?;
@@ -124,7 +142,13 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         }
         false => None,
     };
-    let mut stores = Stores::new(node.clone(), boot_epoch_ms);
+    let (mut stores, data) = match opened {
+        Some(opened) => {
+            let (stores, data) = opened.start(now, metrics.clone()).map_err(DriverError::DataThread)?;
+            (stores, Some(data))
+        }
+        None => (Stores::new(node.clone(), boot_epoch_ms), None),
+    };
     seed(&config, &mut stores);
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
     let (view, watched) = watch::channel(Arc::new(View::empty(node.clone(), config.mesh.enabled)));
@@ -141,6 +165,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         view_due: Some(now),
         view_published: now - VIEW_INTERVAL,
         leaving: Vec::new(),
+        data,
         unconfirmed: Vec::new(),
     };
     let sessions = Sessions::new(driver.sessions.clone(), commands.clone());
@@ -148,6 +173,14 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
     let sampled = handle.clone();
     metrics.watch_mesh(move || sample(&sampled.view()));
     Ok(Mesh { handle, sessions, task: tokio::spawn(driver.run(pod_ip)) })
+}
+
+/// Opens `--mesh-data-dir`, off the runtime.
+async fn open_data(config: &Config) -> Result<Option<Opened>, DriverError> {
+    let Some(dir) = config.mesh.data_dir.clone().filter(|_| config.mesh.enabled) else { return Ok(None) };
+    let (cluster, node) = (config.mesh.cluster.clone(), config.mesh.node.clone());
+    let opened = tokio::task::spawn_blocking(move || data::open(&dir, &cluster, &node, unix_ms())).await;
+    Ok(Some(opened.map_err(|panic| DriverError::DataThread(io::Error::other(panic)))??))
 }
 
 fn seed(config: &Config, stores: &mut Stores) {
@@ -219,9 +252,16 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
+        let data = async {
+            match &mut self.data {
+                Some(data) => data.next_outcome().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             command = self.commands.recv() => command.map(Input::Command),
             input = net => Some(input),
+            saving = data => Some(Input::Saved(saving)),
             () = timer => Some(Input::Timer),
         }
     }
@@ -230,6 +270,11 @@ impl Driver {
         match input {
             Input::Command(command) => self.on_command(now, command),
             Input::Timer => {}
+            Input::Saved(saving) => {
+                if let Some(data) = &mut self.data {
+                    data.handle_outcome(now, saving);
+                }
+            }
             input => {
                 if let Some(net) = &mut self.net {
                     net.handle(now, unix_ms(), &mut self.stores, input);
@@ -243,23 +288,23 @@ impl Driver {
         match command {
             Command::PutWorker(spec, reply) => {
                 let id = self.stores.put_worker(unix_ms(), spec);
-                self.unconfirmed.push(Box::new(move || drop(reply.send(id))));
+                self.confirm(now, move || drop(reply.send(id)));
             }
             Command::PatchWorker(id, patch, reply) => {
                 let existed = self.stores.patch_worker(unix_ms(), &id, &patch);
-                self.unconfirmed.push(Box::new(move || {
+                self.confirm(now, move || {
                     let _ = reply.send(existed);
-                }));
+                });
             }
             Command::RemoveWorker(id, reply) => {
                 let existed = self.stores.remove_worker(unix_ms(), &id);
-                self.unconfirmed.push(Box::new(move || {
+                self.confirm(now, move || {
                     let _ = reply.send(existed);
-                }));
+                });
             }
             Command::PutPolicy(model, spec, reply) => {
                 let outcome = self.stores.put_policy(unix_ms(), &model, &spec);
-                self.unconfirmed.push(Box::new(move || drop(reply.send(outcome))));
+                self.confirm(now, move || drop(reply.send(outcome)));
             }
             Command::HoldSession(key, worker) => self.stores.put_session(unix_ms(), key, worker),
             Command::Observe(id, seen) => self.stores.observe_worker(unix_ms(), &id, &seen),
@@ -319,10 +364,25 @@ impl Driver {
         if self.view_due.is_some_and(|at| at <= now) {
             self.publish(now);
         }
+        if let Some(data) = &mut self.data {
+            data.settle(now, &mut self.stores);
+        }
         if self.view_due.is_none() {
-            self.unconfirmed.drain(..).for_each(|confirm| confirm());
+            self.tell_confirmed(now);
         }
         Ok(())
+    }
+
+    fn confirm(&mut self, now: Instant, confirm: impl FnOnce() + Send + 'static) {
+        let ticket = self.data.as_ref().map_or(0, |data| data.ticket(&self.stores));
+        self.unconfirmed.push(Unconfirmed { ticket, due: now + data::ANSWER_WAIT_MAX, confirm: Box::new(confirm) });
+    }
+
+    fn tell_confirmed(&mut self, now: Instant) {
+        let data = self.data.as_ref();
+        let is_due =
+            |answer: &mut Unconfirmed| answer.due <= now || data.is_none_or(|data| data.is_settled(answer.ticket));
+        self.unconfirmed.extract_if(.., is_due).for_each(|answer| (answer.confirm)());
     }
 
     /// Has a new picture published once the last one is `interval` old.
@@ -349,7 +409,9 @@ impl Driver {
 
     fn deadline(&self) -> Option<Instant> {
         let net = self.net.as_ref().and_then(Net::poll_timeout);
-        [net, self.view_due, Some(self.expire_due)].into_iter().flatten().min()
+        let data = self.data.as_ref().and_then(|data| data.poll_timeout(&self.stores));
+        let answer = self.unconfirmed.iter().map(|answer| answer.due).min().filter(|_| self.view_due.is_none());
+        [net, self.view_due, Some(self.expire_due), data, answer].into_iter().flatten().min()
     }
 
     /// The name is taken. One that was derived from the host is made unique and the mesh starts again under it; one
@@ -358,8 +420,8 @@ impl Driver {
         let taken = DriverError::NameTaken { name: self.node.clone() };
         let Some(net) = self.net.take() else { return Ok(()) };
         net.stop().await;
-        // A certificate names the node that it was issued for, and no other.
-        if !self.config.mesh.node_is_derived || self.config.mesh.tls.is_some() {
+        // A certificate names the node that it was issued for, and no other; a data directory is that of one node.
+        if !self.config.mesh.node_is_derived || self.config.mesh.tls.is_some() || self.data.is_some() {
             return Err(taken);
         }
         let base = &self.config.mesh.node.as_str()[..self.config.mesh.node.as_str().len().min(120)];

@@ -107,7 +107,7 @@ pub struct EntryCounts {
 }
 
 /// The replicated state of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Stores {
     node: NodeName,
     clock: Clock,
@@ -337,6 +337,12 @@ impl Stores {
         Ok(())
     }
 
+    /// Removes the policy of a model, as no route does yet, so that tests have a removal without rules of its own.
+    #[cfg(test)]
+    pub(super) fn remove_policy_for_test(&mut self, model: &str) -> bool {
+        self.maps[Namespace::Policies.index()].remove(model.as_bytes())
+    }
+
     // --- replication ---
 
     /// Joins what a peer sent; gives by how many milliseconds the worst timestamp leads our clock, when that is too much
@@ -359,6 +365,40 @@ impl Stores {
         if floors.chain(chunk).any(is_ahead) {
             return Err(BodyError::FloorAhead);
         }
+        self.join(wall_ms, namespace, peer, body)
+    }
+
+    /// Joins what this node itself saved before it ended. Floors may lead the clock: it may have been set back since.
+    ///
+    /// # Errors
+    /// As [`Map::apply`]: nothing was applied.
+    pub fn restore(
+        &mut self,
+        wall_ms: u64,
+        namespace: Namespace,
+        saved: &mut VersionVector,
+        body: Body,
+    ) -> Result<(), BodyError> {
+        self.join(wall_ms, namespace, saved, body).map(drop)
+    }
+
+    /// From now on remembers which keys change. See [`Map::track_changes`].
+    pub fn track_changes(&mut self) {
+        self.maps.iter_mut().for_each(Map::track_changes);
+    }
+
+    /// The keys of a namespace that changed. See [`Map::take_changes`].
+    pub fn take_changes(&mut self, namespace: Namespace) -> Option<BTreeSet<Key>> {
+        self.maps[namespace.index()].take_changes()
+    }
+
+    fn join(
+        &mut self,
+        wall_ms: u64,
+        namespace: Namespace,
+        peer: &mut VersionVector,
+        body: Body,
+    ) -> Result<Option<u64>, BodyError> {
         let stamps: Vec<Timestamp> = body.keys.iter().flat_map(|key| key.live.iter().map(|live| live.stamp)).collect();
         let changed = self.maps[namespace.index()].apply(peer, body)?;
         let ahead_ms = stamps.into_iter().filter_map(|stamp| self.clock.observe(wall_ms, stamp)).max();

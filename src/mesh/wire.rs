@@ -4,4 +4,6 @@ pub mod membership;
 
 pub mod replication;
 
+pub mod saved;
+
 pub mod state;

@@ -110,6 +110,8 @@ pub struct Metrics {
     mesh_local_health: Arc<AtomicI64>,
     mesh_gossip: Family<(&'static str, &'static str), BoundCounter<u64>>,
     mesh_rejected: Family<(&'static str, &'static str), BoundCounter<u64>>,
+    /// Failed, done.
+    mesh_data_saves: [BoundCounter<u64>; 2],
     tls_expiry: TlsExpiry,
     tls_reload_failures: Family<&'static str, BoundCounter<u64>>,
     registry: Registry,
@@ -161,6 +163,7 @@ impl Metrics {
         // Bound for its zero alone: elections come with a later part, the series is documented to be there.
         let elections = counter(&meter, &def::MESH_ELECTIONS);
         elections.add(0, &[]);
+        let saves = counter(&meter, &def::MESH_DATA_SAVES);
         let suspicions = counter(&meter, &def::MESH_SUSPICIONS);
         Arc::new(Self {
             http_requests: http_requests(&meter),
@@ -187,6 +190,7 @@ impl Metrics {
             mesh_local_health: local_health,
             mesh_gossip: counters_by_two(&meter, &def::MESH_GOSSIP),
             mesh_rejected: counters_by_two(&meter, &def::MESH_REJECTED),
+            mesh_data_saves: ["failed", "done"].map(|result| saves.bind(&[KeyValue::new("result", result)])),
             tls_expiry: tls_expiry(&meter),
             tls_reload_failures: counters_by_one(&meter, &def::TLS_RELOAD_FAILURES),
             registry,
@@ -320,6 +324,11 @@ impl Metrics {
     /// `smg_mesh_sync_latency_seconds`: from sending a frame to its ack.
     pub fn mesh_sync_latency(&self, elapsed: Duration) {
         self.mesh_sync_latency.record(elapsed.as_secs_f64());
+    }
+
+    /// `smg_mesh_data_saves_total{result}`: done, failed.
+    pub fn mesh_data_save(&self, is_done: bool) {
+        self.mesh_data_saves[usize::from(is_done)].add(1);
     }
 
     /// `smg_mesh_suspicions_total{source}`: own_probe when it was this node's probe that failed, peer when it was heard.

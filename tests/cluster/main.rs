@@ -13,6 +13,7 @@ mod admin;
 mod bad_input;
 mod breaker;
 mod certs;
+mod data;
 mod failover;
 mod limits;
 mod manual;

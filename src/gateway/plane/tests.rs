@@ -110,6 +110,7 @@ fn config() -> Config {
             sync_interval: second,
             suspicion_multiplier: 1.0,
             tls: None,
+            data_dir: None,
         },
     }
 }

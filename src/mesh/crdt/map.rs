@@ -4,6 +4,8 @@
 //! log of operations exists. A 64-bit root over all live dots is kept up to date with each change: equal states have
 //! equal roots, whatever order their operations arrived in.
 
+use std::collections::BTreeSet;
+
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::{
@@ -15,10 +17,11 @@ use super::{
 use crate::mesh::{hlc::Timestamp, node::NodeName};
 
 mod apply;
+mod changes;
 mod entries;
 mod slots;
 
-use self::entries::Entries;
+use self::{changes::Changes, entries::Entries};
 pub use self::{entries::Dots, slots::LiveRef};
 pub use super::records::RECORDS_MAX;
 
@@ -43,6 +46,8 @@ pub struct Map {
     progress: Option<Progress>,
     root: u64,
     payload_bytes: usize,
+    /// Keys that changed since they were last taken; none while nobody asks for them.
+    changes: Option<Changes>,
 }
 
 impl Map {
@@ -61,6 +66,7 @@ impl Map {
             progress: None,
             root: 0,
             payload_bytes: 0,
+            changes: None,
         }
     }
 
@@ -243,6 +249,29 @@ impl Map {
         }
     }
 
+    /// From now on remembers which keys change, those of this actor's own operations so far among them.
+    pub fn track_changes(&mut self) {
+        let mut changes = Changes::default();
+        let mut at = 0;
+        while let Some((counter, key, _)) = self.next_event(self.own, at) {
+            changes.insert(key);
+            at = counter;
+        }
+        self.changes = Some(changes);
+    }
+
+    /// The keys whose live dots changed since the last call, in order; none when they are too many to remember, or were
+    /// never tracked: then any key may have changed.
+    pub fn take_changes(&mut self) -> Option<BTreeSet<Key>> {
+        self.changes.as_mut().and_then(Changes::take)
+    }
+
+    /// Whether a key may have changed since the last [`take_changes`](Self::take_changes).
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        self.changes.as_ref().is_none_or(|changes| !changes.is_empty())
+    }
+
     /// Whether a floor covers the actor.
     #[must_use]
     pub fn is_folded(&self, actor: &Actor) -> bool {
@@ -312,7 +341,10 @@ impl Map {
 
     /// Takes the dots `gone`, which are in order, from a key, and gives it `new` ones: in entries, records and root.
     fn change(&mut self, key: &[u8], gone: &[Dot], new: &[LiveRef<'_>]) {
-        let Self { entries, actors, own, records, root, payload_bytes, .. } = self;
+        let Self { entries, actors, own, records, root, payload_bytes, changes, .. } = self;
+        if let Some(changes) = changes {
+            changes.insert(key);
+        }
         let is_gone = |dot: Dot| gone.binary_search(&dot).is_ok();
         if !gone.is_empty() {
             let before = entries.get(key);

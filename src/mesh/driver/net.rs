@@ -27,6 +27,7 @@ use crate::{
     mesh::{
         driver::{
             advertise::{self, AdvertiseError},
+            data::Saving,
             handle::{Command, NodeView},
             pipes::{Action, Pipes},
             report::{self, Refusals},
@@ -58,6 +59,7 @@ pub(super) enum Input {
     Datagram(io::Result<Incoming>),
     Stream(Option<StreamEvent>),
     Seeds(Option<Vec<SocketAddr>>),
+    Saved(Saving),
     Timer,
 }
 
@@ -201,7 +203,7 @@ impl Net {
             Input::Datagram(Err(error)) => self.broken = Some(error),
             Input::Stream(Some(event)) => self.on_stream(now, wall_ms, stores, event),
             Input::Seeds(Some(seeds)) => self.swim.handle_seeds(now, &seeds),
-            Input::Stream(None) | Input::Seeds(None) | Input::Command(_) | Input::Timer => {}
+            Input::Stream(None) | Input::Seeds(None) | Input::Saved(_) | Input::Command(_) | Input::Timer => {}
         }
     }
 

@@ -88,7 +88,7 @@ impl Session {
 }
 
 /// The live sessions by age.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ages {
     of: BTreeMap<u64, Timestamp>,
     oldest: BTreeSet<(Timestamp, u64)>,

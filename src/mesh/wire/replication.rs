@@ -135,7 +135,7 @@ fn body_to_proto(namespace: Namespace, body: &Body) -> pb::Body {
     }
 }
 
-fn key_to_proto(state: &KeyState) -> pb::KeyState {
+pub(super) fn key_to_proto(state: &KeyState) -> pb::KeyState {
     let live = |live: &Live| pb::Live {
         actor: live.dot.actor.0,
         counter: live.dot.counter,
@@ -154,7 +154,7 @@ fn counters_to_proto(counters: &[(ActorId, u64)]) -> Vec<pb::Counter> {
     counters.iter().map(|(actor, counter)| pb::Counter { actor: actor.0, counter: *counter }).collect()
 }
 
-fn actor_to_proto(actor: &Actor) -> pb::Actor {
+pub(super) fn actor_to_proto(actor: &Actor) -> pb::Actor {
     pb::Actor { node: actor.node.to_string(), boot_epoch_ms: actor.boot_epoch_ms }
 }
 
@@ -223,7 +223,7 @@ fn body_from_proto(body: pb::Body, is_chunk: bool) -> Result<Kind, DecodeError> 
     Ok(Kind::Body(namespace, body))
 }
 
-fn key_from_proto(state: &pb::KeyState, actors: usize) -> Result<KeyState, DecodeError> {
+pub(super) fn key_from_proto(state: &pb::KeyState, actors: usize) -> Result<KeyState, DecodeError> {
     bounded("key", state.key.len(), KEY_BYTES_MAX)?;
     bounded("live dots", state.live.len(), KEY_DOTS_MAX)?;
     bounded("records", state.records.len(), KEY_RECORDS_MAX)?;
@@ -245,7 +245,7 @@ fn key_from_proto(state: &pb::KeyState, actors: usize) -> Result<KeyState, Decod
     })
 }
 
-fn counters_from_proto(counters: &[pb::Counter], actors: usize) -> Result<Vec<(ActorId, u64)>, DecodeError> {
+pub(super) fn counters_from_proto(counters: &[pb::Counter], actors: usize) -> Result<Vec<(ActorId, u64)>, DecodeError> {
     bounded("counters", counters.len(), actors)?;
     counters_from_proto_unbounded(counters, actors)
 }
@@ -264,7 +264,7 @@ fn counter_from_proto(actor: u32, counter: u64, actors: usize) -> Result<(ActorI
     Ok((ActorId(actor), counter))
 }
 
-fn actor_from_proto(actor: &pb::Actor) -> Result<Actor, DecodeError> {
+pub(super) fn actor_from_proto(actor: &pb::Actor) -> Result<Actor, DecodeError> {
     let node = actor.node.parse().map_err(|_| DecodeError::OutOfBounds("node name"))?;
     Ok(Actor { node, boot_epoch_ms: actor.boot_epoch_ms })
 }
@@ -273,7 +273,7 @@ fn namespace_from_proto(number: i32) -> Option<Namespace> {
     Namespace::ALL.into_iter().find(|namespace| namespace_to_proto(*namespace) == number)
 }
 
-fn bounded(what: &'static str, value: usize, max: usize) -> Result<(), DecodeError> {
+pub(super) fn bounded(what: &'static str, value: usize, max: usize) -> Result<(), DecodeError> {
     if value <= max { Ok(()) } else { Err(DecodeError::OutOfBounds(what)) }
 }
 

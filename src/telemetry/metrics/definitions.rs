@@ -98,6 +98,8 @@ definitions! {
     MESH_GOSSIP = Counter "smg_mesh_gossip_messages_total" ["direction", "kind"] "Membership messages, by direction and kind.";
     MESH_REJECTED = Counter "smg_mesh_rejected_total" ["plane", "reason"]
         "Packets, handshakes and frames of the mesh that were refused, by plane and reason.";
+    MESH_DATA_SAVES = Counter "smg_mesh_data_saves_total" ["result"]
+        "Batches of replicated state written to --mesh-data-dir: done (flushed to the disk) or failed.";
     TLS_EXPIRY = Gauge "smg_tls_cert_expiry_timestamp_seconds" ["role"]
         "Unix time at which the certificate in use expires, by what it is for (mesh).";
     TLS_RELOAD_FAILURES = Counter "smg_tls_reload_failures_total" ["role"]

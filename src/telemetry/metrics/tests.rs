@@ -51,6 +51,7 @@ fn busy() -> Arc<Metrics> {
         peers: vec![("node2".parse().unwrap(), true), ("node3".parse().unwrap(), false)],
         members: vec![(NodeStatus::Alive, 2), (NodeStatus::Down, 1)],
     });
+    metrics.mesh_data_save(true);
     metrics.mesh_suspicion(true);
     metrics.mesh_false_suspicion();
     metrics.mesh_refutation();

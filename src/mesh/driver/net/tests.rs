@@ -27,6 +27,7 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
         sync_interval: Duration::from_secs(1),
         suspicion_multiplier: 1.0,
         tls: None,
+        data_dir: None,
     };
     Net::bind(&config, &config.node, 1, metrics, None, None).await.unwrap()
 }
