@@ -147,6 +147,7 @@ impl Swim {
             boot_epoch_ms: config.boot_epoch_ms,
             incarnation: 0,
             since: now,
+            source: member::Source::Heard,
             rtt: RttEstimate::default(),
             refuted_at: Vec::new(),
         };
@@ -355,9 +356,7 @@ impl Swim {
     fn on_packet(&mut self, now: Instant, from: SocketAddr, via: Via, packet: Packet) {
         self.join(now);
         self.heard_at = Some(now);
-        for update in &packet.updates {
-            self.learn(now, update, &packet.node);
-        }
+        self.take_updates(now, from, via, &packet);
         // Streams come from ports that nobody listens on, datagrams from the socket that hears the answer.
         let reply_to = match (via, self.members.get(&packet.node)) {
             (Via::Stream, Some(member)) => member.addr,

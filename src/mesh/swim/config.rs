@@ -8,6 +8,14 @@ use crate::mesh::node::NodeName;
 /// newcomer is refused and asks again at its next round.
 pub const MEMBERS_MAX: usize = 4096;
 
+/// Members at most of which rumours alone tell. Without `--mesh-tls` a stranger's datagrams can invent many; further ones
+/// are taken only from themselves, or from a list that a heard member or an asked seed sent.
+pub const HEARSAY_MAX: usize = 256;
+
+/// How long a DOWN node is kept that was never heard itself; `forget_down_after` when that is less. Who heard it keeps it,
+/// so that no partition goes unhealed.
+pub const FORGET_HEARSAY_AFTER: Duration = Duration::from_secs(300);
+
 /// Up to this many live nodes everybody probes everybody in each interval (DESIGN §3.1).
 pub const FULL_PROBE_NODES_MAX: usize = 8;
 

@@ -4,14 +4,45 @@ use std::{net::SocketAddr, time::Instant};
 
 use super::{
     Body, Event, Packet, Swim, Via,
+    config::HEARSAY_MAX,
     event::{ChangeReason, MemberChange},
-    member::{Key, Member},
+    member::{Key, Member, Source},
     message::Update,
     rule::Rule,
 };
 use crate::mesh::node::{NodeName, NodeStatus};
 
 impl Swim {
+    /// Takes the updates of a packet, and notes of whom they are surer signs than a rumour.
+    pub(super) fn take_updates(&mut self, now: Instant, from: SocketAddr, via: Via, packet: &Packet) {
+        let is_list = self.is_list_of_trust(from, via, packet);
+        for update in &packet.updates {
+            let own = update.name == packet.node && via == Via::Datagram && update.addr == from;
+            if is_list || own || self.has_room_for(update) {
+                self.learn(now, update, &packet.node);
+            }
+            if is_list {
+                self.members.vouch(&update.name, Source::List);
+            }
+        }
+        if via == Via::Datagram && self.members.get(&packet.node).is_some_and(|member| member.addr == from) {
+            self.members.vouch(&packet.node, Source::Heard);
+        }
+    }
+
+    /// Whether the packet is a list of a member that was heard itself, or of a seed that was asked: such may name anybody.
+    fn is_list_of_trust(&self, from: SocketAddr, via: Via, packet: &Packet) -> bool {
+        let Body::Sync { seq, .. } = packet.body else { return false };
+        let known = self.members.get(&packet.node).filter(|member| member.source == Source::Heard);
+        known.is_some_and(|member| via == Via::Stream || member.addr == from) || self.seeds.asked(seq)
+    }
+
+    /// Whether one more may be known by rumour; what is said of others changes records, or is refused by their floor.
+    fn has_room_for(&self, update: &Update) -> bool {
+        let refused = self.members.floor(&update.name).is_some_and(|floor| update.key() < floor);
+        refused || self.members.get(&update.name).is_some() || self.members.hearsay() < HEARSAY_MAX
+    }
+
     /// Takes one update said by `from`.
     pub(super) fn learn(&mut self, now: Instant, update: &Update, from: &NodeName) {
         if update.name == self.config.node {
@@ -29,6 +60,8 @@ impl Swim {
         let mut member = Member::from_update(update, now);
         if let Some(before) = &before {
             member.rtt = before.rtt;
+            // At a new address it has to be heard anew.
+            member.source = if before.addr == member.addr { before.source } else { before.source.min(Source::List) };
             member.refuted_at.clone_from(&before.refuted_at);
         }
         let first_hand = update.name == *from;

@@ -9,12 +9,27 @@ use std::{
 use foldhash::fast::FixedState;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{config::MEMBERS_MAX, message::Update, rtt::RttEstimate};
+use super::{
+    config::{FORGET_HEARSAY_AFTER, MEMBERS_MAX},
+    message::Update,
+    rtt::RttEstimate,
+};
 use crate::mesh::node::{NodeName, NodeStatus};
 
 /// A map by name whose hasher has no random seed: equal runs are equal. Names come from the network, so somebody may
 /// choose them to collide; what holds members has at most [`MEMBERS_MAX`] of them.
 pub(super) type NameMap<V> = HashMap<NodeName, V, FixedState>;
+
+/// How it is known that a node exists, the surest last.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Source {
+    /// Somebody said so.
+    Rumour,
+    /// It was in the list of a member that was heard itself, or of a seed that was asked.
+    List,
+    /// A datagram in its name came from its address, or it answered a probe there.
+    Heard,
+}
 
 /// A node as this one knows it.
 #[derive(Clone, Debug)]
@@ -35,6 +50,7 @@ pub struct Member {
     pub incarnation: u64,
     /// Since when it has this status, as far as this node knows.
     pub since: Instant,
+    pub(super) source: Source,
     pub(super) rtt: RttEstimate,
     /// Refuted suspicions of the last minute, newest last; at most 8 are kept.
     pub(super) refuted_at: Vec<Instant>,
@@ -77,6 +93,7 @@ impl Member {
             boot_epoch_ms: update.epoch_ms,
             incarnation: update.incarnation,
             since: now.checked_sub(update.age).unwrap_or(now),
+            source: Source::Rumour,
             rtt: RttEstimate::default(),
             refuted_at: Vec::new(),
         }
@@ -110,6 +127,14 @@ impl Update {
     }
 }
 
+/// What is kept of a forgotten member.
+#[derive(Debug)]
+struct Forgotten {
+    last: Key,
+    at: Instant,
+    source: Source,
+}
+
 /// The members, with what is derived from them kept up to date, and the last records of forgotten ones.
 #[derive(Debug, Default)]
 pub(super) struct Members {
@@ -123,7 +148,7 @@ pub(super) struct Members {
     live: Vec<NodeName>,
     /// Order-independent hash over the live ones.
     digest: u64,
-    forgotten: BTreeMap<NodeName, (Key, Instant)>,
+    forgotten: BTreeMap<NodeName, Forgotten>,
 }
 
 impl Members {
@@ -173,16 +198,26 @@ impl Members {
     /// The key below which nothing is believed of `name`: that of its record, or of the one it was forgotten with.
     pub(super) fn floor(&self, name: &NodeName) -> Option<Key> {
         let known = self.get(name).map(Member::key);
-        known.or_else(|| self.forgotten.get(name).map(|(key, _)| *key))
+        known.or_else(|| self.forgotten.get(name).map(|gone| gone.last))
     }
 
     /// What the sender of `update` was forgotten with, if it was.
     pub(super) fn last_of_forgotten(&self, now: Instant, update: &Update) -> Option<Update> {
-        let ((epoch_ms, incarnation, rank), at) = *self.forgotten.get(&update.name)?;
+        let Forgotten { last: (epoch_ms, incarnation, rank), at, .. } = *self.forgotten.get(&update.name)?;
         let left = rank == self::rank(NodeStatus::Leaving);
         let status = if left { NodeStatus::Leaving } else { NodeStatus::Down };
         let age = now.saturating_duration_since(at);
         Some(Update { status, epoch_ms, incarnation, age, accusers: Vec::new(), ..update.clone() })
+    }
+
+    /// How many members are known by rumours alone.
+    pub(super) fn hearsay(&self) -> usize {
+        self.list.iter().filter(|member| member.source == Source::Rumour).count()
+    }
+
+    /// Notes how it is known that `name` exists, when that is surer than before.
+    pub(super) fn vouch(&mut self, name: &NodeName, source: Source) {
+        self.note(name, |member| member.source = member.source.max(source));
     }
 
     /// Puts a record in place; `false` when the list is full of live members.
@@ -237,6 +272,7 @@ impl Members {
                 return false;
             }
             let wait = match member.status {
+                NodeStatus::Down if member.source < Source::Heard => down.min(FORGET_HEARSAY_AFTER),
                 NodeStatus::Down => down,
                 NodeStatus::Leaving => left,
                 NodeStatus::Init | NodeStatus::Alive | NodeStatus::Suspected => return false,
@@ -247,15 +283,14 @@ impl Members {
         for name in &names {
             self.drop_member(name, now);
         }
-        self.forgotten.retain(|_, (_, at)| now.saturating_duration_since(*at) < keep);
+        self.forgotten.retain(|_, gone| now.saturating_duration_since(gone.at) < keep);
         names
     }
 
     fn make_room(&mut self, now: Instant) -> bool {
         let gone = self.list.iter().filter(|member| !member.is_live() && self.me.as_ref() != Some(&member.name));
-        let Some(oldest) = gone.min_by_key(|member| member.since).map(|member| member.name.clone()) else {
-            return false;
-        };
+        let worst = gone.min_by_key(|member| (member.source, member.since));
+        let Some(oldest) = worst.map(|member| member.name.clone()) else { return false };
         self.drop_member(&oldest, now);
         true
     }
@@ -270,10 +305,10 @@ impl Members {
             self.unlist(&member);
         }
         if self.forgotten.len() >= MEMBERS_MAX {
-            let oldest = self.forgotten.iter().min_by_key(|(_, (_, at))| *at).map(|(name, _)| name.clone());
-            oldest.map(|name| self.forgotten.remove(&name));
+            let worst = self.forgotten.iter().min_by_key(|(_, gone)| (gone.source, gone.at));
+            worst.map(|(name, _)| name.clone()).map(|name| self.forgotten.remove(&name));
         }
-        self.forgotten.insert(name.clone(), (member.key(), now));
+        self.forgotten.insert(name.clone(), Forgotten { last: member.key(), at: now, source: member.source });
     }
 
     /// Adds a member to the derived values.
@@ -361,6 +396,22 @@ mod tests {
         assert_eq!(members.floor(&"a".parse().unwrap()), Some((5, 3, 2)));
         members.forget(start + 5 * minute, minute, minute, 3 * minute);
         assert_eq!(members.floor(&"a".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn who_was_never_heard_is_forgotten_sooner() {
+        let start = Instant::now();
+        let hour = Duration::from_secs(3600);
+        let mut members = Members::default();
+        for name in ["heard", "listed", "rumoured"] {
+            members.put(member(name, NodeStatus::Down, 5, 0, start), start);
+        }
+        members.vouch(&"heard".parse().unwrap(), Source::Heard);
+        members.vouch(&"listed".parse().unwrap(), Source::List);
+        assert_eq!(members.hearsay(), 1);
+        assert!(members.forget(start + FORGET_HEARSAY_AFTER / 2, hour, hour, hour).is_empty());
+        assert_eq!(members.forget(start + FORGET_HEARSAY_AFTER, hour, hour, hour).len(), 2);
+        assert_eq!(members.forget(start + hour, hour, hour, hour), ["heard".parse().unwrap()]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use rand::seq::SliceRandom;
 
-use super::{Body, Event, Swim, Via, config::FANOUT, ring};
+use super::{Body, Event, Swim, Via, config::FANOUT, member::Source, ring};
 use crate::mesh::node::{NodeName, NodeStatus};
 
 /// Probes under way at most; a further one waits for its next round.
@@ -221,6 +221,9 @@ impl Swim {
         let (kind, sent_at, direct) = (probe.kind, probe.sent_at, probe.escalate_at.is_some() && target.is_none());
         self.probes.remove(&seq);
         self.improve_health();
+        if target.is_none() {
+            self.members.vouch(&reached, Source::Heard);
+        }
         if direct && via == Via::Datagram {
             let rtt = now.saturating_duration_since(sent_at);
             self.members.note(&reached, |member| member.rtt.record(rtt));

@@ -41,6 +41,11 @@ impl Seeds {
         Self { list: Vec::new(), due: now, backoff: BACKOFF_MIN }
     }
 
+    /// Whether `seq` is the number of a question to a seed.
+    pub(super) fn asked(&self, seq: u64) -> bool {
+        self.list.iter().any(|seed| seed.asked == seq && seq != 0)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.list.len()
     }

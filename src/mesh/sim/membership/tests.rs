@@ -2,14 +2,18 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 
 use super::{Cluster, check};
 use crate::mesh::{
     node::NodeStatus::{Alive, Down, Init, Leaving, Suspected},
-    swim::{Event, Swim},
+    swim::{
+        Event, Swim,
+        message::{Body, Packet, Update},
+    },
+    wire::membership,
 };
 
 const fn secs(secs: u64) -> Duration {
@@ -396,6 +400,43 @@ fn sides_that_forgot_each_other_meet_again_through_their_seeds() {
         let took = cluster.run_until(secs(20), Cluster::is_converged);
         assert!(took.is_some(), "{}", cluster.describe());
     });
+}
+
+#[test]
+fn nodes_that_never_were_are_gone_after_five_minutes() {
+    check(1, |cluster| {
+        *cluster = Cluster::converged(cluster.seed, 5);
+        let from = cluster.fresh_addr();
+        for index in 0..40 {
+            let said = invented(index, cluster.fresh_addr());
+            cluster.inject(0, from, said);
+        }
+        assert_eq!(cluster.nodes[0].swim.as_ref().unwrap().members().count(), 45, "they are believed at first");
+        assert!(cluster.run_until(secs(120), Cluster::is_converged).is_some(), "{}", cluster.describe());
+        cluster.run_for(secs(310));
+        assert!(cluster.running().all(|by| cluster.nodes[by].swim.as_ref().unwrap().members().count() == 5));
+        assert_eq!(cluster.checker.false_downs, 0);
+    });
+}
+
+/// Gossip of a stranger about a node that never was.
+fn invented(index: u64, addr: SocketAddr) -> Bytes {
+    let update = Update {
+        name: format!("ghost{index}").parse().unwrap(),
+        status: Alive,
+        epoch_ms: 1,
+        incarnation: 0,
+        addr,
+        host: String::new(),
+        zone: String::new(),
+        age: Duration::ZERO,
+        accusers: Vec::new(),
+    };
+    let node = format!("stranger{index}").parse().unwrap();
+    membership::encode(
+        "smg",
+        &Packet { node, epoch_ms: 1, incarnation: 0, body: Body::Gossip { seq: 0 }, updates: vec![update] },
+    )
 }
 
 #[test]

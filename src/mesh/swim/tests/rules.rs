@@ -159,6 +159,8 @@ fn design_3_10_down_peers_and_silent_seeds_are_contacted_for_ever_at_a_low_rate(
     let start = Instant::now();
     let mut swim = among(start, &[("b", "x"), ("c", "x")]);
     swim.handle_seeds(start, &[addr(9)]);
+    let from_c = Packet { node: name("c"), ..packet(Body::Gossip { seq: 0 }, vec![]) };
+    swim.handle_datagram(start, addr(3), Via::Datagram, &wire::encode("smg", &from_c)).unwrap();
     hear(&mut swim, start, &packet(Body::Gossip { seq: 0 }, vec![update("c", NodeStatus::Down, 0, 3)]));
     let time = Duration::from_secs(3000);
     let all = run(&mut swim, start, time, &[3, 9]);
@@ -168,4 +170,27 @@ fn design_3_10_down_peers_and_silent_seeds_are_contacted_for_ever_at_a_low_rate(
         assert!((2500..3800).contains(&times.len()), "{who}: {} in {time:?}", times.len());
         assert!(*times.last().unwrap() + Duration::from_secs(5) > time, "{who}");
     }
+}
+
+#[test]
+fn strangers_invent_a_bounded_number_of_members_and_keep_nobody_out() {
+    let now = Instant::now();
+    let mut swim = with_peer(now);
+    for round in 0..100 {
+        let invented = (0..10).map(|i| update(&format!("x{round}-{i}"), NodeStatus::Alive, 0, 200)).collect();
+        let said = Packet { node: name(&format!("y{round}")), ..packet(Body::Gossip { seq: 0 }, invented) };
+        swim.handle_datagram(now, addr(250), Via::Datagram, &wire::encode("smg", &said)).unwrap();
+    }
+    assert_eq!(swim.members().count(), 2 + config::HEARSAY_MAX);
+    // Who comes itself is let in, and so is whom a member lists that was heard.
+    let own = vec![update("c", NodeStatus::Alive, 0, 3)];
+    let join = Packet { node: name("c"), ..packet(Body::Sync { seq: 1, reply_wanted: true }, own) };
+    swim.handle_datagram(now, addr(3), Via::Datagram, &wire::encode("smg", &join)).unwrap();
+    let listed = vec![update("d", NodeStatus::Alive, 0, 4)];
+    hear(&mut swim, now, &packet(Body::Sync { seq: 1, reply_wanted: false }, listed.clone()));
+    assert!(swim.member(&name("c")).is_some() && swim.member(&name("d")).is_some());
+    let listed = vec![update("e", NodeStatus::Alive, 0, 5)];
+    let forged = packet(Body::Sync { seq: 1, reply_wanted: false }, listed);
+    swim.handle_datagram(now, addr(250), Via::Datagram, &wire::encode("smg", &forged)).unwrap();
+    assert!(swim.member(&name("e")).is_none(), "a list in the name of a member from elsewhere");
 }
