@@ -21,6 +21,8 @@ pub struct Config {
     pub workers: Workers,
     /// Default routing policy.
     pub policy: PolicyKind,
+    /// Cache-aware routing.
+    pub cache: Cache,
     /// Bounds on client requests.
     pub requests: Requests,
     /// Retries on another worker.
@@ -83,14 +85,26 @@ pub enum PolicyKind {
     LeastLoad,
     /// By routing key on a ring (Karger et al. 1997), bounded load.
     ConsistentHashing,
+    /// By the beginning of the prompt, bounded load.
+    PrefixHash,
+    /// Where the longest prefix of the prompt was seen, unless that worker is too busy.
+    CacheAware,
     /// The worker that the session table names for the routing key, which every gateway has.
     Manual,
 }
 
 impl PolicyKind {
     /// Every policy, in the order of the manual.
-    pub const ALL: [Self; 6] =
-        [Self::Random, Self::RoundRobin, Self::PowerOfTwo, Self::LeastLoad, Self::ConsistentHashing, Self::Manual];
+    pub const ALL: [Self; 8] = [
+        Self::Random,
+        Self::RoundRobin,
+        Self::PowerOfTwo,
+        Self::LeastLoad,
+        Self::ConsistentHashing,
+        Self::PrefixHash,
+        Self::CacheAware,
+        Self::Manual,
+    ];
 
     /// The spelling of `--policy`, of the API and of metrics.
     #[must_use]
@@ -101,6 +115,8 @@ impl PolicyKind {
             Self::PowerOfTwo => "power_of_two",
             Self::LeastLoad => "least_load",
             Self::ConsistentHashing => "consistent_hashing",
+            Self::PrefixHash => "prefix_hash",
+            Self::CacheAware => "cache_aware",
             Self::Manual => "manual",
         }
     }
@@ -122,6 +138,26 @@ impl FromStr for PolicyKind {
 
     fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
         Self::ALL.into_iter().find(|policy| policy.as_str() == text).ok_or(UnknownPolicy)
+    }
+}
+
+/// Cache-aware routing. A worker is *overloaded* when it has more requests than the least loaded one by both balance
+/// thresholds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cache {
+    /// Least share of a prompt that a worker must have seen to be chosen for it, 0 to 1, default 0.3.
+    pub threshold: f64,
+    /// A worker is overloaded only with this many requests more than the least loaded one, default 64.
+    pub balance_abs: usize,
+    /// A worker is overloaded only with this many times the requests of the least loaded one, at least 1, default 1.5.
+    pub balance_rel: f64,
+    /// Budget of the prefix index in bytes, for each model, default 64 MiB.
+    pub index_bytes: usize,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { threshold: 0.3, balance_abs: 64, balance_rel: 1.5, index_bytes: 64 << 20 }
     }
 }
 

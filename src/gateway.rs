@@ -12,11 +12,15 @@ pub mod policy;
 
 pub mod choice;
 
+mod placement;
+
 pub mod plane;
 
 pub mod error;
 
 pub mod scan;
+
+pub mod prefix;
 
 pub mod headers;
 

@@ -15,13 +15,15 @@ use smg_certs::{AllowedNodes, IdentityFiles};
 use super::{
     Environment,
     flags::{
-        BreakerFlags, Flags, HealthFlags, LimitFlags, MeshFlags, RequestFlags, RetryFlags, TelemetryFlags, WorkerFlags,
+        BreakerFlags, CacheFlags, Flags, HealthFlags, LimitFlags, MeshFlags, RequestFlags, RetryFlags, TelemetryFlags,
+        WorkerFlags,
     },
     sources::{Origin, Origins},
 };
 use crate::{
     config::{
-        self, Auth, Bind, Breaker, Config, Health, Limits, Mesh, MeshTls, Requests, Retry, Telemetry, Workers, address,
+        self, Auth, Bind, Breaker, Cache, Config, Health, Limits, Mesh, MeshTls, Requests, Retry, Telemetry, Workers,
+        address,
     },
     mesh::node::{NAME_BYTES_MAX, NodeName},
 };
@@ -38,6 +40,7 @@ pub(super) fn config(flags: &Flags, origins: &Origins, env: &Environment) -> Res
         bind: Bind { addr: check.addr("host", &flags.host, flags.port) },
         workers: check.workers(&flags.workers),
         policy: flags.workers.policy,
+        cache: cache(&flags.cache),
         requests: check.requests(&flags.requests),
         retry: check.retry(&flags.retry),
         limits: check.limits(&flags.limits),
@@ -395,6 +398,15 @@ impl Check<'_> {
                 self.problem(one, &both);
             }
         }
+    }
+}
+
+fn cache(flags: &CacheFlags) -> Cache {
+    Cache {
+        threshold: flags.cache_threshold,
+        balance_abs: flags.balance_abs_threshold as usize,
+        balance_rel: flags.balance_rel_threshold,
+        index_bytes: usize::try_from(flags.cache_index_bytes).unwrap_or(usize::MAX),
     }
 }
 

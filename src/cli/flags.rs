@@ -32,6 +32,9 @@ pub struct Flags {
     pub workers: WorkerFlags,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub cache: CacheFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub requests: RequestFlags,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -73,8 +76,26 @@ pub struct WorkerFlags {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=SECS_MAX))]
     pub drain_settle_secs: u64,
     /// How a worker is chosen where no policy is set for the model
-    #[arg(long, default_value = PolicyKind::PowerOfTwo.as_str(), value_parser = policy_parser())]
+    #[arg(long, default_value = PolicyKind::CacheAware.as_str(), value_parser = policy_parser())]
     pub policy: PolicyKind,
+}
+
+/// How the policy `cache_aware` weighs caches against load.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Cache-aware routing")]
+pub struct CacheFlags {
+    /// Least share of a prompt, 0 to 1, that a worker must have seen to be chosen for it
+    #[arg(long, default_value = "0.3", value_name = "SHARE", value_parser = |text: &str| number_within(text, 0.0, 1.0))]
+    pub cache_threshold: f64,
+    /// A worker counts as overloaded only with more requests in flight than the least loaded one by this number
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub balance_abs_threshold: u32,
+    /// A worker counts as overloaded only with more than this many times the requests of the least loaded one, 1 to 1000
+    #[arg(long, default_value = "1.5", value_name = "FACTOR", value_parser = |text: &str| number_within(text, 1.0, 1000.0))]
+    pub balance_rel_threshold: f64,
+    /// Memory for the prefixes that workers have seen, in bytes, for each model
+    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(65_536..=1 << 36))]
+    pub cache_index_bytes: u64,
 }
 
 /// Bounds on client requests.

@@ -55,9 +55,10 @@ fn samples(long: &str, arg: &clap::Arg) -> [String; 3] {
         return [first.clone(), second.clone(), third.clone()];
     }
     let [one, two, three] = match long {
-        "retry-jitter-factor" => ["0.3", "0.5", "0.7"],
+        "retry-jitter-factor" | "cache-threshold" => ["0.25", "0.5", "0.75"],
+        "cache-index-bytes" => ["77000", "78000", "79000"],
         "mesh-transport" => ["udp", "quic", "udp"],
-        "mesh-suspicion-multiplier" | "retry-backoff-multiplier" => ["2.5", "3.5", "4.5"],
+        "mesh-suspicion-multiplier" | "retry-backoff-multiplier" | "balance-rel-threshold" => ["2.5", "3.5", "4.5"],
         _ => ["77", "78", "79"],
     };
     [one, two, three].map(str::to_owned)
@@ -115,6 +116,7 @@ fn help_names_default_and_variable_of_every_flag_under_a_heading() {
     for heading in [
         "Bind",
         "Workers and policy",
+        "Cache-aware routing",
         "Requests",
         "Limits",
         "Retry",
@@ -152,7 +154,9 @@ fn defaults_are_those_of_the_specification() {
     assert_eq!(config.bind.addr.to_string(), "0.0.0.0:30000");
     assert_eq!(config.workers.urls, Vec::<String>::new());
     assert_eq!((config.workers.startup_timeout.as_secs(), config.workers.drain_settle.as_secs()), (1800, 5));
-    assert_eq!(config.policy, PolicyKind::PowerOfTwo);
+    assert_eq!(config.policy, PolicyKind::CacheAware);
+    assert_eq!((config.cache.threshold, config.cache.balance_abs), (0.3, 64));
+    assert_eq!((config.cache.balance_rel, config.cache.index_bytes), (1.5, 67_108_864));
     assert_eq!((config.requests.timeout.as_secs(), config.requests.payload_bytes_max), (1800, 512 << 20));
     assert_eq!((config.requests.shutdown_grace.as_secs(), config.requests.upstream_idle_timeout.as_secs()), (180, 3));
     assert_eq!(config.requests.request_id_headers.first().unwrap(), "x-request-id");
@@ -330,6 +334,9 @@ fn what_cannot_be_used_is_refused_by_name() {
         ("flag twice", vec!["--port", "1", "--port", "2"], vec!["--port"]),
         ("port", vec!["--port", "70000"], vec!["--port", "70000"]),
         ("policy", vec!["--policy", "best"], vec!["--policy", "best", "power_of_two"]),
+        ("share", vec!["--cache-threshold", "1.5"], vec!["--cache-threshold", "0..=1"]),
+        ("factor", vec!["--balance-rel-threshold", "0.5"], vec!["--balance-rel-threshold", "1..=1000"]),
+        ("no room", vec!["--cache-index-bytes", "100"], vec!["--cache-index-bytes", "65536"]),
         ("log level", vec!["--log-level", "smg=debug"], vec!["--log-level", "trace"]),
         ("zero time", vec!["--request-timeout-secs", "0"], vec!["--request-timeout-secs", "1.."]),
         ("zero size", vec!["--max-payload-size", "0"], vec!["--max-payload-size"]),

@@ -7,7 +7,7 @@ use std::{
 
 use crate::gateway::{
     breaker::Permit,
-    policy::{self, Facts},
+    policy::{self, Chosen, Facts},
     view::Route,
     worker::Worker,
 };
@@ -25,14 +25,14 @@ pub fn choose(
     tried: &[Arc<Worker>],
     random: u64,
     now: Instant,
-) -> Option<(Arc<Worker>, Permit)> {
-    let worker = policy::choose(route, facts, tried, random)?;
-    if worker.hint.turns_away(random, now) {
-        return choose_again(route, facts, tried, worker, random, now);
+) -> Option<(Chosen, Permit)> {
+    let chosen = policy::choose(route, facts, tried, random)?;
+    if chosen.worker.hint.turns_away(random, now) {
+        return choose_again(route, facts, tried, chosen, random, now);
     }
-    match worker.breaker.admit(now) {
-        Some(permit) => Some((worker, permit)),
-        None => choose_again(route, facts, tried, worker, random, now),
+    match chosen.worker.breaker.admit(now) {
+        Some(permit) => Some((chosen, permit)),
+        None => choose_again(route, facts, tried, chosen, random, now),
     }
 }
 
@@ -41,23 +41,25 @@ fn choose_again(
     route: &Route,
     facts: Facts<'_>,
     tried: &[Arc<Worker>],
-    passed: Arc<Worker>,
+    passed: Chosen,
     random: u64,
     now: Instant,
-) -> Option<(Arc<Worker>, Permit)> {
+) -> Option<(Chosen, Permit)> {
     let mut out = tried.to_vec();
-    out.push(passed);
-    while let Some(worker) = policy::choose(route, facts, &out, random) {
-        if !worker.hint.is_on(now)
-            && let Some(permit) = worker.breaker.admit(now)
+    out.push(passed.worker.clone());
+    let mut passed = vec![passed];
+    while let Some(chosen) = policy::choose(route, facts, &out, random) {
+        if !chosen.worker.hint.is_on(now)
+            && let Some(permit) = chosen.worker.breaker.admit(now)
         {
-            return Some((worker, permit));
+            return Some((chosen, permit));
         }
-        out.push(worker);
+        out.push(chosen.worker.clone());
+        passed.push(chosen);
     }
     // Nobody is left but those that others warn of: what they say is no reason to refuse.
-    let warned = out.drain(tried.len()..).filter(|worker| worker.hint.is_on(now));
-    warned.into_iter().find_map(|worker| worker.breaker.admit(now).map(|permit| (worker, permit)))
+    let mut warned = passed.into_iter().filter(|chosen| chosen.worker.hint.is_on(now));
+    warned.find_map(|chosen| chosen.worker.breaker.admit(now).map(|permit| (chosen, permit)))
 }
 
 /// Whether there is a worker that is not in `tried` and whose breaker would let a request pass.
@@ -120,9 +122,9 @@ mod tests {
                 let mut chosen: Vec<usize> = Vec::new();
                 for seed in 0..200 {
                     let key = format!("key {seed}");
-                    let facts = Facts { routing_key: Some(key.as_bytes()), held_by: None };
+                    let facts = Facts { routing_key: Some(key.as_bytes()), ..Facts::default() };
                     let found = choose(&route, facts, &tried, policy::mix(seed + 1), now);
-                    chosen.extend(found.and_then(|(worker, _)| all.iter().position(|w| w.id == worker.id)));
+                    chosen.extend(found.and_then(|(chosen, _)| all.iter().position(|w| w.id == chosen.worker.id)));
                 }
                 chosen.sort_unstable();
                 chosen.dedup();
@@ -148,9 +150,9 @@ mod tests {
                 let mut counts = [0; 3];
                 for seed in 0..600 {
                     let key = format!("key {seed}");
-                    let facts = Facts { routing_key: Some(key.as_bytes()), held_by: None };
-                    let (worker, _) = choose(&route, facts, &[], policy::mix(seed + 1), now).unwrap();
-                    counts[all.iter().position(|w| w.id == worker.id).unwrap()] += 1;
+                    let facts = Facts { routing_key: Some(key.as_bytes()), ..Facts::default() };
+                    let (chosen, _) = choose(&route, facts, &[], policy::mix(seed + 1), now).unwrap();
+                    counts[all.iter().position(|w| w.id == chosen.worker.id).unwrap()] += 1;
                 }
                 for (index, count) in counts.into_iter().enumerate() {
                     let expected = if often.contains(&index) {

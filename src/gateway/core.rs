@@ -17,7 +17,12 @@ use rand_pcg::Pcg64Mcg;
 use crate::{
     config::Config,
     gateway::{
-        admission::Admission, budget::RetryBudget, connection::Connection, health::Suspicions, pool::Pool,
+        admission::Admission,
+        budget::RetryBudget,
+        connection::Connection,
+        health::Suspicions,
+        pool::Pool,
+        prefix::index::{self, Tick},
         view::RoutingView,
     },
     mesh::driver::sessions::Sessions,
@@ -156,6 +161,11 @@ impl Core {
     /// Takes a retry from the budget.
     pub(crate) fn try_retry(&self, now: Instant) -> bool {
         self.budget.borrow_mut().try_retry(self.second(now))
+    }
+
+    /// The time of the prefix index, from the start of the plane.
+    pub(crate) fn tick(&self, now: Instant) -> Tick {
+        index::tick(now.saturating_duration_since(self.epoch))
     }
 
     fn second(&self, now: Instant) -> u64 {

@@ -8,7 +8,11 @@ use std::sync::Arc;
 
 use crate::{
     config::PolicyKind,
-    gateway::{view::Route, worker::Worker},
+    gateway::{
+        prefix::{Prompt, index::Tick},
+        view::Route,
+        worker::Worker,
+    },
 };
 
 pub mod random;
@@ -21,7 +25,13 @@ pub mod least_load;
 
 pub mod consistent_hashing;
 
+pub mod prefix_hash;
+
+pub mod cache_aware;
+
 pub mod manual;
+
+use self::cache_aware::{Known, Verdict};
 
 /// What a policy may look at.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,6 +41,19 @@ pub struct Facts<'a> {
     /// [`WorkerId::number`](crate::mesh::stores::WorkerId::number) of the worker that holds the session of the routing
     /// key; only looked up for policies that read it.
     pub held_by: Option<u64>,
+    /// Names of the prompt, for the policies that look at it.
+    pub prompt: Option<&'a Prompt>,
+    /// Now, for the prefix index.
+    pub tick: Tick,
+}
+
+/// A worker and how it came to be chosen.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// The worker.
+    pub worker: Arc<Worker>,
+    /// What `cache_aware` found; none of the other policies, which say nothing of the prompt.
+    pub verdict: Option<Verdict>,
 }
 
 /// Chooses a worker of the route that is not in `tried`; none when every one was tried or there is none.
@@ -38,7 +61,7 @@ pub struct Facts<'a> {
 /// When every ready worker was tried the caller may clear `tried` and ask again. `random` is 64 uniform bits, fresh
 /// for each call.
 #[must_use]
-pub fn choose(route: &Route, facts: Facts<'_>, tried: &[Arc<Worker>], random: u64) -> Option<Arc<Worker>> {
+pub fn choose(route: &Route, facts: Facts<'_>, tried: &[Arc<Worker>], random: u64) -> Option<Chosen> {
     let candidates = Candidates { ready: &route.ready, tried };
     let chosen = match route.policy {
         PolicyKind::Random => random::choose(candidates, random),
@@ -53,8 +76,22 @@ pub fn choose(route: &Route, facts: Facts<'_>, tried: &[Arc<Worker>], random: u6
             Some(key) => manual::choose(candidates, key, facts.held_by),
             None => power_of_two::choose(candidates, random),
         },
+        PolicyKind::PrefixHash => prefix_hash::choose(candidates, facts.prompt, random),
+        PolicyKind::CacheAware => match known(route, facts) {
+            Some(known) => {
+                let (worker, verdict) = cache_aware::choose(candidates, known, random)?;
+                return Some(Chosen { worker: worker.clone(), verdict: Some(verdict) });
+            }
+            None => power_of_two::choose(candidates, random),
+        },
     };
-    chosen.cloned()
+    chosen.map(|worker| Chosen { worker: worker.clone(), verdict: None })
+}
+
+fn known<'a>(route: &'a Route, facts: Facts<'a>) -> Option<Known<'a>> {
+    let affinity = route.affinity.as_ref()?;
+    let (prompt, index) = (facts.prompt?, affinity.index.as_deref()?);
+    Some(Known { prompt, index, rules: &affinity.rules, tick: facts.tick })
 }
 
 /// The workers to choose from: those of the route, without those that this request has already tried.
@@ -145,7 +182,7 @@ pub(crate) mod tests {
                 let route = Route::new("m".into(), policy, ready.to_vec());
                 for key in [None, Some(&b"k"[..])] {
                     assert!(
-                        choose(&route, Facts { routing_key: key, held_by: None }, tried, 7).is_none(),
+                        choose(&route, Facts { routing_key: key, ..Facts::default() }, tried, 7).is_none(),
                         "{case} {policy:?}"
                     );
                 }
@@ -167,9 +204,10 @@ pub(crate) mod tests {
             let tried: Vec<_> = all.iter().zip(&tried).filter(|(_, t)| **t).map(|(w, _)| w.clone()).collect();
             for policy in PolicyKind::ALL {
                 let route = Route::new("m".into(), policy, all.clone());
-                let facts = Facts { routing_key: key.as_deref().map(str::as_bytes), held_by: Some(all[0].id_number()) };
+                let key = key.as_deref().map(str::as_bytes);
+                let facts = Facts { routing_key: key, held_by: Some(all[0].id_number()), ..Facts::default() };
                 match choose(&route, facts, &tried, random) {
-                    Some(chosen) => prop_assert!(tried.iter().all(|t| t.id != chosen.id), "{policy:?}"),
+                    Some(chosen) => prop_assert!(tried.iter().all(|t| t.id != chosen.worker.id), "{policy:?}"),
                     None => prop_assert_eq!(tried.len(), n, "{:?}", policy),
                 }
             }

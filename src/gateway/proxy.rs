@@ -19,11 +19,13 @@ use crate::gateway::{
     body::Body,
     breaker::{Outcome, Permit},
     choice,
+    core::Core,
     error::GatewayError,
     finish::Finish,
-    headers,
-    policy::Facts,
+    headers, placement,
+    policy::{Chosen, Facts},
     pool::{self, Sender},
+    prefix::{self, Prompt},
     relay::{Lease, Relay},
     scan,
     service::Inbound,
@@ -153,13 +155,21 @@ async fn route(
     let route = &way.route;
     inbound.core.metrics.router_request(&route.label, inbound.path, found.stream);
     finish.on_model(route.label.clone());
+    let prompt = route.affinity.as_ref().map(|affinity| prefix::prompt(&affinity.key, &body, &found));
     let user = match found.user {
         Some(Cow::Owned(user)) => Some(Bytes::from(user)),
         Some(Cow::Borrowed(user)) => Some(body.slice_ref(user.as_bytes())),
         None => None,
     };
     let is_stream = found.stream;
-    attempts(inbound, &way, user.as_deref(), &Outbound { body, is_stream, deadline }, finish).await
+    let said = Said { user, prompt };
+    attempts(inbound, &way, &said, &Outbound { body, is_stream, deadline }, finish).await
+}
+
+/// What policies may look at, beside the headers.
+struct Said {
+    user: Option<Bytes>,
+    prompt: Option<Prompt>,
 }
 
 /// A route like another, to one worker.
@@ -223,15 +233,16 @@ async fn read_body(inbound: &Inbound, mut body: Incoming) -> Result<Bytes, Gatew
 async fn attempts(
     inbound: &Inbound,
     way: &Way,
-    user: Option<&[u8]>,
+    said: &Said,
     outbound: &Outbound,
     finish: &mut Finish,
 ) -> Result<Response<Body>, GatewayError> {
     let (core, Way { route, is_steered }) = (&inbound.core, way);
     let is_explained = steering::is_explained(&inbound.parts.headers);
-    let routing_key = steering::routing_key(&inbound.parts.headers)?.or(user);
+    let routing_key = steering::routing_key(&inbound.parts.headers)?.or(said.user.as_deref());
     let held = if *is_steered { None } else { Held::of(core, route, routing_key) };
-    let facts = Facts { routing_key, held_by: held.and_then(|held| held.worker()) };
+    let held_by = held.and_then(|held| held.worker());
+    let facts = Facts { routing_key, held_by, prompt: said.prompt.as_ref(), tick: core.tick(inbound.started) };
     core.earn_retries(inbound.started);
     let mut tried: Vec<Arc<Worker>> = Vec::new();
     let mut retries = 0;
@@ -239,24 +250,24 @@ async fn attempts(
     loop {
         let random = core.rng.borrow_mut().next_u64();
         let now = Instant::now();
-        let chosen = choice::choose(route, facts, &tried, random, now).or_else(|| {
+        let found = choice::choose(route, facts, &tried, random, now).or_else(|| {
             // Every worker had its turn: the one that failed longest ago is as good as any.
             tried.clear();
             choice::choose(route, facts, &tried, random, now)
         });
-        let Some((worker, permit)) = chosen else { return Err(refusal(route, last, now)) };
+        let Some((mut chosen, permit)) = found else { return Err(refusal(route, last, now)) };
+        placement::note(core, route, facts, &mut chosen);
+        let worker = &chosen.worker;
         if !is_steered {
             core.metrics.worker_selected(route.policy);
         }
         if is_explained {
-            let branch = steering::branch(route.policy, facts, *is_steered);
-            let mesh = &core.config().mesh;
-            finish.on_route(steering::explanation(route.policy, branch, &worker.id, retries, mesh));
+            finish.on_route(explain(core, way, facts, &chosen, retries));
         }
-        let failure = match begin(inbound, &worker, permit, outbound).await {
+        let failure = match begin(inbound, worker, permit, outbound).await {
             Ok(begun) => {
                 if let Some(held) = held {
-                    held.on_answer(core, &worker, begun.response.status());
+                    held.on_answer(core, worker, begun.response.status());
                 }
                 return answer(inbound, outbound, begun).await;
             }
@@ -268,7 +279,7 @@ async fn attempts(
         }
         tracing::debug!(worker = %worker.id, reason = failure.label(), "attempt failed");
         let retry = &core.config().retry;
-        tried.push(worker);
+        tried.push(chosen.worker);
         let has_another = choice::has_another(route, &tried, Instant::now());
         // A worker that is too slow would only be asked once more.
         let is_hopeless = failure == Failure::FirstByte && !has_another;
@@ -288,6 +299,16 @@ async fn attempts(
             sleep(wait).await;
         }
     }
+}
+
+/// What the client is told of the choice.
+fn explain(core: &Core, way: &Way, facts: Facts<'_>, chosen: &Chosen, retries: u32) -> HeaderValue {
+    let (policy, mesh) = (way.route.policy, &core.config().mesh);
+    let branch = match chosen.verdict {
+        Some(verdict) => verdict.branch.as_str(),
+        None => steering::branch(policy, facts, way.is_steered),
+    };
+    steering::explanation(policy, branch, &chosen.worker.id, chosen.verdict, retries, mesh)
 }
 
 /// The answer when no worker can be chosen: what the last attempt ran into, if there was one.

@@ -22,7 +22,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{self, Config, Health, PolicyKind},
+    config::{self, Cache, Config, Health, PolicyKind},
     gateway::{
         health::{
             Prober, Suspicions,
@@ -32,13 +32,13 @@ use crate::{
             keeper::{Keeper, Outputs},
             roster::{Entry, Roster},
         },
-        view::RoutingView,
+        view::{Route, RoutingView},
     },
     mesh::{
         driver::handle::MeshHandle,
         stores::{WorkerId, WorkerState},
     },
-    telemetry::metrics::{Metrics, WorkerSample},
+    telemetry::metrics::{CacheSample, Metrics, WorkerSample},
 };
 
 pub mod keeper;
@@ -52,6 +52,8 @@ pub mod table;
 pub struct Settings {
     /// Policy of models that have none of their own.
     pub policy: PolicyKind,
+    /// Cache-aware routing.
+    pub cache: Cache,
     /// Key for workers that have none of their own. Never logged.
     pub api_key: Option<String>,
     /// Circuit breakers.
@@ -70,6 +72,7 @@ impl Settings {
     pub fn of(config: &Config) -> Self {
         Self {
             policy: config.policy,
+            cache: config.cache,
             api_key: config.workers.api_key.clone(),
             breaker: config.breaker.clone(),
             health: config.health.clone(),
@@ -116,6 +119,8 @@ impl Registry {
         let registry = Self { routing: Arc::default(), roster, suspicions: prober.suspicions(), waiters };
         let source = registry.clone();
         metrics.watch_workers(move || source.samples());
+        let routing = registry.routing.clone();
+        metrics.watch_caches(move || cache_samples(&routing.load()));
         let outputs = Outputs { routing: registry.routing.clone(), roster: roster_sender, waiting };
         let keeper = Keeper::new(prober, mesh, settings, metrics, outputs);
         (registry, keeper.run())
@@ -167,6 +172,15 @@ impl Registry {
         };
         self.roster().entries.iter().map(sample).collect()
     }
+}
+
+fn cache_samples(view: &RoutingView) -> Vec<CacheSample> {
+    let routes = view.models.values().chain([&view.any, &view.wildcard]);
+    let sample = |route: &Arc<Route>| {
+        let stats = route.affinity.as_ref()?.index.as_ref()?.stats();
+        Some(CacheSample { model: route.label.clone(), bytes: stats.bytes as u64, evictions: stats.evictions })
+    };
+    routes.filter_map(sample).collect()
 }
 
 #[cfg(test)]

@@ -25,6 +25,27 @@ pub struct Scan<'a> {
     pub messages: Option<Range<usize>>,
     /// Where the value of `prompt` is.
     pub prompt: Option<Range<usize>>,
+    /// Where the values of the other members are that a prompt is made of.
+    pub parts: Parts,
+}
+
+/// Members that bring text before the messages, or instead of them, on the routes that have them.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Parts {
+    /// `tools`.
+    pub tools: Option<Range<usize>>,
+    /// `system` of `/v1/messages`.
+    pub system: Option<Range<usize>>,
+    /// `instructions` of `/v1/responses`.
+    pub instructions: Option<Range<usize>>,
+    /// `input` of `/v1/responses` and `/v1/embeddings`.
+    pub input: Option<Range<usize>>,
+    /// `text` of `/generate`.
+    pub text: Option<Range<usize>>,
+    /// `input_ids` of `/generate`.
+    pub input_ids: Option<Range<usize>>,
+    /// `query` of the rerank routes.
+    pub query: Option<Range<usize>>,
 }
 
 /// Why a body was refused; the byte is counted from 0. Nothing was sent to a worker.
@@ -75,14 +96,14 @@ pub fn scan(body: &[u8]) -> Result<Scan<'_>, ScanError> {
 }
 
 /// A string as it stands between its quotes.
-#[derive(Clone)]
-struct Raw {
-    range: Range<usize>,
-    is_escaped: bool,
+#[derive(Clone, Debug)]
+pub(super) struct Raw {
+    pub(super) range: Range<usize>,
+    pub(super) is_escaped: bool,
 }
 
 impl Raw {
-    fn decode<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
+    pub(super) fn decode<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
         let raw = &text[self.range.clone()];
         if self.is_escaped { unescape(raw).map(Cow::Owned) } else { Some(Cow::Borrowed(raw)) }
     }
@@ -97,6 +118,7 @@ struct Found {
     previous_response_id: Member,
     messages: Option<Range<usize>>,
     prompt: Option<Range<usize>>,
+    parts: Parts,
 }
 
 #[derive(Clone, Default)]
@@ -121,6 +143,13 @@ impl Found {
             "stream" => self.stream = &cursor.bytes[value] == b"true",
             "messages" => self.messages = Some(value),
             "prompt" => self.prompt = Some(value),
+            "tools" => self.parts.tools = Some(value),
+            "system" => self.parts.system = Some(value),
+            "instructions" => self.parts.instructions = Some(value),
+            "input" => self.parts.input = Some(value),
+            "text" => self.parts.text = Some(value),
+            "input_ids" => self.parts.input_ids = Some(value),
+            "query" => self.parts.query = Some(value),
             _ => {}
         }
     }
@@ -136,25 +165,20 @@ impl Found {
             Member::Missing | Member::Other => None,
         };
         let (user, previous_response_id) = (text_of(self.user), text_of(self.previous_response_id));
-        Ok(Scan {
-            model,
-            stream: self.stream,
-            user,
-            previous_response_id,
-            messages: self.messages,
-            prompt: self.prompt,
-        })
+        let Self { stream, messages, prompt, parts, .. } = self;
+        Ok(Scan { model, stream, user, previous_response_id, messages, prompt, parts })
     }
 }
 
-struct Cursor<'a> {
-    text: &'a str,
-    bytes: &'a [u8],
-    at: usize,
+/// A place in a body; the walk over the prompt goes over it a second time.
+pub(super) struct Cursor<'a> {
+    pub(super) text: &'a str,
+    pub(super) bytes: &'a [u8],
+    pub(super) at: usize,
 }
 
 impl Cursor<'_> {
-    fn peek(&self) -> Option<u8> {
+    pub(super) fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
 
@@ -162,13 +186,13 @@ impl Cursor<'_> {
         if self.at < self.bytes.len() { ScanError::Syntax(self.at) } else { ScanError::Eof }
     }
 
-    fn skip_space(&mut self) {
+    pub(super) fn skip_space(&mut self) {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
             self.at += 1;
         }
     }
 
-    fn expect(&mut self, byte: u8) -> Result<(), ScanError> {
+    pub(super) fn expect(&mut self, byte: u8) -> Result<(), ScanError> {
         if self.peek() != Some(byte) {
             return Err(self.wrong());
         }
@@ -217,7 +241,7 @@ impl Cursor<'_> {
 
     /// Skips one value that stands `depth` containers deep. Open containers are bits of `objects`, so that hostile
     /// nesting costs neither stack nor heap.
-    fn skip_value(&mut self, depth: u32) -> Result<(), ScanError> {
+    pub(super) fn skip_value(&mut self, depth: u32) -> Result<(), ScanError> {
         let (mut objects, mut open) = (0_u128, 0_u32);
         loop {
             self.skip_space();
@@ -327,7 +351,7 @@ impl Cursor<'_> {
     }
 
     /// A string with its quotes; the range is without them.
-    fn string(&mut self) -> Result<Raw, ScanError> {
+    pub(super) fn string(&mut self) -> Result<Raw, ScanError> {
         self.expect(b'"')?;
         let start = self.at;
         let mut is_escaped = false;
@@ -389,31 +413,37 @@ fn plain_len(bytes: &[u8]) -> usize {
 /// Undoes the escapes of a string that the scan accepted; none when it has a lone surrogate.
 fn unescape(raw: &str) -> Option<String> {
     let mut out = String::with_capacity(raw.len());
-    let mut chars = raw.chars();
-    while let Some(char) = chars.next() {
-        if char != '\\' {
-            out.push(char);
-            continue;
-        }
-        out.push(match chars.next()? {
-            'b' => '\u{8}',
-            'f' => '\u{c}',
-            'n' => '\n',
-            'r' => '\r',
-            't' => '\t',
-            'u' => match hex4(&mut chars)? {
-                high @ 0xd800..=0xdbff => {
-                    let tail = chars.as_str().strip_prefix("\\u")?;
-                    chars = tail.chars();
-                    let low = hex4(&mut chars).filter(|low| (0xdc00..=0xdfff).contains(low))?;
-                    char::from_u32(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00))?
-                }
-                unit => char::from_u32(unit)?,
-            },
-            other => other,
-        });
+    let mut rest = raw;
+    while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
+        out.push_str(&rest[..at]);
+        let (char, after) = escaped(&rest[at + 1..])?;
+        out.push(char);
+        rest = after;
     }
+    out.push_str(rest);
     Some(out)
+}
+
+/// The character behind a backslash, and what follows it; none for a lone surrogate.
+pub(super) fn escaped(text: &str) -> Option<(char, &str)> {
+    let mut chars = text.chars();
+    let char = match chars.next()? {
+        'b' => '\u{8}',
+        'f' => '\u{c}',
+        'n' => '\n',
+        'r' => '\r',
+        't' => '\t',
+        'u' => match hex4(&mut chars)? {
+            high @ 0xd800..=0xdbff => {
+                chars = chars.as_str().strip_prefix("\\u")?.chars();
+                let low = hex4(&mut chars).filter(|low| (0xdc00..=0xdfff).contains(low))?;
+                char::from_u32(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00))?
+            }
+            unit => char::from_u32(unit)?,
+        },
+        other => other,
+    };
+    Some((char, chars.as_str()))
 }
 
 fn hex4(chars: &mut std::str::Chars<'_>) -> Option<u32> {

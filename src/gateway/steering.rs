@@ -5,8 +5,10 @@
 //! - `X-SMG-Routing-Key`: 1 to [`ROUTING_KEY_BYTES_MAX`] bytes, the key of the policies consistent_hashing and manual;
 //!   see [`policy`](crate::gateway::policy). Without it the request's `user` is the key.
 //! - `X-SMG-Explain: 1`: the answer carries `X-SMG-Route`, which says how it came about, as
-//!   `policy=round_robin; branch=turn; worker=w-…; retries=0; gateway=node1; zone=a`. It tells ids and no address, and
-//!   names the last worker that was asked, also where that came to nothing. There is no zone when none is set.
+//!   `policy=cache_aware; branch=cache; worker=w-…; matched=7/9; retries=0; gateway=node1; zone=a`. It tells ids and no
+//!   address, and names the last worker that was asked, also where that came to nothing. `matched` says how many of
+//!   the prompt's blocks of 256 bytes the worker has seen, of how many, and is there for `cache_aware` alone; there is
+//!   no zone when none is set.
 
 use std::sync::Arc;
 
@@ -16,7 +18,7 @@ use crate::{
     config::{Mesh, PolicyKind, address},
     gateway::{
         error::GatewayError,
-        policy::Facts,
+        policy::{Facts, cache_aware::Verdict},
         view::{Registered, Route, RoutingView},
     },
     mesh::stores::WorkerId,
@@ -86,6 +88,9 @@ pub fn branch(policy: PolicyKind, facts: Facts<'_>, is_steered: bool) -> &'stati
         PolicyKind::Manual if facts.routing_key.is_some() && facts.held_by.is_some() => "session",
         PolicyKind::Manual if facts.routing_key.is_some() => "new_session",
         PolicyKind::ConsistentHashing | PolicyKind::Manual => "no_routing_key",
+        PolicyKind::PrefixHash if facts.prompt.is_some_and(|prompt| prompt.home().is_some()) => "home",
+        // `cache_aware` says more where there is a prompt.
+        PolicyKind::PrefixHash | PolicyKind::CacheAware => "no_prompt",
     }
 }
 
@@ -95,12 +100,16 @@ pub fn explanation(
     policy: PolicyKind,
     branch: &'static str,
     worker: &WorkerId,
+    verdict: Option<Verdict>,
     retries: u32,
     gateway: &Mesh,
 ) -> HeaderValue {
     let Mesh { node, zone, .. } = gateway;
     let zone = if zone.is_empty() { String::new() } else { format!("; zone={zone}") };
-    let text = format!("policy={policy}; branch={branch}; worker={worker}; retries={retries}; gateway={node}{zone}");
+    let matched =
+        verdict.map_or_else(String::new, |verdict| format!("; matched={}/{}", verdict.matched, verdict.blocks));
+    let text =
+        format!("policy={policy}; branch={branch}; worker={worker}{matched}; retries={retries}; gateway={node}{zone}");
     HeaderValue::try_from(text).expect("names, ids and labels are visible ASCII")
 }
 
@@ -109,7 +118,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::gateway::worker::tests::workers;
+    use crate::gateway::{prefix::Prompt, worker::tests::workers};
 
     #[test]
     fn workers_are_named_by_index_url_and_id() {
@@ -169,7 +178,9 @@ mod tests {
 
     #[test]
     fn branches_say_what_decided() {
-        let (key, none) = (Facts { routing_key: Some(b"k"), held_by: None }, Facts::default());
+        let (key, none) = (Facts { routing_key: Some(b"k"), ..Facts::default() }, Facts::default());
+        let prompt = Prompt { tail: Some(7), ..Prompt::default() };
+        let text = Facts { prompt: Some(&prompt), ..Facts::default() };
         for (policy, facts, is_steered, expected) in [
             (PolicyKind::Random, key, false, "random"),
             (PolicyKind::RoundRobin, key, false, "turn"),
@@ -181,6 +192,9 @@ mod tests {
             (PolicyKind::Manual, Facts { held_by: Some(1), ..key }, false, "session"),
             (PolicyKind::Manual, key, false, "new_session"),
             (PolicyKind::Manual, none, false, "no_routing_key"),
+            (PolicyKind::PrefixHash, text, false, "home"),
+            (PolicyKind::PrefixHash, none, false, "no_prompt"),
+            (PolicyKind::CacheAware, none, false, "no_prompt"),
         ] {
             assert_eq!(branch(policy, facts, is_steered), expected, "{policy} {is_steered}");
         }

@@ -6,7 +6,13 @@ use std::{
     time::Instant,
 };
 
-use crate::{config::PolicyKind, gateway::worker::Worker};
+use crate::{
+    config::{Cache, PolicyKind},
+    gateway::{
+        prefix::{HashKey, Index},
+        worker::Worker,
+    },
+};
 
 /// Which workers serve which model, at one moment. Rebuilt by the registry, swapped whole, never locked.
 #[derive(Debug, Default)]
@@ -50,13 +56,26 @@ pub struct Route {
     pub ready: Vec<Arc<Worker>>,
     /// Turns taken by round robin; wraps around. Goes on across rebuilds.
     pub cursor: AtomicUsize,
+    /// What the policies that look at prompts need; none for the others.
+    pub affinity: Option<Affinity>,
+}
+
+/// What choosing by prompt needs.
+#[derive(Clone, Debug)]
+pub struct Affinity {
+    /// Key of the names.
+    pub key: Arc<HashKey>,
+    /// Who has seen what, for the policy that remembers it. Goes on across rebuilds.
+    pub index: Option<Arc<Index>>,
+    /// The thresholds.
+    pub rules: Cache,
 }
 
 impl Route {
     /// A route whose round robin begins at its first worker.
     #[must_use]
     pub fn new(label: Arc<str>, policy: PolicyKind, ready: Vec<Arc<Worker>>) -> Self {
-        Self { label, policy, ready, cursor: AtomicUsize::new(0) }
+        Self { label, policy, ready, cursor: AtomicUsize::new(0), affinity: None }
     }
 }
 

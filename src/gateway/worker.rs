@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -16,6 +16,7 @@ use crate::{
     gateway::{
         breaker::{Breaker, Outcome, Permit, State},
         hint::Hint,
+        prefix::index::Holder,
     },
     mesh::stores::{WorkerId, WorkerSpec},
 };
@@ -43,6 +44,18 @@ pub struct Worker {
     ring_hash: u64,
     number: u64,
     in_flight: AtomicUsize,
+    told: Told,
+}
+
+/// What routing is told of a worker beside its address; the latest word counts.
+#[derive(Debug, Default)]
+struct Told {
+    /// Requests that the other gateways have in flight there.
+    elsewhere: AtomicU32,
+    /// Low byte of the number of its lives.
+    generation: AtomicU8,
+    /// It is in another zone than this gateway, both being known.
+    is_far: AtomicBool,
 }
 
 /// Why an entry is no worker that requests can be sent to. Nothing was changed; trying again does not help.
@@ -71,7 +84,8 @@ impl Worker {
         let (ring_hash, number) = (xxh3_64(id.as_str().as_bytes()), id.number());
         let now = Instant::now();
         let (breaker, hint, in_flight) = (Breaker::off(now), Hint::new(now), AtomicUsize::new(0));
-        Self { id, tls, authority, host, path_prefix, authorization, breaker, hint, ring_hash, number, in_flight }
+        let told = Told::default();
+        Self { id, tls, authority, host, path_prefix, authorization, breaker, hint, ring_hash, number, in_flight, told }
     }
 
     /// The same with a breaker.
@@ -107,6 +121,45 @@ impl Worker {
     #[must_use]
     pub fn id_number(&self) -> u64 {
         self.number
+    }
+
+    /// Requests in flight there from this gateway and, as they last said, from the others.
+    #[must_use]
+    pub fn load(&self) -> usize {
+        self.in_flight() + self.told.elsewhere.load(Ordering::Relaxed) as usize
+    }
+
+    /// Tells how many requests the other gateways have in flight there.
+    pub fn set_elsewhere(&self, requests: u32) {
+        self.told.elsewhere.store(requests, Ordering::Relaxed);
+    }
+
+    /// The worker in the prefix index: upper half of its ring hash, never 0.
+    #[must_use]
+    pub fn tag(&self) -> u32 {
+        ((self.ring_hash >> 32) as u32).max(1)
+    }
+
+    /// The worker in its present life in the prefix index.
+    #[must_use]
+    pub fn holder(&self) -> Holder {
+        Holder { tag: self.tag(), generation: self.told.generation.load(Ordering::Relaxed) }
+    }
+
+    /// Tells that it lost its cache: what was seen in an earlier generation does not count any more.
+    pub fn set_generation(&self, generation: u8) {
+        self.told.generation.store(generation, Ordering::Relaxed);
+    }
+
+    /// Whether it is in another zone than this gateway.
+    #[must_use]
+    pub fn is_far(&self) -> bool {
+        self.told.is_far.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether it is.
+    pub fn set_far(&self, is_far: bool) {
+        self.told.is_far.store(is_far, Ordering::Relaxed);
     }
 
     /// Counts a request in that its breaker is told nothing of; the guard counts it out.

@@ -10,6 +10,7 @@
 //!
 //! Cost: an event is one read of an immutable map and one or two atomic additions, see `family`.
 
+mod caches;
 mod definitions;
 mod family;
 
@@ -38,9 +39,11 @@ use crate::{
         stores::WorkerId,
     },
 };
+use caches::Caches;
 use definitions as def;
 use family::Family;
 
+pub use caches::CacheSample;
 pub use definitions::{ALL, DURATION_BUCKETS, Definition, Kind, RTT_BUCKETS, SYNC_BUCKETS, TTFT_BUCKETS};
 
 /// Distinct model names with series of their own; later ones are counted as `other`. With ten serving endpoints and
@@ -95,6 +98,7 @@ pub struct Metrics {
     models: Family<String, Arc<Model>>,
     router_errors: Family<&'static str, BoundCounter<u64>>,
     worker_selections: [BoundCounter<u64>; PolicyKind::ALL.len()],
+    caches: Caches,
     worker_errors: Family<&'static str, BoundCounter<u64>>,
     worker_retries: BoundCounter<u64>,
     worker_checks: [BoundCounter<u64>; 2],
@@ -176,6 +180,7 @@ impl Metrics {
             models: models(&meter),
             router_errors: counters_by_one(&meter, &def::ROUTER_ERRORS),
             worker_selections: PolicyKind::ALL.map(|p| selections.bind(&[KeyValue::new("policy", p.as_str())])),
+            caches: Caches::new(&meter),
             worker_errors: counters_by_one(&meter, &def::WORKER_ERRORS),
             worker_retries: plain_counter(&meter, &def::WORKER_RETRIES),
             worker_checks: ["failure", "success"].map(|result| checks.bind(&[KeyValue::new("result", result)])),

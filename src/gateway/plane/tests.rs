@@ -11,7 +11,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::{Auth, Bind, Breaker, Health, Limits, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
+    config::{Auth, Bind, Breaker, Cache, Health, Limits, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
     gateway::{
         health::Suspicions,
         view::{Registered, Route},
@@ -53,6 +53,7 @@ fn config() -> Config {
         bind: Bind { addr: any },
         workers: Workers { urls: vec![], api_key: None, startup_timeout: second, drain_settle: second },
         policy: PolicyKind::RoundRobin,
+        cache: Cache::default(),
         requests: Requests {
             timeout: Duration::from_secs(30),
             ttft_timeout: None,

@@ -27,7 +27,12 @@ pub const LOAD_PERCENT: usize = 125;
 /// The candidate with the highest score for `key` that is not too busy.
 #[must_use]
 pub fn choose<'a>(candidates: Candidates<'a>, key: &[u8]) -> Option<&'a Arc<Worker>> {
-    let key = xxh3_64(key);
+    choose_hashed(candidates, xxh3_64(key))
+}
+
+/// The same for a key that is hashed already.
+#[must_use]
+pub fn choose_hashed(candidates: Candidates<'_>, key: u64) -> Option<&Arc<Worker>> {
     let bound = load_bound(candidates.ready);
     let mut free: Option<(u64, &Arc<Worker>)> = None;
     let mut busy: Option<(u64, &Arc<Worker>)> = None;

@@ -16,6 +16,7 @@ use tokio::{
 use crate::{
     gateway::{
         health::{Prober, Report, probe::Probe},
+        prefix::HashKey,
         registry::{
             Settings,
             roster::{Entry, Roster, models_of},
@@ -60,6 +61,7 @@ pub(super) struct Keeper<P> {
     prober: Prober<P>,
     policies: Policies,
     policies_set: Vec<(String, PolicySpec)>,
+    hash_key: Arc<HashKey>,
     /// The cluster's state is not here yet.
     is_joining: bool,
     slots: BTreeMap<WorkerId, Slot>,
@@ -114,9 +116,11 @@ impl<P: Probe> Keeper<P> {
         outputs: Outputs,
     ) -> Self {
         let now = Instant::now();
+        let hash_key = Arc::new(HashKey::new(rand::random()));
         Self {
             view: mesh.watch(),
-            policies: Policies::new(settings.policy, &[]),
+            policies: Policies::new(settings.policy, &[]).with_affinity(hash_key.clone(), settings.cache),
+            hash_key,
             policies_set: Vec::new(),
             is_joining: true,
             startup_deadline: now.checked_add(settings.startup_timeout),
@@ -166,7 +170,8 @@ impl<P: Probe> Keeper<P> {
             self.mark_stale();
         }
         if view.policies != self.policies_set {
-            self.policies = Policies::new(self.settings.policy, &view.policies);
+            let policies = Policies::new(self.settings.policy, &view.policies);
+            self.policies = policies.with_affinity(self.hash_key.clone(), self.settings.cache);
             self.policies_set = view.policies.clone();
             self.mark_stale();
         }

@@ -8,10 +8,11 @@ use std::{
 };
 
 use crate::{
-    config::{PolicyKind, UnknownPolicy},
+    config::{Cache, PolicyKind, UnknownPolicy},
     gateway::{
+        prefix::{HashKey, Index},
         registry::roster::Entry,
-        view::{Registered, Route, RoutingView},
+        view::{Affinity, Registered, Route, RoutingView},
     },
     mesh::stores::{PolicySpec, WorkerState},
 };
@@ -24,6 +25,7 @@ pub const DEFAULT_MODEL: &str = "*";
 pub struct Policies {
     default: PolicyKind,
     by_model: BTreeMap<String, PolicyKind>,
+    affinity: Option<Affinity>,
 }
 
 impl Policies {
@@ -41,7 +43,13 @@ impl Policies {
             }
         }
         let default = by_model.remove(DEFAULT_MODEL).unwrap_or(default);
-        Self { default, by_model }
+        Self { default, by_model, affinity: None }
+    }
+
+    /// The same with what the policies need that look at prompts; without it they choose by load.
+    #[must_use]
+    pub fn with_affinity(self, key: Arc<HashKey>, rules: Cache) -> Self {
+        Self { affinity: Some(Affinity { key, index: None, rules }), ..self }
     }
 
     /// The policy of models that have none of their own.
@@ -86,12 +94,12 @@ pub fn build(
     let default = policies.default_kind();
     let route = |model: &str, ready| {
         let previous = previous.models.get(model);
-        renewed(Route::new(model.into(), policies.of(model), ready), previous)
+        renewed(Route::new(model.into(), policies.of(model), ready), policies, previous)
     };
     RoutingView {
         models: by_model.into_iter().map(|(model, ready)| (model.into(), route(model, ready))).collect(),
-        any: renewed(Route::new("other".into(), default, any), Some(&previous.any)),
-        wildcard: renewed(Route::new("other".into(), default, wildcard), Some(&previous.wildcard)),
+        any: renewed(Route::new("other".into(), default, any), policies, Some(&previous.any)),
+        wildcard: renewed(Route::new("other".into(), default, wildcard), policies, Some(&previous.wildcard)),
         unasked_until,
         registered,
         is_joining: false,
@@ -100,19 +108,40 @@ pub fn build(
     }
 }
 
-fn renewed(mut route: Route, previous: Option<&Arc<Route>>) -> Arc<Route> {
+fn renewed(mut route: Route, policies: &Policies, previous: Option<&Arc<Route>>) -> Arc<Route> {
+    route.affinity = affinity(route.policy, policies, previous.and_then(|previous| previous.affinity.as_ref()));
     let Some(previous) = previous else {
         route.cursor = AtomicUsize::new(rand::random::<u32>() as usize);
         return Arc::new(route);
     };
     let same_workers = route.ready.len() == previous.ready.len()
         && route.ready.iter().zip(&previous.ready).all(|(new, old)| Arc::ptr_eq(new, old));
-    if same_workers && route.policy == previous.policy {
+    let is_same = |(new, old): (&Affinity, &Affinity)| Arc::ptr_eq(&new.key, &old.key) && new.rules == old.rules;
+    let same_affinity = match (&route.affinity, &previous.affinity) {
+        (None, None) => true,
+        (new, old) => new.as_ref().zip(old.as_ref()).is_some_and(is_same),
+    };
+    if same_workers && same_affinity && route.policy == previous.policy {
         return previous.clone();
     }
     route.label = previous.label.clone();
     route.cursor = AtomicUsize::new(previous.cursor.load(Ordering::Relaxed));
     Arc::new(route)
+}
+
+/// What a policy needs that looks at prompts. The index goes on; with another key its names mean nothing any more.
+fn affinity(policy: PolicyKind, policies: &Policies, previous: Option<&Affinity>) -> Option<Affinity> {
+    let given = policies.affinity.clone()?;
+    match policy {
+        PolicyKind::PrefixHash => Some(given),
+        PolicyKind::CacheAware => {
+            let previous = previous.filter(|previous| Arc::ptr_eq(&previous.key, &given.key));
+            let index = previous.and_then(|previous| previous.index.clone());
+            let index = index.unwrap_or_else(|| Arc::new(Index::new(given.rules.index_bytes)));
+            Some(Affinity { index: Some(index), ..given })
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -195,7 +224,7 @@ mod tests {
                 let key = start.to_be_bytes();
                 let facts = Facts { routing_key: Some(&key), ..Facts::default() };
                 let chosen = policy::choose(&view.models["m"], facts, &[], policy::mix(start + 1)).unwrap();
-                firsts[entries.iter().position(|entry| entry.worker.id == chosen.id).unwrap()] += 1;
+                firsts[entries.iter().position(|entry| entry.worker.id == chosen.worker.id).unwrap()] += 1;
             }
             // σ = 8.7.
             assert!(firsts.iter().all(|count| (50..=150).contains(count)), "{policy}: {firsts:?}");
@@ -214,6 +243,33 @@ mod tests {
         let grown = build(&two, &policies(), None, &same);
         assert_eq!(grown.models["m"].ready.len(), 2);
         assert_eq!(grown.models["m"].cursor.load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn the_index_goes_on_until_its_key_changes() {
+        let key = |seed| Arc::new(crate::gateway::prefix::chain::tests::key(seed));
+        let spec =
+            |policy: &str| vec![("m".to_owned(), PolicySpec { policy: policy.into(), config_json: "{}".into() })];
+        let rules = Cache { index_bytes: 1 << 16, ..Cache::default() };
+        let with = |set: &[_], key: &Arc<HashKey>| {
+            Policies::new(PolicyKind::CacheAware, set).with_affinity(key.clone(), rules)
+        };
+        let index = |view: &RoutingView| view.models["m"].affinity.as_ref().and_then(|found| found.index.clone());
+        let (first_key, second_key) = (key(1), key(2));
+        let one = [entry("a", WorkerState::Ready, &["m"])];
+        let two = [one[0].clone(), entry("b", WorkerState::Ready, &["m"])];
+        let first = build(&one, &with(&[], &first_key), None, &RoutingView::default());
+        let kept = index(&first).unwrap();
+        let same = build(&one, &with(&[], &first_key), None, &first);
+        assert!(Arc::ptr_eq(&same.models["m"], &first.models["m"]));
+        let grown = build(&two, &with(&[], &first_key), None, &same);
+        assert!(Arc::ptr_eq(&index(&grown).unwrap(), &kept), "another worker");
+        let rekeyed = build(&two, &with(&[], &second_key), None, &grown);
+        assert!(!Arc::ptr_eq(&index(&rekeyed).unwrap(), &kept), "another key");
+        let hashed = build(&two, &with(&spec("prefix_hash"), &second_key), None, &rekeyed);
+        assert!(index(&hashed).is_none() && hashed.models["m"].affinity.is_some());
+        let turned = build(&two, &with(&spec("round_robin"), &second_key), None, &hashed);
+        assert!(turned.models["m"].affinity.is_none());
     }
 
     #[test]

@@ -131,6 +131,7 @@ fn observe(view: &watch::Sender<Arc<View>>, id: &WorkerId, node: &str, seen: &Wo
 
 pub(crate) fn settings() -> Settings {
     Settings {
+        cache: Cache::default(),
         policy: PolicyKind::PowerOfTwo,
         api_key: None,
         breaker: breaker::tests::rules(),

@@ -7,7 +7,7 @@ pub enum Kind {
     Counter,
     /// The value at the time of the scrape.
     Gauge,
-    /// Seconds, in buckets.
+    /// Seconds, or a share from 0 to 1, in buckets.
     Histogram,
 }
 
@@ -38,6 +38,9 @@ pub const SYNC_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
 /// Buckets of probe round trips in seconds: from one host to the longest wait for an ack.
 pub const RTT_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+
+/// Buckets of shares.
+pub(super) const RATIO_BUCKETS: &[f64] = &[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 macro_rules! definitions {
     ($($constant:ident = $kind:ident $name:literal $labels:tt $help:literal;)*) => {
@@ -73,6 +76,13 @@ definitions! {
     WORKER_HEALTH = Gauge "smg_worker_health" ["worker"] "1 while this gateway sees the worker ready, else 0.";
     WORKER_CHECKS = Counter "smg_worker_health_checks_total" ["result"] "Health checks of workers, by result.";
     WORKER_SELECTION = Counter "smg_worker_selection_total" ["policy"] "Choices of a worker, by policy.";
+    CACHE_BRANCH = Counter "smg_cache_aware_policy_branch_total" ["branch"]
+        "Choices of cache_aware, by what decided: cache, home, spill, balance or no_prompt.";
+    CACHE_MATCH = Histogram "smg_cache_aware_match_ratio" []
+        "Share of the prompt's blocks that the chosen worker had seen.";
+    CACHE_BYTES = Gauge "smg_cache_aware_index_bytes" ["model"] "Bytes of the prefix index that are in use, by model.";
+    CACHE_EVICTIONS = Counter "smg_cache_aware_index_evictions_total" ["model"]
+        "Prefixes that left the index for others, by model.";
     WORKER_ERRORS = Counter "smg_worker_errors_total" ["error_type"] "Failed attempts at workers, by cause.";
     WORKER_CB_STATE = Gauge "smg_worker_cb_state" ["worker"]
         "This gateway's circuit breaker for the worker: 0 closed, 1 open, 2 half-open.";

@@ -42,6 +42,8 @@ fn busy() -> Arc<Metrics> {
     metrics.router_ttft("llama", "/v1/chat/completions", elapsed);
     metrics.router_error("no_available_workers");
     metrics.worker_selected(PolicyKind::LeastLoad);
+    metrics.cache_aware("cache", 3, 4);
+    metrics.watch_caches(|| vec![CacheSample { model: "llama".into(), bytes: 400, evictions: 2 }]);
     metrics.worker_error("connect");
     metrics.worker_retry();
     metrics.worker_health_check(true);
@@ -122,6 +124,11 @@ fn samples_have_their_values() {
         r#"smg_queue_wait_seconds_bucket{le="0.05"} 1"#,
         r#"smg_router_requests_total{endpoint="/v1/chat/completions",model="llama",streaming="true"} 1"#,
         r#"smg_worker_selection_total{policy="least_load"} 1"#,
+        r#"smg_cache_aware_policy_branch_total{branch="cache"} 1"#,
+        r#"smg_cache_aware_match_ratio_bucket{le="0.7"} 0"#,
+        r#"smg_cache_aware_match_ratio_bucket{le="0.8"} 1"#,
+        r#"smg_cache_aware_index_bytes{model="llama"} 400"#,
+        r#"smg_cache_aware_index_evictions_total{model="llama"} 2"#,
         r#"smg_worker_selection_total{policy="random"} 0"#,
         r#"smg_worker_health_checks_total{result="success"} 1"#,
         "smg_worker_pool_size 1",
