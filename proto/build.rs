@@ -1,7 +1,13 @@
 //! Compiles the `.proto` files with protox, so that nobody needs a `protoc` binary.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["proto/stream.proto", "proto/membership.proto", "proto/replication.proto", "proto/state.proto"];
+    let files = [
+        "proto/stream.proto",
+        "proto/membership.proto",
+        "proto/replication.proto",
+        "proto/state.proto",
+        "proto/coordination.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -8,7 +8,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use smg_certs::{AllowedNodes, IdentityFiles};
 
-use crate::mesh::node::NodeName;
+use crate::mesh::{election::voters::Voters, node::NodeName};
 
 pub use syntax::{MESH_PORT, cors_origin, host, label, mesh_peer};
 
@@ -293,6 +293,8 @@ pub struct Mesh {
     pub cluster: String,
     /// Availability zone; empty when unset.
     pub zone: String,
+    /// Who elects the leader; none: `auto`, the nodes agree on it.
+    pub voters: Option<Voters>,
     /// QUIC datagrams and gRPC, both with mutual TLS; none: UDP and plain gRPC.
     pub tls: Option<MeshTls>,
     /// Where the replicated state is kept over a restart; none: nowhere.

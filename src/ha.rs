@@ -88,7 +88,7 @@ async fn health(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {
 }
 
 async fn cluster(State(ha): State<Ha>) -> Json<status::Status> {
-    Json(status::cluster(&ha.mesh.view()))
+    Json(status::cluster(&ha.mesh.view(), &ha.mesh.leadership()))
 }
 
 async fn list_workers(State(ha): State<Ha>) -> Json<Value> {

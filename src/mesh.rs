@@ -1,5 +1,5 @@
 //! The HA mesh: who is in the cluster ([`swim`]), what it knows ([`stores`] made of [`crdt`]), and how that knowledge
-//! travels ([`replication`]).
+//! travels ([`replication`]), and who leads ([`election`]).
 //!
 //! Everything here is pure: a machine takes the instant as an argument, draws randomness from a seeded generator, and
 //! does no I/O. The exceptions say so by their names: [`driver`] owns clock, timers, randomness and transport; [`sim`]
@@ -18,6 +18,8 @@ pub mod swim;
 pub mod replication;
 
 pub mod saved;
+
+pub mod election;
 
 pub mod wire;
 

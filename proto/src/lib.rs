@@ -27,3 +27,9 @@ pub mod state {
     #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
     tonic::include_proto!("smg.state.v1");
 }
+
+/// What nodes say to each other to coordinate: elections.
+pub mod coordination {
+    #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+    tonic::include_proto!("smg.coordination.v1");
+}

@@ -25,7 +25,10 @@ use crate::{
         self, Auth, Bind, Breaker, Cache, Config, Health, Limits, Mesh, MeshTls, Requests, Retry, Telemetry, Workers,
         address,
     },
-    mesh::node::{NAME_BYTES_MAX, NodeName},
+    mesh::{
+        election::voters::Voters,
+        node::{NAME_BYTES_MAX, NodeName},
+    },
 };
 
 /// Checks the flags and builds the configuration.
@@ -267,6 +270,7 @@ impl Check<'_> {
             let probe = self.origins.name("mesh-probe-interval-ms");
             self.problem("mesh-gossip-interval-ms", &format!("longer than {probe}: lower it or raise that"));
         }
+        let voters = self.voters(&flags.mesh_voters);
         Mesh {
             enabled: flags.enable_mesh,
             node,
@@ -277,6 +281,7 @@ impl Check<'_> {
             peers,
             cluster: cluster.unwrap_or_default(),
             zone: zone.unwrap_or_default(),
+            voters,
             tls,
             data_dir: flags.mesh_data_dir.as_deref().filter(|dir| !dir.is_empty()).map(PathBuf::from),
             probe_interval: Duration::from_millis(flags.mesh_probe_interval_ms),
@@ -284,6 +289,19 @@ impl Check<'_> {
             sync_interval: Duration::from_millis(flags.mesh_sync_interval_ms),
             suspicion_multiplier: flags.mesh_suspicion_multiplier,
         }
+    }
+
+    /// The operator's voters; none for `auto`.
+    fn voters(&mut self, texts: &[String]) -> Option<Voters> {
+        let texts: Vec<&str> = entries(texts).collect();
+        if texts == ["auto"] {
+            return None;
+        }
+        let parse = |text: &str| text.parse::<NodeName>().map_err(|error| error.to_string());
+        let names = texts.iter().filter_map(|text| self.accept("mesh-voters", text, parse(text)));
+        let names: Vec<NodeName> = names.collect();
+        let voters = Voters::fixed(names);
+        voters.map_err(|error| self.problem("mesh-voters", &format!("{error}: name so many, or `auto`"))).ok()
     }
 
     /// How the mesh is protected; none when it is to be plain.
@@ -457,6 +475,7 @@ pub(super) const MESH: &[&str] = &[
     "mesh-transport",
     "mesh-zone",
     "mesh-data-dir",
+    "mesh-voters",
     "mesh-probe-interval-ms",
     "mesh-gossip-interval-ms",
     "mesh-sync-interval-ms",

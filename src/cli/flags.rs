@@ -305,6 +305,9 @@ pub struct MeshFlags {
     /// Directory of this node alone, in which it keeps the replicated state, so that a restart of all nodes at once loses nothing; made when it is missing
     #[arg(long, value_name = "DIR")]
     pub mesh_data_dir: Option<String>,
+    /// Nodes that elect the leader, comma separated, the same list on every node; `auto`: the nodes agree on at most 7 of them, and no failure changes the set
+    #[arg(long, num_args = 1.., default_value = "auto", value_name = "NAME")]
+    pub mesh_voters: Vec<String>,
     /// Each peer is probed once in this time
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
     pub mesh_probe_interval_ms: u64,

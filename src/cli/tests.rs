@@ -433,6 +433,24 @@ fn a_list_of_allowed_nodes_names_this_node_and_needs_tls() {
 }
 
 #[test]
+fn voters_are_named_or_found() {
+    let base = ["--enable-mesh"];
+    assert_eq!(accepted(&base).mesh.voters, None);
+    assert_eq!(accepted(&[&base[..], &["--mesh-voters=auto"]].concat()).mesh.voters, None);
+    let named = accepted(&[&base[..], &["--mesh-voters=n2,n1", "--mesh-voters", "n3 n1"]].concat()).mesh.voters;
+    let names: Vec<_> = named.unwrap().names().iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["n1", "n2", "n3"]);
+    let many = format!("--mesh-voters={}", (0..32).map(|n| format!("n{n}")).collect::<Vec<_>>().join(","));
+    for (case, arg, parts) in [
+        ("none", "--mesh-voters=", ["--mesh-voters:", "auto"]),
+        ("no name", "--mesh-voters=n1,n/2", ["--mesh-voters:", "n/2"]),
+        ("too many", &many, ["--mesh-voters:", "31"]),
+    ] {
+        assert_refused(case, &[&base[..], &[arg]].concat(), &parts);
+    }
+}
+
+#[test]
 fn what_contradicts_is_refused_by_name() {
     for (case, args, parts) in [
         ("mesh flag without the mesh", vec!["--mesh-port", "1"], vec!["--mesh-port", "--enable-mesh"]),

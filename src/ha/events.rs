@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `status` | the body of `/ha/status`, once, first |
 //! | `node` | `{"name","status","previous","address","zone"}`; `status` null when the node was forgotten, `previous` null when it is new |
+//! | `leader` | `{"leader","term"}`; `leader` null while this node knows of none |
 //! | `worker` | `{"id","url","change","observers"}`; `change` is `added`, `changed` or `removed`, `observers` maps nodes to states |
 //! | `policy` | `{"model","policy","config"}` |
 
@@ -30,6 +31,7 @@ use crate::{
     ha::{policies, status},
     mesh::{
         driver::handle::{MeshHandle, NodeView, View},
+        node::NodeName,
         stores::WorkerView,
     },
 };
@@ -67,7 +69,7 @@ pub fn subscribe(
     let place = PLACES.clone().try_acquire_owned().ok()?;
     let mut view = mesh.watch();
     let seen = view.borrow_and_update().clone();
-    let first = Change { event: "status", data: json!(status::cluster(&seen)) };
+    let first = Change { event: "status", data: json!(status::cluster(&seen, &mesh.leadership())) };
     let subscriber = Subscriber { view, seen, ended, _place: place };
     let changes = stream::once(async move { vec![first] }).chain(stream::unfold(subscriber, next));
     let events = changes.flat_map(|changes| stream::iter(changes.into_iter().map(|change| Ok(event(&change)))));
@@ -93,13 +95,17 @@ async fn next(mut subscriber: Subscriber) -> Option<(Vec<Change>, Subscriber)> {
     }
 }
 
-/// What is different in `new`: nodes, then workers, then policies, each by name.
+/// What is different in `new`: nodes, then the leader, then workers, then policies, each by name.
 #[must_use]
 pub fn between(old: &View, new: &View) -> Vec<Change> {
     let mut changes = Vec::new();
     let nodes = |view: &View| view.nodes.iter().map(|node| (node.name.clone(), node.clone())).collect();
     for (_, old, new) in differences::<_, NodeView>(nodes(old), nodes(new)) {
         changes.push(Change { event: "node", data: node(old.as_ref(), new.as_ref()) });
+    }
+    if (&old.leader, old.term) != (&new.leader, new.term) {
+        let leader = new.leader.as_ref().map(NodeName::as_str);
+        changes.push(Change { event: "leader", data: json!({ "leader": leader, "term": new.term }) });
     }
     let workers = |view: &View| view.workers.iter().map(|worker| (worker.id.clone(), worker.clone())).collect();
     for (_, old, new) in differences::<_, Arc<WorkerView>>(workers(old), workers(new)) {
@@ -166,6 +172,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::mesh::{
+        driver::handle::Leadership,
         node::NodeStatus,
         stores::{PolicySpec, WorkerId, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState},
     };
@@ -200,6 +207,8 @@ mod tests {
             workers: workers.iter().map(worker).collect(),
             policies: policy.into_iter().map(|spec| ("m".to_owned(), spec)).collect(),
             last_sync: None,
+            leader: None,
+            term: 0,
             synced: true,
         }
     }
@@ -228,6 +237,20 @@ mod tests {
                 "node",
                 node(Value::Null, json!("DOWN")),
             ),
+            (
+                "a leader is elected",
+                nothing(),
+                View { leader: Some("n2".parse().unwrap()), term: 3, ..nothing() },
+                "leader",
+                json!({"leader": "n2", "term": 3}),
+            ),
+            (
+                "the leader is lost",
+                View { leader: Some("n2".parse().unwrap()), term: 3, ..nothing() },
+                View { term: 3, ..nothing() },
+                "leader",
+                json!({"leader": null, "term": 3}),
+            ),
             ("a worker is added", nothing(), seen(None), "worker", worker("added", json!({}))),
             (
                 "a worker becomes ready",
@@ -255,7 +278,8 @@ mod tests {
         let (commands, _inbox) = tokio::sync::mpsc::channel(1);
         let (views, watched) = watch::channel(Arc::new(view(&[], &[], None)));
         let ended = CancellationToken::new();
-        let mesh = MeshHandle::new(commands, watched);
+        let (_leadership, leads) = watch::channel(Leadership::default());
+        let mesh = MeshHandle::new(commands, watched, leads);
         let subscriber = |seen: Arc<View>| Subscriber {
             view: mesh.watch(),
             seen,

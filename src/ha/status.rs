@@ -1,11 +1,14 @@
 //! `/ha/status` and `/ha/health`: who is in the cluster.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::mesh::{driver::handle::View, node::NodeStatus};
+use crate::mesh::{
+    driver::handle::{Leadership, View},
+    node::NodeStatus,
+};
 
 /// Answer of `GET /ha/status`. The keys are those of the manual.
 #[derive(Debug, Serialize)]
@@ -18,6 +21,14 @@ pub struct Status {
     pub nodes: Vec<Node>,
     /// The replicated stores.
     pub stores: Stores,
+    /// Who leads, as this node knows it at this moment; null while it knows of nobody.
+    pub leader: Option<String>,
+    /// The newest term of a leader that this node knows; 0 before the first election.
+    pub term: u64,
+    /// Whether this node sees a quorum of the voters. Without one everything keeps routing, and nobody leads.
+    pub quorum: bool,
+    /// Who elects the leader, sorted; empty before it is known.
+    pub voters: Vec<String>,
 }
 
 /// One node.
@@ -51,7 +62,7 @@ pub struct Store {
 
 /// The cluster as this node sees it.
 #[must_use]
-pub fn cluster(view: &View) -> Status {
+pub fn cluster(view: &View, leadership: &Leadership) -> Status {
     let nodes = view.nodes.iter().map(|node| Node {
         name: node.name.to_string(),
         status: node.status.as_str(),
@@ -62,6 +73,10 @@ pub fn cluster(view: &View) -> Status {
         node_name: view.node.to_string(),
         node_count: view.nodes.len(),
         nodes: nodes.collect(),
+        leader: leadership.leader_at(Instant::now()).map(ToString::to_string),
+        term: leadership.term,
+        quorum: leadership.has_quorum,
+        voters: leadership.voters.iter().map(ToString::to_string).collect(),
         stores: Stores { workers: store(view.workers.len()), policies: store(view.policies.len()) },
     }
 }

@@ -64,7 +64,7 @@ fn set_status(f: &Fixture, node: usize, status: NodeStatus) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_status_has_exactly_the_keys_of_the_manual() {
+async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
     let f = fixture();
     f.mesh.put(spec("http://w"));
     let mut expected = json!({
@@ -78,6 +78,10 @@ async fn the_status_has_exactly_the_keys_of_the_manual() {
             "workers": {"entry_count": 1, "last_sync": null},
             "policies": {"entry_count": 0, "last_sync": null},
         },
+        "leader": null,
+        "term": 0,
+        "quorum": false,
+        "voters": [],
     });
     set_status(&f, 1, NodeStatus::Down);
     assert_eq!(f.get("/ha/status").await, (200, expected.clone()));

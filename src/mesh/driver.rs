@@ -10,6 +10,7 @@
 pub mod advertise;
 pub mod data;
 pub mod identity;
+mod leader;
 pub mod net;
 mod pipes;
 mod report;
@@ -39,7 +40,7 @@ use crate::{
     mesh::{
         driver::{
             data::{Data, DataError, Opened},
-            handle::{COMMANDS_MAX, Command, MeshHandle, NodeView, View},
+            handle::{COMMANDS_MAX, Command, Leadership, MeshHandle, NodeView, View},
             identity::TlsError,
             net::{Input, Net, NetError},
             sessions::{Sessions, Table},
@@ -47,7 +48,7 @@ use crate::{
         node::{NodeName, NodeStatus},
         stores::{StoreEvent, Stores, WorkerOrigin, WorkerSpec},
     },
-    telemetry::metrics::{MeshSample, Metrics},
+    telemetry::metrics::{ElectionSample, MeshSample, Metrics},
 };
 
 /// Inputs handled between two looks at the timers.
@@ -110,6 +111,7 @@ struct Driver {
     sessions: Arc<Table>,
     expire_due: Instant,
     view: watch::Sender<Arc<View>>,
+    leadership: watch::Sender<Leadership>,
     view_due: Option<Instant>,
     view_published: Instant,
     leaving: Vec<oneshot::Sender<()>>,
@@ -133,12 +135,13 @@ struct Unconfirmed {
 pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<IpAddr>) -> Result<Mesh, DriverError> {
     let now = Instant::now();
     let node = config.mesh.node.clone();
+    let (leadership, watched_leadership) = watch::channel(Leadership::default());
     let opened = open_data(&config).await?;
     let boot_epoch_ms = opened.as_ref().map_or_else(unix_ms, |opened| opened.boot_epoch_ms);
     let net = match config.mesh.enabled {
         true => {
             let tls = identity::open(&config.mesh, &node, &metrics)?;
-            Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls).await?)
+            Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, leadership.clone()).await?)
         }
         false => None,
     };
@@ -162,6 +165,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         sessions: Arc::default(),
         expire_due: now + EXPIRE_INTERVAL,
         view,
+        leadership,
         view_due: Some(now),
         view_published: now - VIEW_INTERVAL,
         leaving: Vec::new(),
@@ -169,9 +173,9 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         unconfirmed: Vec::new(),
     };
     let sessions = Sessions::new(driver.sessions.clone(), commands.clone());
-    let handle = MeshHandle::new(commands, watched);
+    let handle = MeshHandle::new(commands, watched, watched_leadership);
     let sampled = handle.clone();
-    metrics.watch_mesh(move || sample(&sampled.view()));
+    metrics.watch_mesh(move || sample(&sampled.view(), &sampled.leadership()));
     Ok(Mesh { handle, sessions, task: tokio::spawn(driver.run(pod_ip)) })
 }
 
@@ -196,7 +200,7 @@ fn seed(config: &Config, stores: &mut Stores) {
     }
 }
 
-fn sample(view: &View) -> MeshSample {
+fn sample(view: &View, leadership: &Leadership) -> MeshSample {
     if !view.mesh_enabled {
         return MeshSample::default();
     }
@@ -205,6 +209,12 @@ fn sample(view: &View) -> MeshSample {
     MeshSample {
         peers: others.map(|other| (other.name.clone(), other.status == NodeStatus::Alive)).collect(),
         members: NodeStatus::ALL.map(count).into(),
+        election: Some(ElectionSample {
+            leads: leadership.leader_at(Instant::now()) == Some(&view.node),
+            term: leadership.term,
+            voters: leadership.voters.len(),
+            has_quorum: leadership.has_quorum,
+        }),
     }
 }
 
@@ -395,7 +405,10 @@ impl Driver {
         self.view_due = None;
         self.view_published = now;
         let nodes = self.net.as_ref().map(Net::nodes).unwrap_or_default();
+        let (leader, term) = self.net.as_ref().map_or((None, 0), Net::leader);
         let view = View {
+            leader,
+            term,
             node: self.node.clone(),
             mesh_enabled: self.net.is_some(),
             nodes,
@@ -432,7 +445,18 @@ impl Driver {
         self.stores = self.stores.renamed(boot_epoch_ms, self.node.clone(), boot_epoch_ms);
         seed(&self.config, &mut self.stores);
         self.sessions.replace(self.stores.sessions());
-        self.net = Some(Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None).await?);
+        self.net = Some(
+            Net::bind(
+                &self.config.mesh,
+                &self.node,
+                boot_epoch_ms,
+                &self.metrics,
+                pod_ip,
+                None,
+                self.leadership.clone(),
+            )
+            .await?,
+        );
         self.view_due = Some(Instant::now());
         Ok(())
     }
@@ -448,6 +472,8 @@ impl View {
             synced: false,
             workers: Vec::new(),
             policies: Vec::new(),
+            leader: None,
+            term: 0,
             last_sync: None,
         }
     }

@@ -46,6 +46,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
 
@@ -331,6 +332,12 @@ impl Swim {
         self.health.score()
     }
 
+    /// The advertised address of this node.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.config.addr
+    }
+
     fn me(&self) -> &Member {
         self.members.get(&self.config.node).expect("`new` puts this node into its list and nothing takes it out")
     }
@@ -381,7 +388,27 @@ impl Swim {
             Body::Gossip { seq: 0 } | Body::Claim { .. } => {}
             Body::Gossip { seq } => self.send(now, reply_to, via, Body::GossipAck { seq }, None),
             Body::GossipAck { seq } => self.on_gossip_ack(now, seq, &packet.node),
+            // A node that membership has no record of is nobody's peer yet.
+            Body::User { payload } if self.members.get(&packet.node).is_some() => {
+                self.events.push_back(Event::User { from: packet.node, payload });
+            }
+            Body::User { .. } => {}
             Body::Sync { seq, reply_wanted } => self.on_sync(now, reply_to, seq, reply_wanted, &packet.node),
+        }
+    }
+
+    /// Sends a message of another part of the program to a member that is not DOWN, once, with as much news as fits beside
+    /// it. It may be lost, come twice or out of order. False when there is no such member, or the message is empty or larger
+    /// than [`USER_BYTES_MAX`](wire::USER_BYTES_MAX).
+    pub fn send_user(&mut self, now: Instant, to: &NodeName, payload: Bytes) -> bool {
+        let is_sendable = !payload.is_empty() && payload.len() <= wire::USER_BYTES_MAX && !self.name_taken;
+        match self.members.get(to).filter(|member| member.status != NodeStatus::Down && *to != self.config.node) {
+            Some(member) if is_sendable => {
+                let addr = member.addr;
+                self.send(now, addr, Via::Datagram, Body::User { payload }, Some(to));
+                true
+            }
+            _ => false,
         }
     }
 
@@ -423,7 +450,7 @@ impl Swim {
             room = room.saturating_sub(wire::update_len(&update));
             packet.updates.push(update);
         }
-        if matches!(kind, MessageKind::Ping | MessageKind::Ack | MessageKind::Gossip) {
+        if matches!(kind, MessageKind::Ping | MessageKind::Ack | MessageKind::Gossip | MessageKind::User) {
             self.add_rumours(now, &mut packet, room);
         }
         self.transmit(to, via, &packet);

@@ -13,6 +13,7 @@
 mod caches;
 mod definitions;
 mod family;
+mod mesh;
 
 use std::{
     collections::BTreeMap,
@@ -32,16 +33,12 @@ use opentelemetry::{
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 
-use crate::{
-    config::PolicyKind,
-    mesh::{
-        node::{NodeName, NodeStatus},
-        stores::WorkerId,
-    },
-};
+use crate::{config::PolicyKind, mesh::stores::WorkerId};
 use caches::Caches;
 use definitions as def;
 use family::Family;
+use mesh::observe_mesh;
+pub use mesh::{ElectionSample, MeshSample};
 
 pub use caches::CacheSample;
 pub use definitions::{ALL, DURATION_BUCKETS, Definition, Kind, RTT_BUCKETS, SYNC_BUCKETS, TTFT_BUCKETS};
@@ -69,15 +66,6 @@ pub struct WorkerSample {
     pub breaker: u8,
     /// Changes of the breaker's state: labels `from` and `to`, and how often.
     pub breaker_transitions: [(&'static str, &'static str, u64); 4],
-}
-
-/// The mesh at the time of a scrape.
-#[derive(Clone, Debug, Default)]
-pub struct MeshSample {
-    /// Other known nodes, and whether each is ALIVE.
-    pub peers: Vec<(NodeName, bool)>,
-    /// Known nodes by status, this one included; every status is there.
-    pub members: Vec<(NodeStatus, usize)>,
 }
 
 /// By path, status and error code.
@@ -109,6 +97,7 @@ pub struct Metrics {
     /// Heard from a peer, from an own probe.
     mesh_suspicions: [BoundCounter<u64>; 2],
     mesh_false_suspicions: BoundCounter<u64>,
+    mesh_elections: BoundCounter<u64>,
     mesh_refutations: BoundCounter<u64>,
     mesh_probe_rtt: BoundHistogram<f64>,
     mesh_local_health: Arc<AtomicI64>,
@@ -164,9 +153,6 @@ impl Metrics {
         gauge(&meter, &def::MESH_LOCAL_HEALTH, move |gauge| gauge.observe(health.load(Ordering::Relaxed), &[]));
         let selections = counter(&meter, &def::WORKER_SELECTION);
         let checks = counter(&meter, &def::WORKER_CHECKS);
-        // Bound for its zero alone: elections come with a later part, the series is documented to be there.
-        let elections = counter(&meter, &def::MESH_ELECTIONS);
-        elections.add(0, &[]);
         let saves = counter(&meter, &def::MESH_DATA_SAVES);
         let suspicions = counter(&meter, &def::MESH_SUSPICIONS);
         Arc::new(Self {
@@ -190,6 +176,7 @@ impl Metrics {
             mesh_sync_latency: histogram(&meter, &def::MESH_SYNC_LATENCY, SYNC_BUCKETS).bind(&[]),
             mesh_suspicions: ["peer", "own_probe"].map(|from| suspicions.bind(&[KeyValue::new("source", from)])),
             mesh_false_suspicions: plain_counter(&meter, &def::MESH_FALSE_SUSPICIONS),
+            mesh_elections: plain_counter(&meter, &def::MESH_ELECTIONS),
             mesh_refutations: plain_counter(&meter, &def::MESH_REFUTATIONS),
             mesh_probe_rtt: histogram(&meter, &def::MESH_PROBE_RTT, RTT_BUCKETS).bind(&[]),
             mesh_local_health: local_health,
@@ -312,6 +299,11 @@ impl Metrics {
     /// A later source replaces an earlier one.
     pub fn watch_workers(&self, source: impl Fn() -> Vec<WorkerSample> + Send + Sync + 'static) {
         self.workers.store(Some(Arc::new(Box::new(source))));
+    }
+
+    /// The cluster got a leader.
+    pub fn mesh_election(&self) {
+        self.mesh_elections.add(1);
     }
 
     /// Source of `smg_mesh_peers_total`, `smg_mesh_peer_status{peer}`, `smg_mesh_members{status}`; called at each scrape.
@@ -566,27 +558,6 @@ fn observe_workers(meter: &Meter, source: &Source<Vec<WorkerSample>>) {
         }
     });
     let _registered = transitions.build();
-}
-
-fn observe_mesh(meter: &Meter, source: &Source<MeshSample>) {
-    let (all, each, members) = (source.clone(), source.clone(), source.clone());
-    gauge(meter, &def::MESH_MEMBERS, move |gauge| {
-        for (status, count) in members.load().iter().flat_map(|source| source().members) {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
-            gauge.observe(count, &[KeyValue::new("status", status.as_str())]);
-        }
-    });
-    gauge(meter, &def::MESH_PEERS, move |gauge| {
-        if let Some(source) = &*all.load() {
-            let alive = source().peers.iter().filter(|(_, is_alive)| *is_alive).count();
-            gauge.observe(i64::try_from(alive).unwrap_or(i64::MAX), &[]);
-        }
-    });
-    gauge(meter, &def::MESH_PEER_STATUS, move |gauge| {
-        for (peer, is_alive) in each.load().iter().flat_map(|source| source().peers) {
-            gauge.observe(is_alive.into(), &[KeyValue::new("peer", peer.as_str().to_owned())]);
-        }
-    });
 }
 
 #[cfg(test)]

@@ -24,7 +24,10 @@ async fn basic_configuration_forms_a_cluster_within_5_s() {
     joined(&gateways.each_ref(), 3, s(5)).await;
     for gateway in &gateways {
         let (_, status) = gateway.get("/ha/status").await.unwrap();
-        assert_eq!(keys(&status), BTreeSet::from(["node_count", "node_name", "nodes", "stores"]));
+        assert_eq!(
+            keys(&status),
+            BTreeSet::from(["leader", "node_count", "node_name", "nodes", "quorum", "stores", "term", "voters"])
+        );
         assert_eq!(keys(&status["nodes"][0]), BTreeSet::from(["address", "name", "status"]));
         assert_eq!(keys(&status["stores"]), BTreeSet::from(["policies", "workers"]));
         assert_eq!(keys(&status["stores"]["workers"]), BTreeSet::from(["entry_count", "last_sync"]));

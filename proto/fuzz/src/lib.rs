@@ -4,6 +4,7 @@
 //! `fuzz_targets` hands them to libFuzzer; `tests/fuzz.rs` of the `smg` package runs a short slice of mutated seeds in
 //! every `cargo test`, from these same files.
 
+mod coordination;
 mod datagram;
 mod hello;
 mod request_body;
@@ -41,7 +42,7 @@ impl Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [DATAGRAM, SYNC_FRAME, STATE_PAYLOAD, HELLO, REQUEST_BODY, REQUEST_HEAD];
+pub const TARGETS: [Target; 7] = [DATAGRAM, COORDINATION, SYNC_FRAME, STATE_PAYLOAD, HELLO, REQUEST_BODY, REQUEST_HEAD];
 
 /// Packets of membership.
 pub const DATAGRAM: Target = Target { name: "datagram", run: datagram::run, seeds: datagram::seeds };
@@ -52,6 +53,8 @@ pub const STATE_PAYLOAD: Target =
     Target { name: "state_payload", run: state_payload::run, seeds: state_payload::seeds };
 /// Greetings of the stream plane.
 pub const HELLO: Target = Target { name: "hello", run: hello::run, seeds: hello::seeds };
+/// Messages of the election.
+pub const COORDINATION: Target = Target { name: "coordination", run: coordination::run, seeds: coordination::seeds };
 /// Bodies of client requests.
 pub const REQUEST_BODY: Target = Target { name: "request_body", run: request_body::run, seeds: request_body::seeds };
 /// Heads of client requests.

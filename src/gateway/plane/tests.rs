@@ -97,6 +97,7 @@ fn config() -> Config {
             log_dir: None::<PathBuf>,
         },
         mesh: Mesh {
+            voters: None,
             enabled: false,
             node: "node1".parse().unwrap(),
             node_is_derived: false,

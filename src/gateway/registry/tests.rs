@@ -3,7 +3,10 @@
 
 use std::net::SocketAddr;
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     keeper::{LEAVING_CHECK, REBUILD_SPACING, UNASKED_MAX},
@@ -17,7 +20,7 @@ use crate::{
         worker::tests::spec,
     },
     mesh::{
-        driver::handle::{COMMANDS_MAX, Command, NodeView, View},
+        driver::handle::{COMMANDS_MAX, Command, Leadership, NodeView, View},
         node::NodeStatus,
         stores::{PolicySpec, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     },
@@ -40,6 +43,8 @@ impl FakeMesh {
             zone: String::new(),
         };
         let view = View {
+            leader: None,
+            term: 0,
             node: "node1".parse().unwrap(),
             mesh_enabled: true,
             nodes: vec![node("node1", 39527), node("node2", 39527)],
@@ -50,7 +55,7 @@ impl FakeMesh {
         };
         let view = Arc::new(watch::Sender::new(Arc::new(view)));
         let (commands, mut inbox) = mpsc::channel(COMMANDS_MAX);
-        let handle = MeshHandle::new(commands, view.subscribe());
+        let handle = MeshHandle::new(commands, view.subscribe(), watch::channel(Leadership::default()).1);
         let applied = view.clone();
         tokio::spawn(async move {
             while let Some(command) = inbox.recv().await {
@@ -414,7 +419,7 @@ async fn the_task_ends_with_the_mesh() {
     let (commands, _inbox) = mpsc::channel(1);
     let view = FakeMesh::start().handle.view();
     let (sender, receiver) = watch::channel(view);
-    let mesh = MeshHandle::new(commands, receiver);
+    let mesh = MeshHandle::new(commands, receiver, watch::channel(Leadership::default()).1);
     let (_registry, task) = Registry::start_with(Script::default(), mesh, settings(), Metrics::new());
     drop(sender);
     task.await;

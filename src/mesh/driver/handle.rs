@@ -3,12 +3,13 @@
 use std::{
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::mesh::{
+    election::Leader,
     node::{NodeName, NodeStatus},
     stores::{PolicySpec, SessionKey, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     wire::state::ValueError,
@@ -33,8 +34,33 @@ pub struct View {
     pub workers: Vec<Arc<WorkerView>>,
     /// Policies set through the API, sorted by model.
     pub policies: Vec<(String, PolicySpec)>,
+    /// Who leads, when this picture was made; [`Leadership`] says until when.
+    pub leader: Option<NodeName>,
+    /// The newest term of a leader that this node knows; 0 before the first election.
+    pub term: u64,
     /// When this node's state was last known equal to, or changed by, a peer's; none before the first exchange.
     pub last_sync: Option<SystemTime>,
+}
+
+/// Who leads, as this node knows it. It changes more often than the [`View`], and is read at the moment it is needed.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Leadership {
+    /// Who leads and until when that is known; of this node itself the end of its lease.
+    pub leader: Option<Leader>,
+    /// The newest term known here; 0 before the first election.
+    pub term: u64,
+    /// The voters; empty before they are known.
+    pub voters: Vec<NodeName>,
+    /// Whether a quorum of the voters was there when this was written.
+    pub has_quorum: bool,
+}
+
+impl Leadership {
+    /// Who leads at `now`.
+    #[must_use]
+    pub fn leader_at(&self, now: Instant) -> Option<&NodeName> {
+        self.leader.as_ref().filter(|leader| now < leader.until).map(|leader| &leader.name)
+    }
 }
 
 /// One node in a [`View`].
@@ -76,6 +102,7 @@ pub enum Command {
 pub struct MeshHandle {
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<Arc<View>>,
+    leadership: watch::Receiver<Leadership>,
 }
 
 /// The driver has stopped; the process is about to exit.
@@ -84,10 +111,26 @@ pub struct MeshHandle {
 pub struct Stopped;
 
 impl MeshHandle {
-    /// A handle over the driver's ends of the two channels.
+    /// A handle over the driver's ends of the channels.
     #[must_use]
-    pub fn new(commands: mpsc::Sender<Command>, view: watch::Receiver<Arc<View>>) -> Self {
-        Self { commands, view }
+    pub fn new(
+        commands: mpsc::Sender<Command>,
+        view: watch::Receiver<Arc<View>>,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Self {
+        Self { commands, view, leadership }
+    }
+
+    /// Who leads, and what is known of the voters.
+    #[must_use]
+    pub fn leadership(&self) -> Leadership {
+        self.leadership.borrow().clone()
+    }
+
+    /// A receiver that is woken when any of that changes, with each heartbeat of the leader at the latest.
+    #[must_use]
+    pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
     }
 
     /// The newest picture of the cluster.

@@ -28,7 +28,8 @@ use crate::{
         driver::{
             advertise::{self, AdvertiseError},
             data::Saving,
-            handle::{Command, NodeView},
+            handle::{Command, Leadership, NodeView},
+            leader::Chair,
             pipes::{Action, Pipes},
             report::{self, Refusals},
             resolve,
@@ -99,6 +100,7 @@ pub(super) struct Net {
     metrics: Arc<Metrics>,
     node: NodeName,
     swim: Swim,
+    chair: Chair,
     replicator: Replicator,
     transport: Arc<dyn Transport>,
     streams: Streams,
@@ -132,6 +134,7 @@ impl Net {
         metrics: &Arc<Metrics>,
         pod_ip: Option<IpAddr>,
         tls: Option<Arc<Material>>,
+        leadership: watch::Sender<Leadership>,
     ) -> Result<Self, NetError> {
         let hello = Hello { cluster: config.cluster.clone(), node: node.to_string(), boot_epoch_ms };
         let (transport, streams, events) = bind_planes(config.bind, &hello, tls.as_ref())?;
@@ -139,6 +142,7 @@ impl Net {
         let advertised = advertise::choose(config, bound, pod_ip).await?;
         info!(node = %node, bound = %bound, addr = %advertised.addr, cluster = %config.cluster, "mesh listening");
         let now = Instant::now();
+        let chair = Chair::new(config, node, &advertised.host, metrics, leadership, now);
         let swim = SwimConfig {
             cluster: config.cluster.clone(),
             zone: config.zone.clone(),
@@ -156,6 +160,7 @@ impl Net {
             metrics: metrics.clone(),
             node: node.clone(),
             swim: Swim::new(swim, now, rand::random()),
+            chair,
             replicator: Replicator::new(
                 replication::Config { sync_interval: config.sync_interval },
                 now,
@@ -202,12 +207,16 @@ impl Net {
             Input::Datagram(Ok(Incoming::Unreachable(addr))) => self.swim.handle_hint(now, addr),
             Input::Datagram(Err(error)) => self.broken = Some(error),
             Input::Stream(Some(event)) => self.on_stream(now, wall_ms, stores, event),
-            Input::Seeds(Some(seeds)) => self.swim.handle_seeds(now, &seeds),
+            Input::Seeds(Some(seeds)) => {
+                self.chair.on_seeds(&seeds, self.swim.addr());
+                self.swim.handle_seeds(now, &seeds);
+            }
             Input::Stream(None) | Input::Seeds(None) | Input::Saved(_) | Input::Command(_) | Input::Timer => {}
         }
     }
 
     pub(super) fn leave(&mut self, now: Instant) {
+        self.chair.leave(now);
         self.swim.leave(now);
     }
 
@@ -227,6 +236,10 @@ impl Net {
             self.replicator.handle_timeout(now, stores);
         }
         self.drain_membership(now, stores, &mut outcome);
+        if self.chair.settle(now, &mut self.swim) {
+            outcome.changed = true;
+        }
+        self.drain_membership(now, stores, &mut outcome);
         self.drain_replication(now, stores, &mut outcome);
         self.drain_pipes(now);
         self.mask(now, stores, &mut outcome);
@@ -238,10 +251,9 @@ impl Net {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let masks = self.down.values().flatten().copied().min();
-        [self.swim.poll_timeout(), self.replicator.poll_timeout(), self.pipes.poll_timeout(), masks, self.sync_due]
-            .into_iter()
-            .flatten()
-            .min()
+        let machines = [self.swim.poll_timeout(), self.chair.poll_timeout(), self.replicator.poll_timeout()];
+        let others = [self.pipes.poll_timeout(), masks, self.sync_due];
+        machines.into_iter().chain(others).flatten().min()
     }
 
     /// Every known node, sorted by name.
@@ -254,6 +266,11 @@ impl Net {
     /// Whether the cluster's state is here, as far as it can be had; see [`View::synced`](super::handle::View::synced).
     pub(super) fn synced(&self) -> bool {
         self.sync_due.is_none()
+    }
+
+    /// Who leads as far as is known, and the newest term.
+    pub(super) fn leader(&self) -> (Option<NodeName>, u64) {
+        self.chair.leader()
     }
 
     pub(super) fn last_sync(&self) -> Option<SystemTime> {
@@ -351,6 +368,7 @@ impl Net {
             }
             Event::MemberChanged(MemberChange { name, to, addr, epoch_ms, .. }) => {
                 outcome.changed = true;
+                self.chair.on_members(now, &self.swim);
                 match to {
                     NodeStatus::Down => drop(self.down.insert(name.clone(), Some(now + MASK_AFTER))),
                     _ => {
@@ -370,8 +388,10 @@ impl Net {
                 outcome.changed = true;
                 self.down.remove(name);
                 stores.forget_node(name);
+                self.chair.on_members(now, &self.swim);
                 self.retarget(now);
             }
+            Event::User { from, payload } => self.chair.on_message(now, from, payload),
             Event::NameTaken { .. } => outcome.name_taken = true,
             Event::Left => (outcome.changed, outcome.left) = (true, true),
             // What happens on the way to a change of status is for logs and metrics alone.

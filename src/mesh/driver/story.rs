@@ -81,6 +81,8 @@ impl Story {
             Event::EpochRaised { epoch_ms } => {
                 warn!(epoch_ms, "peers remember a later start of this node, the clock went back; epoch raised");
             }
+            // Its part of the program tells what came of it.
+            Event::User { .. } => {}
             Event::Left => info!(node = %node, "left the cluster"),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use bytes::Bytes;
+
 use crate::mesh::node::{NodeName, NodeStatus};
 
 /// News for the rest of the program, in the order in which it happened.
@@ -57,6 +59,13 @@ pub enum Event {
     EpochRaised {
         /// The new membership epoch.
         epoch_ms: u64,
+    },
+    /// A peer sent a message for another part of the program. It proves nothing but that the peer could send it.
+    User {
+        /// Who.
+        from: NodeName,
+        /// 1 to [`USER_BYTES_MAX`](crate::mesh::wire::membership::USER_BYTES_MAX) bytes.
+        payload: Bytes,
     },
     /// A quorum of the live peers knows that this node is leaving, or the bounded wait is over.
     Left,

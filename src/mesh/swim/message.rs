@@ -37,6 +37,8 @@ pub enum MessageKind {
     Sync,
     /// A name claimed.
     Claim,
+    /// A message of another part of the program.
+    User,
 }
 
 impl MessageKind {
@@ -52,6 +54,7 @@ impl MessageKind {
             Self::GossipAck => "gossip_ack",
             Self::Sync => "sync",
             Self::Claim => "claim",
+            Self::User => "user",
         }
     }
 }
@@ -105,6 +108,8 @@ pub enum Body {
     Sync { seq: u64, reply_wanted: bool },
     /// The name is the sender's since `boot_ms`.
     Claim { boot_ms: u64, addr: SocketAddr },
+    /// A message of another part of the program, carried unread.
+    User { payload: Bytes },
 }
 
 impl Body {
@@ -120,6 +125,7 @@ impl Body {
             Self::GossipAck { .. } => MessageKind::GossipAck,
             Self::Sync { .. } => MessageKind::Sync,
             Self::Claim { .. } => MessageKind::Claim,
+            Self::User { .. } => MessageKind::User,
         }
     }
 }

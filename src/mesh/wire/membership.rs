@@ -31,6 +31,9 @@ pub const COUNTER_MAX: u64 = 1 << 48;
 /// Accusers in one update at most.
 pub const ACCUSERS_MAX: usize = 8;
 
+/// Largest user message in bytes; one that makes the packet too large for a datagram goes by stream.
+pub const USER_BYTES_MAX: usize = 4096;
+
 const HOST_BYTES_MAX: usize = 262;
 const ZONE_BYTES_MAX: usize = 64;
 
@@ -156,6 +159,7 @@ fn body_to_wire(body: &Body) -> pb::datagram::Body {
         Body::GossipAck { seq } => Wire::GossipAck(pb::GossipAck { seq: *seq }),
         Body::Sync { seq, reply_wanted } => Wire::Sync(pb::Sync { seq: *seq, reply_wanted: *reply_wanted }),
         Body::Claim { boot_ms, addr } => Wire::Claim(pb::Claim { boot_ms: *boot_ms, addr: Some(addr_to_wire(*addr)) }),
+        Body::User { payload } => Wire::User(pb::User { payload: payload.clone() }),
     }
 }
 
@@ -170,6 +174,10 @@ fn body_from_wire(body: pb::datagram::Body) -> Result<Body, DecodeError> {
         Wire::GossipAck(ack) => Body::GossipAck { seq: ack.seq },
         Wire::Sync(sync) => Body::Sync { seq: sync.seq, reply_wanted: sync.reply_wanted },
         Wire::Claim(claim) => Body::Claim { boot_ms: claim.boot_ms, addr: addr_from_wire(claim.addr)? },
+        Wire::User(user) if user.payload.is_empty() || user.payload.len() > USER_BYTES_MAX => {
+            return Err(DecodeError::Field("payload"));
+        }
+        Wire::User(user) => Body::User { payload: user.payload },
     })
 }
 
@@ -298,6 +306,7 @@ mod tests {
             ("gossip_ack", Body::GossipAck { seq: 3 }),
             ("sync", Body::Sync { seq: 4, reply_wanted: true }),
             ("claim", Body::Claim { boot_ms: 5, addr }),
+            ("user", Body::User { payload: Bytes::from_static(b"anything") }),
         ] {
             let sent = packet(body);
             let bytes = encode("smg", &sent);

@@ -94,7 +94,12 @@ definitions! {
     MESH_PEER_STATUS = Gauge "smg_mesh_peer_status" ["peer"] "1 while the other node is ALIVE, else 0.";
     MESH_SYNC_OPERATIONS = Counter "smg_mesh_sync_operations_total" ["type"] "Replication messages and checks, by type.";
     MESH_SYNC_LATENCY = Histogram "smg_mesh_sync_latency_seconds" [] "Time from sending state to a peer to its ack.";
-    MESH_ELECTIONS = Counter "smg_mesh_leader_elections_total" [] "Leader elections that this node took part in.";
+    MESH_ELECTIONS = Counter "smg_mesh_leader_elections_total" []
+        "Elections that gave the cluster a leader, as far as this node learnt of them.";
+    MESH_LEADER = Gauge "smg_mesh_leader" [] "1 while this node leads the cluster, else 0.";
+    MESH_TERM = Gauge "smg_mesh_term" [] "The newest term of a leader that this node knows.";
+    MESH_VOTERS = Gauge "smg_mesh_voters" [] "Nodes that elect the leader, as this node knows them.";
+    MESH_QUORUM = Gauge "smg_mesh_quorum" [] "1 while this node sees a quorum of the voters, else 0.";
     MESH_MEMBERS = Gauge "smg_mesh_members" ["status"] "Known nodes by status, this one included.";
     MESH_SUSPICIONS = Counter "smg_mesh_suspicions_total" ["source"]
         "Suspicions of other nodes: from own_probe, or heard from a peer.";

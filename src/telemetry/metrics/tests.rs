@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use super::*;
+use crate::mesh::node::NodeStatus;
 
 fn lines(metrics: &Metrics, start: &str) -> Vec<String> {
     metrics.encode().lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect()
@@ -49,7 +50,9 @@ fn busy() -> Arc<Metrics> {
     metrics.worker_health_check(true);
     let id = WorkerId::of_url("http://worker1:8000");
     metrics.watch_workers(move || vec![sample(&id)]);
+    metrics.mesh_election();
     metrics.watch_mesh(|| MeshSample {
+        election: Some(ElectionSample { leads: true, term: 4, voters: 3, has_quorum: true }),
         peers: vec![("node2".parse().unwrap(), true), ("node3".parse().unwrap(), false)],
         members: vec![(NodeStatus::Alive, 2), (NodeStatus::Down, 1)],
     });
@@ -161,6 +164,7 @@ fn without_a_source_series_are_absent_and_plain_counters_are_zero() {
     let metrics = Metrics::new();
     for (case, start, expected) in [
         ("elections", "smg_mesh_leader_elections_total", vec!["smg_mesh_leader_elections_total 0"]),
+        ("leader", "smg_mesh_leader ", vec![]),
         ("retries", "smg_worker_retries_total", vec!["smg_worker_retries_total 0"]),
         ("connections", "smg_http_connections_active", vec!["smg_http_connections_active 0"]),
         ("refutations", "smg_mesh_refutations_total", vec!["smg_mesh_refutations_total 0"]),
@@ -176,6 +180,15 @@ fn series_go_with_their_source() {
     let metrics = busy();
     assert_eq!(lines(&metrics, "smg_worker_health{").len(), 1);
     assert_eq!(lines(&metrics, "smg_mesh_peer_status{").len(), 2);
+    for (name, line) in [
+        ("smg_mesh_leader_elections_total", "smg_mesh_leader_elections_total 1"),
+        ("smg_mesh_leader ", "smg_mesh_leader 1"),
+        ("smg_mesh_term", "smg_mesh_term 4"),
+        ("smg_mesh_voters", "smg_mesh_voters 3"),
+        ("smg_mesh_quorum", "smg_mesh_quorum 1"),
+    ] {
+        assert_eq!(lines(&metrics, name), [line]);
+    }
     metrics.watch_workers(Vec::new);
     metrics.watch_mesh(MeshSample::default);
     assert_eq!(lines(&metrics, "smg_worker_pool_size"), ["smg_worker_pool_size 0"]);

@@ -13,6 +13,7 @@ fn hello() -> Hello {
 
 async fn net(metrics: &Arc<Metrics>) -> Net {
     let config = Mesh {
+        voters: None,
         enabled: true,
         node: "node1".parse().unwrap(),
         node_is_derived: false,
@@ -29,7 +30,7 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
         tls: None,
         data_dir: None,
     };
-    Net::bind(&config, &config.node, 1, metrics, None, None).await.unwrap()
+    Net::bind(&config, &config.node, 1, metrics, None, None, watch::channel(Leadership::default()).0).await.unwrap()
 }
 
 /// Drives the node until `done`, and takes what the peer hears meanwhile.
