@@ -116,6 +116,10 @@ def run_client(urls, *args):
     return subprocess.run([sys.executable, str(HERE / "openai_client.py"), *args, *urls], check=False).returncode
 
 
+def run_curl(urls):
+    return subprocess.run([str(HERE / "curl_routes"), *urls], check=False).returncode
+
+
 def add_engines(cluster, urls, model):
     """Two real engines, each added at another gateway than the clients' first."""
     path = cluster.folder / "tiny.gguf"
@@ -144,11 +148,12 @@ def main():
         cluster.eventually("simulated workers are healthy", lambda: all(fetch(f"{url}/health")[0] == 200 for url in worker_urls))
         urls = start_gateways(cluster, worker_urls)
         cluster.eventually("every gateway lists sim", serves(urls, "sim"))
-        results = {"simulated workers": run_client(urls, "--model", "sim")}
+        told = [word for url in worker_urls for word in ("--worker", url)]
+        results = {"simulated workers": run_client(urls, "--model", "sim", *told), "curl": run_curl(urls)}
         if args.engine == "yes":
             add_engines(cluster, urls, "tiny")
-            # The tiny model makes no embeddings.
-            results["real engines"] = run_client(urls, "--model", "tiny", "--skip", "embeddings")
+            # The tiny model makes no embeddings, and its server keeps no responses.
+            results["real engines"] = run_client(urls, "--model", "tiny", "--skip", "embeddings", "--skip", "responses")
         if any(results.values()):
             cluster.show_logs()
         for name, code in results.items():
