@@ -146,11 +146,13 @@ pub(crate) struct Learner {
 struct Answer {
     id: Option<String>,
     response: Option<Named>,
+    store: Option<bool>,
 }
 
 #[derive(Deserialize)]
 struct Named {
     id: String,
+    store: Option<bool>,
 }
 
 impl Learner {
@@ -158,13 +160,18 @@ impl Learner {
         Self { sessions, worker, head: Vec::new() }
     }
 
-    /// A whole answer.
+    /// A whole answer; `false` when it names no response. One that says that it is not stored is not remembered.
     pub(crate) fn on_whole(&self, body: &[u8]) -> bool {
         let Ok(answer) = serde_json::from_slice::<Answer>(body) else { return false };
-        let id = answer.response.map(|response| response.id).or(answer.id);
+        let (id, store) = match answer.response {
+            Some(response) => (Some(response.id), response.store),
+            None => (answer.id, answer.store),
+        };
         let Some(id) = id.filter(|id| is_id(id)) else { return false };
-        let key = SessionKey::of_response(&id);
-        self.sessions.hold(key, &self.worker, self.sessions.get(key));
+        if store != Some(false) {
+            let key = SessionKey::of_response(&id);
+            self.sessions.hold(key, &self.worker, self.sessions.get(key));
+        }
         true
     }
 
@@ -240,5 +247,7 @@ mod tests {
         let learner = Learner::new(sessions.clone(), WorkerId::of_url("http://w"));
         assert!(learner.on_whole(br#"{"id":"resp_c","object":"response"}"#) && known(&sessions, "resp_c"));
         assert!(!learner.on_whole(br#"{"error":{}}"#));
+        assert!(learner.on_whole(br#"{"id":"resp_d","store":false}"#) && !known(&sessions, "resp_d"));
+        assert!(learner.on_whole(br#"{"id":"resp_e","store":true}"#) && known(&sessions, "resp_e"));
     }
 }

@@ -41,7 +41,7 @@ mod workers;
 use self::workers::WorkerKey;
 pub use self::{
     policies::PolicySpec,
-    sessions::{SESSION_RENEW_MS, SESSION_TTL_MS, SESSIONS_MAX, SESSIONS_SLACK, Session, SessionKey},
+    sessions::{RESPONSES_MAX, SESSION_RENEW_MS, SESSION_TTL_MS, SESSIONS_MAX, Session, SessionKey},
     workers::{WorkerId, WorkerObservation, WorkerOrigin, WorkerPatch, WorkerSpec, WorkerState, WorkerView},
 };
 

@@ -18,7 +18,7 @@ use crate::mesh::{
 const PARTS: usize = 1024;
 
 /// The sessions that this node knows of; the driver writes, everybody reads. Bounded as the store is, by
-/// [`SESSIONS_MAX`](crate::mesh::stores::SESSIONS_MAX) and its slack.
+/// [`SESSIONS_MAX`](crate::mesh::stores::SESSIONS_MAX) and [`RESPONSES_MAX`](crate::mesh::stores::RESPONSES_MAX).
 #[derive(Debug)]
 pub struct Table {
     parts: Box<[ArcSwap<HashMap<SessionKey, Session>>]>,

@@ -7,8 +7,9 @@
 //!
 //! An entry lives for [`SESSION_TTL_MS`] after it was last renewed, and one that is used is renewed once in
 //! [`SESSION_RENEW_MS`], so that traffic follows the sessions that there are and not the requests. Of more than
-//! [`SESSIONS_MAX`] the ones renewed longest ago go. The writer of an entry removes it; when it does not, because it is
-//! gone, everybody else does a little later ([`GRACE_MS`], [`SESSIONS_SLACK`]), to the same effect.
+//! [`SESSIONS_MAX`] routing keys or [`RESPONSES_MAX`] responses the ones renewed longest ago go; the two do not crowd each
+//! other out. The writer of an entry removes it; when it does not, because it is gone, everybody else does a little later
+//! ([`GRACE_MS`], [`SLACK`]), to the same effect.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,8 +18,12 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::{Namespace, StoreEvent, Stores};
 use crate::mesh::{crdt::lww_register, hlc::Timestamp, wire::state};
 
-/// Sessions that a cluster remembers at most. About 300 bytes each on every node.
+/// Sessions of routing keys that a cluster remembers at most. About 300 bytes each on every node.
 pub const SESSIONS_MAX: usize = 65_536;
+
+/// Stored responses whose worker a cluster remembers at most. Fewer: there is one for each request of that kind, most are
+/// never asked for, and of one that was forgotten the workers can be asked.
+pub const RESPONSES_MAX: usize = 16_384;
 
 /// How long a session is remembered after it was last renewed: 4 h.
 pub const SESSION_TTL_MS: u64 = 4 * 3600 * 1000;
@@ -29,14 +34,17 @@ pub const SESSION_RENEW_MS: u64 = 15 * 60 * 1000;
 /// How much longer others wait before they remove what its writer did not: 1 min.
 const GRACE_MS: u64 = 60 * 1000;
 
-/// How many sessions more than [`SESSIONS_MAX`] others wait for before they remove what its writers did not.
-pub const SESSIONS_SLACK: usize = SESSIONS_MAX / 16;
+/// Beyond its bound by this part of it others remove what its writers did not: a sixteenth.
+const SLACK: usize = 16;
 
 /// Entries looked at after each write at most: more than one write adds.
 const LOOKS_MAX: usize = 4;
 
 /// Entries looked at by one call of [`Stores::expire_sessions`] at most.
 const EXPIRE_LOOKS_MAX: usize = 8192;
+
+/// The bit of a key that says that it is of a response.
+const RESPONSE: u64 = 1 << 63;
 
 /// What names a session: a hash.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -46,19 +54,24 @@ impl SessionKey {
     /// The session of a routing key with a model; the same key with another model is another session.
     #[must_use]
     pub fn of_routing_key(model: &str, routing_key: &[u8]) -> Self {
-        Self(xxh3_64_with_seed(routing_key, xxh3_64_with_seed(model.as_bytes(), 1)))
+        Self(xxh3_64_with_seed(routing_key, xxh3_64_with_seed(model.as_bytes(), 1)) & !RESPONSE)
     }
 
     /// The holder of a stored response.
     #[must_use]
     pub fn of_response(id: &str) -> Self {
-        Self(xxh3_64_with_seed(id.as_bytes(), 2))
+        Self(xxh3_64_with_seed(id.as_bytes(), 2) | RESPONSE)
     }
 
     /// The hash.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         self.0
+    }
+
+    /// Whether it is of a response.
+    fn is_of_response(self) -> bool {
+        self.0 & RESPONSE != 0
     }
 
     fn bytes(self) -> [u8; 8] {
@@ -87,14 +100,27 @@ impl Session {
     }
 }
 
-/// The live sessions by age.
+/// The live sessions of both kinds by age.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ages {
+    sessions: Age,
+    responses: Age,
+}
+
+impl Ages {
+    fn of(&mut self, is_of_response: bool) -> &mut Age {
+        if is_of_response { &mut self.responses } else { &mut self.sessions }
+    }
+}
+
+/// Those of one kind.
+#[derive(Clone, Debug, Default)]
+struct Age {
     of: BTreeMap<u64, Timestamp>,
     oldest: BTreeSet<(Timestamp, u64)>,
 }
 
-impl Ages {
+impl Age {
     fn set(&mut self, key: SessionKey, stamp: Option<Timestamp>) {
         let before = match stamp {
             Some(stamp) => self.of.insert(key.0, stamp),
@@ -117,7 +143,7 @@ impl Stores {
         }
         self.write(Namespace::Sessions, wall_ms, &key.bytes(), &state::encode_session(worker));
         self.on_session_key(&key.bytes());
-        self.evict(LOOKS_MAX, wall_ms);
+        self.evict(key.is_of_response(), LOOKS_MAX, wall_ms);
     }
 
     /// Which worker holds a session, as far as is known.
@@ -137,7 +163,8 @@ impl Stores {
 
     /// Removes what is too old or too many; to be called now and then.
     pub fn expire_sessions(&mut self, wall_ms: u64) {
-        self.evict(EXPIRE_LOOKS_MAX, wall_ms);
+        self.evict(false, EXPIRE_LOOKS_MAX, wall_ms);
+        self.evict(true, EXPIRE_LOOKS_MAX, wall_ms);
     }
 
     /// A key of the namespace changed.
@@ -145,22 +172,24 @@ impl Stores {
         let Some(key) = SessionKey::parse(key) else { return };
         let map = self.map(Namespace::Sessions);
         let stamp = lww_register::read(map, &key.bytes()).map(|winner| winner.stamp);
-        self.ages.set(key, stamp);
+        self.ages.of(key.is_of_response()).set(key, stamp);
         self.push_event(StoreEvent::SessionChanged(key));
     }
 
-    /// Removes what is too old or too many, the oldest first, after a look at so many entries at most.
-    fn evict(&mut self, looks_max: usize, wall_ms: u64) {
+    /// Removes what is too old or too many of one kind, the oldest first, after a look at so many entries at most.
+    fn evict(&mut self, is_of_response: bool, looks_max: usize, wall_ms: u64) {
+        let max = if is_of_response { RESPONSES_MAX } else { SESSIONS_MAX };
         let mut from = (Timestamp::ZERO, 0);
         for _ in 0..looks_max {
-            let Some(&(stamp, bits)) = self.ages.oldest.range(from..).next() else { return };
-            let (age_ms, live) = (wall_ms.saturating_sub(stamp.ms()), self.ages.of.len());
-            if live <= SESSIONS_MAX && age_ms <= SESSION_TTL_MS {
+            let age = self.ages.of(is_of_response);
+            let Some(&(stamp, bits)) = age.oldest.range(from..).next() else { return };
+            let (age_ms, live) = (wall_ms.saturating_sub(stamp.ms()), age.of.len());
+            if live <= max && age_ms <= SESSION_TTL_MS {
                 return;
             }
             from = (stamp, bits.saturating_add(1));
             let key = SessionKey(bits);
-            let is_abandoned = live > SESSIONS_MAX + SESSIONS_SLACK || age_ms > SESSION_TTL_MS + GRACE_MS;
+            let is_abandoned = live > max + max / SLACK || age_ms > SESSION_TTL_MS + GRACE_MS;
             if is_abandoned || self.wrote(key) {
                 self.maps[Namespace::Sessions.index()].remove(&key.bytes());
                 self.on_session_key(&key.bytes());
@@ -241,13 +270,38 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_when_there_are_too_many() {
+    fn the_oldest_of_a_kind_go_when_there_are_too_many() {
         let mut stores = stores("a");
+        let response = |n: usize| SessionKey::of_response(&n.to_string());
         for n in 0..=SESSIONS_MAX {
             stores.put_session(NOW + n as u64, key(n), 1);
         }
         assert_eq!(stores.map(Namespace::Sessions).len(), SESSIONS_MAX);
         assert_eq!((stores.session(key(0)), stores.session(key(1)).is_some()), (None, true));
+        for n in 0..=RESPONSES_MAX {
+            stores.put_session(NOW + (SESSIONS_MAX + n) as u64, response(n), 1);
+        }
+        assert_eq!(stores.map(Namespace::Sessions).len(), SESSIONS_MAX + RESPONSES_MAX);
+        assert_eq!((stores.session(response(0)), stores.session(response(1)).is_some()), (None, true));
+        assert!(stores.session(key(1)).is_some(), "responses crowd out no session");
+    }
+
+    #[test]
+    fn beyond_the_slack_what_dead_writers_left_goes_too() {
+        let (mut dead, mut living) = (stores("a"), stores("b"));
+        let response = |n: usize| SessionKey::of_response(&n.to_string());
+        for n in 0..RESPONSES_MAX {
+            dead.put_session(NOW + n as u64, response(n), 1);
+        }
+        send(&dead, &mut living);
+        let later = NOW + RESPONSES_MAX as u64;
+        for n in 0..RESPONSES_MAX / 4 {
+            living.put_session(later + n as u64, response(RESPONSES_MAX + n), 1);
+        }
+        living.expire_sessions(later);
+        let left = living.map(Namespace::Sessions).len();
+        assert!((RESPONSES_MAX..=RESPONSES_MAX + RESPONSES_MAX / SLACK).contains(&left), "{left}");
+        assert_eq!(living.session(response(0)), None);
     }
 
     #[test]
