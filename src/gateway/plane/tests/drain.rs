@@ -96,3 +96,33 @@ async fn http2_clients_are_told_to_go() {
     drop(sender);
     within(drained).await.unwrap();
 }
+
+#[tokio::test]
+async fn an_http2_stream_runs_on_after_goaway() {
+    let upstream = Upstream::new().await;
+    let plane = start(&[upstream.worker()]);
+    let addr = plane.addr();
+    let io = hyper_util::rt::TokioIo::new(TcpStream::connect(addr).await.unwrap());
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::post(format!("http://{addr}/v1/chat/completions"))
+        .header("content-type", "application/json")
+        .body(http_body_util::Full::new(bytes::Bytes::from_static(STREAM.as_bytes())))
+        .unwrap();
+    let asked = tokio::spawn(sender.send_request(request));
+    let mut worker = upstream.accept().await;
+    worker.message().await;
+    worker.send(STREAM_HEAD.to_owned() + &chunk("data: 1\n\n")).await;
+    let response = within(asked).await.unwrap().unwrap();
+    assert_eq!(response.status(), 200);
+
+    let drained = tokio::spawn(plane.drain(Duration::from_secs(8)));
+    until_503(addr, "/readiness").await;
+    // Nothing new begins on the connection, what runs does so to its end, and that ends the connection.
+    worker.send(chunk("data: 2\n\n") + "0\r\n\r\n").await;
+    let body = within(http_body_util::BodyExt::collect(response.into_body())).await.unwrap().to_bytes();
+    assert_eq!(body, "data: 1\n\ndata: 2\n\n");
+    within(connection).await.unwrap().unwrap();
+    within(drained).await.unwrap();
+}
