@@ -97,7 +97,16 @@ impl Balancer {
         let mut look = tokio::time::interval(Duration::from_millis(50));
         while !stop.load(Ordering::Relaxed) {
             let answer = self.http.get(format!("{}/readiness", self.bases[index])).timeout(s(2)).send().await;
-            self.ready[index].store(answer.is_ok_and(|answer| answer.status() == 200), Ordering::Relaxed);
+            let is_ready = match &answer {
+                Ok(answer) => answer.status() == 200,
+                // On a machine that is busy with other tests silence says nothing; a refused connection does.
+                Err(error) if error.is_timeout() => self.ready[index].load(Ordering::Relaxed),
+                Err(_) => false,
+            };
+            if self.ready[index].swap(is_ready, Ordering::Relaxed) != is_ready {
+                let said = answer.map(|answer| answer.status());
+                eprintln!("{} is {}ready: {said:?}", self.bases[index], if is_ready { "" } else { "not " });
+            }
             look.tick().await;
         }
     }
