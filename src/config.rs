@@ -6,7 +6,7 @@ mod syntax;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use smg_certs::{AllowedNodes, IdentityFiles};
+use smg_certs::{AllowedNodes, IdentityFiles, PairFiles};
 
 use crate::mesh::{election::voters::Voters, node::NodeName};
 
@@ -46,6 +46,8 @@ pub struct Config {
 pub struct Bind {
     /// Public address, default 0.0.0.0:30000. Port 0 binds a free one.
     pub addr: SocketAddr,
+    /// Certificate and key that clients are shown; none: they connect without TLS.
+    pub tls: Option<PairFiles>,
 }
 
 /// Workers given by flags.

@@ -49,6 +49,12 @@ pub mod head_guard;
 
 mod client_io;
 
+mod client_stream;
+
+mod handshake;
+
+pub mod tls;
+
 pub(crate) mod service;
 
 mod public;

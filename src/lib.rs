@@ -20,6 +20,8 @@ pub mod ha;
 
 pub mod telemetry;
 
+mod rotation;
+
 pub mod certs;
 
 pub mod sim_worker;

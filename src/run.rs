@@ -1,7 +1,7 @@
 //! One gateway from start to end: what binds when, and the order of draining.
 //!
-//! Everything that can fail for a reason of the operator's fails before the first client is served: metrics port, mesh
-//! port, advertised address, public port. The end begins with SIGTERM, SIGINT or `POST /ha/shutdown`, all the same
+//! Everything that can fail for a reason of the operator's fails before the first client is served: certificates, metrics
+//! port, mesh port, advertised address, public port. The end begins with SIGTERM, SIGINT or `POST /ha/shutdown`, all the same
 //! path: LEAVING is broadcast while the data plane drains (SPEC §1 rows 5 to 7). A second signal exits at once.
 
 use std::{net::IpAddr, process, sync::Arc, time::Duration};
@@ -20,6 +20,7 @@ use crate::{
         admin::{self, Admin},
         plane::Plane,
         registry::{self, Registry},
+        tls,
     },
     ha::{self, Ha},
     mesh::driver::{self, handle::MeshHandle},
@@ -41,6 +42,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let ended = CancellationToken::new();
 
+    let tls = tls::open(&config, &metrics)?;
     let metrics_listener = server::bind(&config.telemetry).await?;
     let pod_ip = std::env::var("POD_IP").ok().and_then(|ip| ip.parse::<IpAddr>().ok());
     let mut mesh = driver::start(config.clone(), metrics.clone(), pod_ip).await?;
@@ -55,6 +57,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         registry.suspicions(),
         mesh.sessions.clone(),
         routes,
+        &tls,
     )?;
     info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");
 

@@ -1,7 +1,11 @@
 //! The identity of a node: its certificate chain, its key, and the authorities it trusts.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use rustls::{Error, crypto::CryptoProvider, sign::CertifiedKey};
 use time::OffsetDateTime;
 
 use crate::{
@@ -33,9 +37,15 @@ impl IdentityFiles {
 /// What a node shows to its peers, and whom it believes. Certificate and key belong together.
 #[derive(Debug)]
 pub struct Identity {
+    pair: Pair,
+    authorities: Vec<Certificate>,
+}
+
+/// A certificate with its intermediates, and the private key of the first.
+#[derive(Debug)]
+pub(crate) struct Pair {
     chain: Vec<Certificate>,
     key: PrivateKey,
-    authorities: Vec<Certificate>,
 }
 
 /// Why files are no usable identity.
@@ -71,13 +81,9 @@ impl Identity {
     /// # Errors
     /// When a file cannot be used, or certificate and key are of different pairs. The message names the file.
     pub fn load(files: &IdentityFiles) -> Result<Self, IdentityError> {
-        let chain = read_certificates(&files.certificate)?;
-        let key = PrivateKey::read(&files.key)?;
+        let pair = Pair::load(&files.certificate, &files.key)?;
         let authorities = read_certificates(&files.authorities)?;
-        if !chain.first().is_some_and(|leaf| key.belongs_to(leaf)) {
-            return Err(IdentityError::Mismatch { certificate: files.certificate.clone(), key: files.key.clone() });
-        }
-        Ok(Self { chain, key, authorities })
+        Ok(Self { pair, authorities })
     }
 
     /// Whether a peer that trusts the same authorities would accept it at this instant.
@@ -86,36 +92,68 @@ impl Identity {
     /// When the certificate has expired or is not valid yet, or no authority vouches for it.
     pub fn check(&self, now: OffsetDateTime) -> Result<(), IdentityError> {
         self.certificate().check_validity(now)?;
-        Ok(check_chain(&self.chain, &self.authorities, now)?)
+        Ok(check_chain(&self.pair.chain, &self.authorities, now)?)
     }
 
     /// Whether both hold the same certificates, key and authorities.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        self.chain == other.chain && self.key.der() == other.key.der() && self.authorities == other.authorities
+        self.pair == other.pair && self.authorities == other.authorities
     }
 
     /// The node's own certificate.
     #[must_use]
     pub fn certificate(&self) -> &Certificate {
-        &self.chain[0]
+        self.pair.certificate()
     }
 
     /// The node's certificate, then its intermediates.
     #[must_use]
     pub fn chain(&self) -> &[Certificate] {
-        &self.chain
+        &self.pair.chain
     }
 
     /// The private key of the certificate.
     #[must_use]
     pub fn key(&self) -> &PrivateKey {
-        &self.key
+        &self.pair.key
     }
 
     /// The trusted authorities.
     #[must_use]
     pub fn authorities(&self) -> &[Certificate] {
         &self.authorities
+    }
+
+    pub(crate) fn pair(&self) -> &Pair {
+        &self.pair
+    }
+}
+
+impl Pair {
+    pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
+        let pair = Self { chain: read_certificates(certificate)?, key: PrivateKey::read(key)? };
+        if !pair.key.belongs_to(pair.certificate()) {
+            return Err(IdentityError::Mismatch { certificate: certificate.into(), key: key.into() });
+        }
+        Ok(pair)
+    }
+
+    /// The first certificate: files that are read have one at least.
+    pub(crate) fn certificate(&self) -> &Certificate {
+        &self.chain[0]
+    }
+
+    /// As TLS shows it.
+    pub(crate) fn certified(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Error> {
+        let chain = self.chain.iter().map(|certificate| certificate.der().clone()).collect();
+        let key = provider.key_provider.load_private_key(self.key.der().clone_key())?;
+        Ok(Arc::new(CertifiedKey::new(chain, key)))
+    }
+}
+
+impl PartialEq for Pair {
+    fn eq(&self, other: &Self) -> bool {
+        self.chain == other.chain && self.key.der() == other.key.der()
     }
 }

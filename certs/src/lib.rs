@@ -4,7 +4,8 @@
 //! may speak for. [`Authority`] mints certificates by that rule; [`Identity`] reads them, and those that cert-manager
 //! or an existing PKI made, as three files: `tls.crt` (the certificate, then its intermediates), `tls.key` (PKCS#8,
 //! SEC1 or PKCS#1) and `ca.crt` (every authority that is trusted). [`check_chain`] asks the same verifiers that a TLS
-//! handshake asks, so what passes here passes there.
+//! handshake asks, so what passes here passes there. [`Material`] is an identity in use by the mesh, [`ServerMaterial`]
+//! what clients are shown; both are replaced while connections use them.
 //!
 //! Nothing here reads a clock: the instant is an argument. All cryptography is aws-lc-rs, through rustls and rcgen.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -17,6 +18,7 @@ mod identity;
 mod key;
 mod material;
 mod names;
+mod serving;
 mod write;
 
 pub use self::{
@@ -28,6 +30,7 @@ pub use self::{
     key::PrivateKey,
     material::{Material, MaterialError},
     names::{AllowedNodes, MeshName, NodeNames},
+    serving::{PairFiles, ServerMaterial},
     write::{NewFile, WriteError, write_files},
 };
 

@@ -201,8 +201,7 @@ impl Current {
     }
 
     fn new(identity: Identity, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
-        let chain = identity.chain().iter().map(|certificate| certificate.der().clone()).collect();
-        let key = provider.key_provider.load_private_key(identity.key().der().clone_key())?;
+        let certified = identity.pair().certified(provider)?;
         let mut roots = RootCertStore::empty();
         for authority in identity.authorities() {
             roots.add(authority.der().clone())?;
@@ -210,7 +209,7 @@ impl Current {
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), provider.clone())
             .build()
             .map_err(|_| Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
-        Ok(Self { identity, certified: Arc::new(CertifiedKey::new(chain, key)), roots, clients })
+        Ok(Self { identity, certified, roots, clients })
     }
 }
 

@@ -16,6 +16,7 @@ use time::{Duration, OffsetDateTime};
 use super::*;
 
 mod material;
+mod serving;
 
 /// The instant of all tests: 2030-01-01T00:00:00Z.
 fn now() -> OffsetDateTime {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::HeaderName;
-use smg_certs::{AllowedNodes, IdentityFiles};
+use smg_certs::{AllowedNodes, IdentityFiles, PairFiles};
 
 use super::{
     Environment,
@@ -40,7 +40,10 @@ pub(super) fn config(flags: &Flags, origins: &Origins, env: &Environment) -> Res
     let mut check = Check { origins, env, problems: Vec::new() };
     check.contradictions(flags);
     let config = Config {
-        bind: Bind { addr: check.addr("host", &flags.host, flags.port) },
+        bind: Bind {
+            addr: check.addr("host", &flags.host, flags.port),
+            tls: check.pair(("tls-cert-path", &flags.tls_cert_path), ("tls-key-path", &flags.tls_key_path)),
+        },
         workers: check.workers(&flags.workers),
         policy: flags.workers.policy,
         cache: cache(&flags.cache),
@@ -59,6 +62,9 @@ pub(super) fn config(flags: &Flags, origins: &Origins, env: &Environment) -> Res
     check.ports(&config);
     if check.problems.is_empty() { Ok(config) } else { Err(check.problems) }
 }
+
+/// The name of a flag, and its text where it has one.
+type Given<'a> = (&'a str, &'a Option<String>);
 
 struct Check<'a> {
     origins: &'a Origins,
@@ -116,6 +122,17 @@ impl Check<'_> {
             self.problem(long, &format!("`{host}` is no IP address and does not resolve: use an address of this host"));
             SocketAddr::from(([0, 0, 0, 0], port))
         })
+    }
+
+    /// A certificate and its key: both or none.
+    fn pair(&mut self, certificate: Given<'_>, key: Given<'_>) -> Option<PairFiles> {
+        match (path(certificate.1), path(key.1)) {
+            (Some(certificate), Some(key)) => return Some(PairFiles { certificate, key }),
+            (Some(_), None) => self.problem(certificate.0, &format!("needs --{} too: add it", key.0)),
+            (None, Some(_)) => self.problem(key.0, &format!("needs --{} too: add it", certificate.0)),
+            (None, None) => {}
+        }
+        None
     }
 
     fn workers(&mut self, flags: &WorkerFlags) -> Workers {
@@ -335,13 +352,12 @@ impl Check<'_> {
 
     /// The files of the node's identity; none when the mesh is to be plain.
     fn mesh_identity(&mut self, flags: &MeshFlags) -> Option<IdentityFiles> {
-        let set = |value: &Option<String>| value.as_deref().filter(|text| !text.is_empty()).map(PathBuf::from);
         let files = [
-            ("mesh-tls-cert", set(&flags.mesh_tls_cert)),
-            ("mesh-tls-key", set(&flags.mesh_tls_key)),
-            ("mesh-tls-ca", set(&flags.mesh_tls_ca)),
+            ("mesh-tls-cert", path(&flags.mesh_tls_cert)),
+            ("mesh-tls-key", path(&flags.mesh_tls_key)),
+            ("mesh-tls-ca", path(&flags.mesh_tls_ca)),
         ];
-        let dir = set(&flags.mesh_tls_dir);
+        let dir = path(&flags.mesh_tls_dir);
         let any = files.iter().find(|(_, file)| file.is_some()).map(|(long, _)| *long);
         let transport = flags.mesh_transport.as_deref();
         if !flags.mesh_tls && any.is_none() && dir.is_none() {
@@ -426,6 +442,11 @@ fn cache(flags: &CacheFlags) -> Cache {
         balance_rel: flags.balance_rel_threshold,
         index_bytes: usize::try_from(flags.cache_index_bytes).unwrap_or(usize::MAX),
     }
+}
+
+/// A path that was given; an empty one counts as none.
+fn path(value: &Option<String>) -> Option<PathBuf> {
+    value.as_deref().filter(|text| !text.is_empty()).map(PathBuf::from)
 }
 
 fn breaker(flags: &BreakerFlags) -> Breaker {

@@ -26,6 +26,12 @@ pub struct Flags {
     /// Port where clients connect; 0 takes a free one
     #[arg(long, default_value_t = 30000)]
     pub port: u16,
+    /// Certificate that clients are shown, its intermediates behind it, in PEM: with it they connect by TLS 1.2 or 1.3 alone
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert_path: Option<String>,
+    /// Private key of that certificate in PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key_path: Option<String>,
 
     #[command(flatten)]
     #[allow(missing_docs)]

@@ -354,6 +354,8 @@ fn what_cannot_be_used_is_refused_by_name() {
         ("switch", vec!["--log-json=maybe"], vec!["--log-json", "yes or no"]),
         ("each bad URL", vec!["--worker-urls", "http://a:1,b,ftp://c"], vec!["--worker-urls", "`b`", "`ftp://c`"]),
         ("TLS worker", vec!["--worker-urls", "https://a"], vec!["TLS to workers is not supported by this build"]),
+        ("certificate alone", vec!["--tls-cert-path", "c"], vec!["--tls-cert-path: needs --tls-key-path"]),
+        ("key alone", vec!["--tls-key-path", "k"], vec!["--tls-key-path: needs --tls-cert-path"]),
         ("peer", vec!["--enable-mesh", "--mesh-peer-urls", "a:1,::1"], vec!["--mesh-peer-urls", "`::1`", "brackets"]),
         ("node name", vec!["--enable-mesh", "--mesh-server-name", "a b"], vec!["--mesh-server-name"]),
         ("cluster label", vec!["--enable-mesh", "--mesh-cluster", ""], vec!["--mesh-cluster"]),

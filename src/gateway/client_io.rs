@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::gateway::{
+    client_stream::ClientStream,
     connection::Connection,
     head_guard::{HeadGuard, SPOILER},
 };
@@ -35,7 +36,7 @@ pub(crate) struct Io {
     prefix: [u8; 24],
     at: usize,
     len: usize,
-    stream: TokioIo<TcpStream>,
+    stream: TokioIo<ClientStream>,
     connection: Rc<Connection>,
     /// None for HTTP/2, whose frames leave no doubt.
     guard: Option<HeadGuard>,
@@ -44,13 +45,22 @@ pub(crate) struct Io {
 }
 
 impl Io {
-    /// Reads the first bytes, until it is clear whether the client speaks HTTP/2, and says so.
-    pub(crate) async fn open(stream: TcpStream, connection: Rc<Connection>) -> io::Result<(Self, bool)> {
-        let (prefix, len) = sniff(&stream).await?;
-        let is_h2 = prefix == *PREFACE && len == PREFACE.len();
+    /// Says whether the client speaks HTTP/2: what it chose under TLS counts (RFC 9113 §3.2), else its first bytes.
+    pub(crate) async fn open(stream: ClientStream, connection: Rc<Connection>) -> io::Result<(Self, bool)> {
+        let (prefix, len) = match &stream {
+            ClientStream::Plain(stream) => sniff(stream).await?,
+            ClientStream::Tls(_) => ([0; 24], 0),
+        };
+        let is_h2 = stream.chose_h2().unwrap_or(prefix == *PREFACE && len == PREFACE.len());
         let guard = (!is_h2).then(HeadGuard::new);
         let io = Self { prefix, at: 0, len, stream: TokioIo::new(stream), connection, guard, lingering: None };
         Ok((io, is_h2))
+    }
+
+    /// Tells the connection whether the socket had room for what was written.
+    fn written<T>(&self, polled: Poll<T>) -> Poll<T> {
+        self.connection.on_write(polled.is_pending() || self.stream.inner().has_unsent());
+        polled
     }
 
     /// Reads what may belong to a head, and looks at it.
@@ -101,8 +111,7 @@ impl Read for Io {
 impl Write for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.connection.on_write(polled.is_pending());
-        polled
+        self.written(polled)
     }
 
     fn poll_write_vectored(
@@ -111,8 +120,7 @@ impl Write for Io {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.connection.on_write(polled.is_pending());
-        polled
+        self.written(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -120,7 +128,9 @@ impl Write for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let had_unsent = self.stream.inner().has_unsent();
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        if had_unsent { self.written(polled) } else { polled }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use crate::gateway::{
     body::Body,
     client_io::Io,
+    client_stream::ClientStream,
     core::{Core, Phase},
     service,
 };
@@ -133,9 +134,19 @@ impl Connection {
         let is_idle = self.busy.get() == 0 && now.saturating_duration_since(self.since.get()) >= timeout;
         let is_overdue = self.deadlines.borrow().iter().any(|&deadline| deadline + OVERDUE_GRACE <= now);
         if is_idle || is_overdue {
-            self.is_given_up.set(true);
-            self.wake();
+            self.give_up();
         }
+    }
+
+    /// Has the connection closed as soon as its task runs.
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.set(true);
+        self.wake();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.is_given_up.get()
     }
 
     /// Ready once the connection had a chance to write what it holds: a turn of its task, with room in the socket.
@@ -182,11 +193,25 @@ pub(crate) async fn run(core: Rc<Core>, connection: Rc<Connection>, stream: TcpS
 }
 
 async fn serve(core: Rc<Core>, connection: Rc<Connection>, stream: TcpStream) {
+    let Some(stream) = secure(&core, &connection, stream).await else { return };
     let Ok((io, is_h2)) = Io::open(stream, connection.clone()).await else { return };
     let ended = if is_h2 { serve_http2(core, &connection, io).await } else { serve_http1(core, &connection, io).await };
     if let Err(error) = ended {
         tracing::debug!(peer = %connection.peer, %error, "connection ended");
     }
+}
+
+/// Shakes hands where clients use TLS.
+async fn secure(core: &Core, connection: &Rc<Connection>, stream: TcpStream) -> Option<ClientStream> {
+    let Some(acceptor) = &core.shared().acceptor else { return Some(ClientStream::Plain(stream)) };
+    let failed = |reason| core.metrics.tls_handshake_failed(reason);
+    let shaken = core.handshakes.accept(acceptor, stream, connection, failed).await;
+    shaken
+        .inspect_err(|reason| {
+            failed(reason);
+            tracing::debug!(peer = %connection.peer, reason, "no TLS with a client");
+        })
+        .ok()
 }
 
 async fn serve_http1(core: Rc<Core>, connection: &Rc<Connection>, io: Io) -> hyper::Result<()> {

@@ -13,6 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rand_pcg::Pcg64Mcg;
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     config::Config,
@@ -20,6 +21,7 @@ use crate::{
         admission::Admission,
         budget::RetryBudget,
         connection::Connection,
+        handshake::Handshakes,
         health::Suspicions,
         pool::Pool,
         prefix::index::{self, Tick},
@@ -52,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) suspicions: Suspicions,
     pub(crate) sessions: Sessions,
     pub(crate) control: axum::Router,
+    /// None: clients connect without TLS.
+    pub(crate) acceptor: Option<TlsAcceptor>,
     /// None: any number of requests may be in flight.
     pub(crate) admission: Option<Admission>,
     /// Route templates of the control router that were hit: at most as many as it has routes.
@@ -66,9 +70,11 @@ impl Shared {
         suspicions: Suspicions,
         sessions: Sessions,
         control: axum::Router,
+        acceptor: Option<TlsAcceptor>,
     ) -> Self {
         let admission = Admission::new(&config.limits, metrics.clone());
-        Self { config, view, metrics, suspicions, sessions, control, admission, templates: Mutex::default() }
+        let templates = Mutex::default();
+        Self { config, view, metrics, suspicions, sessions, control, acceptor, admission, templates }
     }
 
     /// The template as a metric label.
@@ -100,6 +106,7 @@ pub(crate) struct Core {
     shared: Arc<Shared>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) pool: Pool,
+    pub(crate) handshakes: Handshakes,
     pub(crate) rng: RefCell<Pcg64Mcg>,
     budget: RefCell<RetryBudget>,
     phase: Cell<Phase>,
@@ -116,6 +123,7 @@ impl Core {
             metrics: shared.metrics.clone(),
             shared,
             pool: Pool::new(config.requests.upstream_idle_timeout),
+            handshakes: Handshakes::default(),
             rng: RefCell::new(rng),
             budget: RefCell::new(RetryBudget::new(config.retry.budget_percent)),
             phase: Cell::new(Phase::Serving),

@@ -32,9 +32,11 @@ use crate::{
     config::Config,
     gateway::{
         core::{Core, Gauge, Phase, Shared},
+        handshake,
         health::Suspicions,
         listener::{self, Shedding},
         service,
+        tls::Tls,
         view::RoutingView,
     },
     mesh::driver::sessions::Sessions,
@@ -69,6 +71,9 @@ pub enum BindError {
     /// No thread, or no runtime in it: the machine is out of something.
     #[error("cannot start a data plane thread")]
     Thread(#[source] io::Error),
+    /// The machine gives no randomness for TLS.
+    #[error("cannot make a key for session tickets")]
+    Tls(#[source] rustls::Error),
 }
 
 /// The running data plane. Dropping it ends it at once.
@@ -91,6 +96,8 @@ impl Plane {
     /// `control` answers what is none of the hot routes; it runs on the core of its connection, so its handlers must
     /// not block, and it finds the client's address as `ConnectInfo<SocketAddr>`. Its fallbacks are replaced.
     ///
+    /// `tls` says whether clients use TLS, and with which certificate.
+    ///
     /// # Errors
     ///
     /// [`BindError`]; nothing is left running.
@@ -101,13 +108,16 @@ impl Plane {
         suspicions: Suspicions,
         sessions: Sessions,
         control: axum::Router,
+        tls: &Tls,
     ) -> Result<Self, BindError> {
+        let acceptor = tls.clients.as_ref().map(handshake::acceptor).transpose().map_err(BindError::Tls)?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let addr = config.bind.addr;
         let listen_error = |source| BindError::Listen { addr, source };
         let listeners = listener::bind(addr, cores).map_err(listen_error)?;
         let addr = listeners[0].local_addr().map_err(listen_error)?;
-        let shared = Arc::new(Shared::new(config, view, metrics, suspicions, sessions, service::prepare(control)));
+        let control = service::prepare(control);
+        let shared = Arc::new(Shared::new(config, view, metrics, suspicions, sessions, control, acceptor));
         let (phase, _) = watch::channel(Phase::Serving);
         let (alive, ended) = mpsc::channel(1);
         let mut plane = Self { addr, phase, gauges: Vec::new(), epoch: Instant::now(), ended, threads: Vec::new() };

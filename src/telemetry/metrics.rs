@@ -14,12 +14,12 @@ mod caches;
 mod definitions;
 mod family;
 mod mesh;
+mod tls;
 
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
@@ -105,14 +105,12 @@ pub struct Metrics {
     mesh_rejected: Family<(&'static str, &'static str), BoundCounter<u64>>,
     /// Failed, done.
     mesh_data_saves: [BoundCounter<u64>; 2],
-    tls_expiry: TlsExpiry,
+    tls_expiry: tls::Expiry,
     tls_reload_failures: Family<&'static str, BoundCounter<u64>>,
+    tls_handshake_failures: Family<&'static str, BoundCounter<u64>>,
     registry: Registry,
     provider: SdkMeterProvider,
 }
-
-/// Unix time of expiry by role; the roles are few.
-type TlsExpiry = Arc<Mutex<BTreeMap<&'static str, i64>>>;
 
 /// Instruments of one model, by endpoint.
 #[derive(Debug)]
@@ -183,8 +181,9 @@ impl Metrics {
             mesh_gossip: counters_by_two(&meter, &def::MESH_GOSSIP),
             mesh_rejected: counters_by_two(&meter, &def::MESH_REJECTED),
             mesh_data_saves: ["failed", "done"].map(|result| saves.bind(&[KeyValue::new("result", result)])),
-            tls_expiry: tls_expiry(&meter),
+            tls_expiry: tls::expiry(&meter),
             tls_reload_failures: counters_by_one(&meter, &def::TLS_RELOAD_FAILURES),
+            tls_handshake_failures: counters_by_one(&meter, &def::TLS_HANDSHAKE_FAILURES),
             registry,
             provider,
         })
@@ -368,17 +367,6 @@ impl Metrics {
         self.mesh_rejected.with(&(plane, reason), |counter| counter.add(times));
     }
 
-    /// `smg_tls_cert_expiry_timestamp_seconds{role}`.
-    pub fn tls_expiry(&self, role: &'static str, unix_seconds: i64) {
-        self.tls_expiry.lock().unwrap_or_else(PoisonError::into_inner).insert(role, unix_seconds);
-        self.tls_reload_failures.with(&role, |counter| counter.add(0));
-    }
-
-    /// `smg_tls_reload_failures_total{role}`.
-    pub fn tls_reload_failed(&self, role: &'static str) {
-        self.tls_reload_failures.with(&role, |counter| counter.add(1));
-    }
-
     fn model(&self, name: &str, record: impl Fn(&Model)) {
         if !self.models.try_with(name, |model| record(model)) {
             self.models.with(OTHER_MODEL, |model| record(model));
@@ -430,17 +418,6 @@ fn counter(meter: &Meter, definition: &Definition) -> Counter<u64> {
 }
 
 /// A counter without labels, exposed from the start.
-fn tls_expiry(meter: &Meter) -> TlsExpiry {
-    let roles = TlsExpiry::default();
-    let observed = roles.clone();
-    gauge(meter, &def::TLS_EXPIRY, move |gauge| {
-        for (role, at) in &*observed.lock().unwrap_or_else(PoisonError::into_inner) {
-            gauge.observe(*at, &[KeyValue::new("role", *role)]);
-        }
-    });
-    roles
-}
-
 fn plain_counter(meter: &Meter, definition: &Definition) -> BoundCounter<u64> {
     let counter = counter(meter, definition);
     counter.add(0, &[]);

@@ -19,6 +19,7 @@ mod leader;
 mod limits;
 mod manual;
 mod routes;
+mod serving_tls;
 mod sessions;
 mod shutdown;
 mod steering;

@@ -5,7 +5,7 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
@@ -28,6 +28,7 @@ mod limits;
 mod refuse;
 mod steering;
 mod timeouts;
+mod tls;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,7 +51,7 @@ fn config() -> Config {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let second = Duration::from_secs(1);
     Config {
-        bind: Bind { addr: any },
+        bind: Bind { addr: any, tls: None },
         workers: Workers { urls: vec![], api_key: None, startup_timeout: second, drain_settle: second },
         policy: PolicyKind::RoundRobin,
         cache: Cache::default(),
@@ -154,7 +155,8 @@ fn view(workers: &[Arc<Worker>]) -> RoutingView {
 
 fn start_with(config: Config, control: axum::Router, workers: &[Arc<Worker>]) -> Plane {
     let view = Arc::new(ArcSwap::from_pointee(view(workers)));
-    Plane::start(Arc::new(config), view, Metrics::new(), Suspicions::default(), Sessions::default(), control).unwrap()
+    let (suspicions, sessions, tls) = (Suspicions::default(), Sessions::default(), Tls::default());
+    Plane::start(Arc::new(config), view, Metrics::new(), suspicions, sessions, control, &tls).unwrap()
 }
 
 fn start(workers: &[Arc<Worker>]) -> Plane {
@@ -178,9 +180,13 @@ impl Upstream {
     }
 }
 
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
 /// One connection, seen from either end.
 struct Wire {
-    stream: TcpStream,
+    stream: Box<dyn Duplex>,
     buffer: Vec<u8>,
 }
 
@@ -215,7 +221,11 @@ impl Message {
 impl Wire {
     fn new(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new() }
+        Self::over(stream)
+    }
+
+    fn over(stream: impl Duplex + 'static) -> Self {
+        Self { stream: Box::new(stream), buffer: Vec::new() }
     }
 
     async fn connect(plane: &Plane) -> Self {
@@ -257,8 +267,12 @@ impl Wire {
 
     /// What comes until the other end closes.
     async fn rest(&mut self) -> String {
+        String::from_utf8(self.rest_bytes().await).unwrap()
+    }
+
+    async fn rest_bytes(&mut self) -> Vec<u8> {
         while self.more().await {}
-        String::from_utf8(std::mem::take(&mut self.buffer)).unwrap()
+        std::mem::take(&mut self.buffer)
     }
 
     async fn ends(&mut self) {

@@ -1,23 +1,16 @@
 //! The certificate that this node shows on both planes, and its rotation while the node runs.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use smg_certs::{Material, MaterialError};
+use smg_certs::{Material, MaterialError, NodeNames};
 use time::OffsetDateTime;
-use tokio::time::Instant;
-use tracing::{info, warn};
 
 use crate::{
     config::{Mesh, MeshTls},
     mesh::node::NodeName,
+    rotation::{self, Reading},
     telemetry::metrics::Metrics,
 };
-
-/// The files are read again this often. A kubelet takes about a minute to bring a new secret; this adds little to it.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Files that stay bad are logged this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The label of the mesh in the metrics of certificates.
 const ROLE: &str = "mesh";
@@ -55,36 +48,15 @@ pub(super) fn open(config: &Mesh, node: &NodeName, metrics: &Arc<Metrics>) -> Re
         let (node, cluster) = (node.clone(), config.cluster.clone());
         return Err(TlsError::OtherNode { node, cluster, names: listed(&material) });
     }
-    metrics.tls_expiry(ROLE, material.not_after().unix_timestamp());
-    tokio::spawn(keep_fresh(Arc::downgrade(&material), config.cluster.clone(), node.clone(), metrics.clone()));
+    rotation::show(metrics, ROLE, Some(material.not_after()));
+    let (used, cluster, node) = (Arc::downgrade(&material), config.cluster.clone(), node.clone());
+    tokio::spawn(rotation::keep_fresh(ROLE, metrics.clone(), move |now| {
+        let material = used.upgrade()?;
+        let names_us = |names: &NodeNames| names.allow(&cluster, node.as_str());
+        let read = material.reload_if(now, &names_us);
+        Some(read.map(|is_new| Reading { is_new, not_after: Some(material.not_after()) }))
+    }));
     Ok(Some(material))
-}
-
-/// Reads the files again and again, until nobody uses them any more.
-async fn keep_fresh(material: std::sync::Weak<Material>, cluster: String, node: NodeName, metrics: Arc<Metrics>) {
-    let mut logged: Option<Instant> = None;
-    loop {
-        tokio::time::sleep(RELOAD_INTERVAL).await;
-        let Some(material) = material.upgrade() else { return };
-        let names_us = |names: &smg_certs::NodeNames| names.allow(&cluster, node.as_str());
-        match material.reload_if(OffsetDateTime::now_utc(), &names_us) {
-            Ok(false) => logged = None,
-            Ok(true) => {
-                logged = None;
-                let until = smg_certs::rfc3339(material.not_after());
-                info!(until = %until, "mesh certificate replaced");
-            }
-            Err(error) => {
-                metrics.tls_reload_failed(ROLE);
-                if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-                    logged = Some(Instant::now());
-                    let error = anyhow::Error::new(error);
-                    warn!(error = %format!("{error:#}"), "mesh certificate not replaced; the old one stays in use");
-                }
-            }
-        }
-        metrics.tls_expiry(ROLE, material.not_after().unix_timestamp());
-    }
 }
 
 fn listed(material: &Material) -> String {

@@ -202,6 +202,7 @@ async fn a_client_that_leaves_is_recorded_as_such() {
         Suspicions::default(),
         Sessions::default(),
         axum::Router::new(),
+        &Tls::default(),
     );
     let plane = plane.unwrap();
     let count = |status: &str, code: &str| {

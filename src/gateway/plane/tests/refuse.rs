@@ -203,6 +203,7 @@ async fn a_port_that_is_taken() {
         Suspicions::default(),
         Sessions::default(),
         axum::Router::new(),
+        &Tls::default(),
     )
     .unwrap_err();
     assert!(matches!(error, BindError::Listen { .. }));
