@@ -6,7 +6,7 @@ mod syntax;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use smg_certs::{AllowedNodes, IdentityFiles, PairFiles};
+use smg_certs::{AllowedNodes, ClientFiles, IdentityFiles, PairFiles};
 
 use crate::mesh::{election::voters::Voters, node::NodeName};
 
@@ -57,6 +57,8 @@ pub struct Workers {
     pub urls: Vec<String>,
     /// Bearer token sent to workers that have none of their own.
     pub api_key: Option<String>,
+    /// For workers with `https` URLs: whom to believe, and what to show.
+    pub tls: ClientFiles,
     /// How long `/readiness` may stay 503 for want of a worker before that is logged as an error, default 1800 s.
     pub startup_timeout: Duration,
     /// A removed worker whose last requests still run is listed as draining this long, default 5 s.
@@ -68,6 +70,7 @@ impl fmt::Debug for Workers {
         f.debug_struct("Workers")
             .field("urls", &self.urls)
             .field("api_key", &self.api_key.as_ref().map(|_| "…"))
+            .field("tls", &self.tls)
             .field("startup_timeout", &self.startup_timeout)
             .field("drain_settle", &self.drain_settle)
             .finish()

@@ -49,7 +49,9 @@ pub mod head_guard;
 
 mod client_io;
 
-mod client_stream;
+mod byte_stream;
+
+mod upstream;
 
 mod handshake;
 

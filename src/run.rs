@@ -46,7 +46,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics_listener = server::bind(&config.telemetry).await?;
     let pod_ip = std::env::var("POD_IP").ok().and_then(|ip| ip.parse::<IpAddr>().ok());
     let mut mesh = driver::start(config.clone(), metrics.clone(), pod_ip).await?;
-    let (registry, keeper) = Registry::start(mesh.handle.clone(), registry::Settings::of(&config), metrics.clone());
+    let (registry, keeper) =
+        Registry::start(mesh.handle.clone(), registry::Settings::of(&config, &tls), metrics.clone());
     tokio::spawn(keeper);
     tokio::spawn(serve_metrics(metrics_listener, metrics.clone(), ended.clone()));
     let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);

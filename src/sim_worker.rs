@@ -25,8 +25,12 @@ mod prompt;
 mod responses;
 mod server;
 pub mod stats;
+mod tls;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +85,15 @@ pub struct Args {
     /// it every request. PATH is one route, or `*` for all; without it the routes that generate.
     #[arg(long = "fault", env = "SMG_SIM_WORKER_FAULT", value_delimiter = ',')]
     pub faults: Vec<faults::Fault>,
+    /// Certificate in PEM, its intermediates behind it; with it the worker is reached by https alone.
+    #[arg(long, env = "SMG_SIM_WORKER_TLS_CERT_PATH", value_name = "FILE", requires = "tls_key_path")]
+    pub tls_cert_path: Option<PathBuf>,
+    /// Private key of that certificate in PEM.
+    #[arg(long, env = "SMG_SIM_WORKER_TLS_KEY_PATH", value_name = "FILE", requires = "tls_cert_path")]
+    pub tls_key_path: Option<PathBuf>,
+    /// Authorities in PEM: clients need a certificate that one of them signed.
+    #[arg(long, env = "SMG_SIM_WORKER_TLS_CLIENT_CA_PATH", value_name = "FILE", requires = "tls_cert_path")]
+    pub tls_client_ca_path: Option<PathBuf>,
     /// Length of embedding vectors, unless the request says `dimensions`.
     #[arg(long, env = "SMG_SIM_WORKER_EMBEDDING_DIMENSIONS", default_value_t = 64)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=8192))]
@@ -104,25 +117,31 @@ impl Default for Args {
             max_concurrency: 0,
             queue_size: 1024,
             faults: Vec::new(),
+            tls_cert_path: None,
+            tls_key_path: None,
+            tls_client_ca_path: None,
             embedding_dimensions: 64,
         }
     }
 }
 
-/// Listens, prints the address as one line `sim-worker listening on http://…`, and serves until `shutdown`.
+/// Listens, prints the address as one line `sim-worker listening on http://…` (or `https`), and serves until `shutdown`.
 ///
 /// # Errors
 /// When the address cannot be bound, or when a `crash` fault ended the worker: the process should then exit at once.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     use std::io::Write as _;
     let addr = SocketAddr::new(args.host, args.port);
-    let server = bind(args).await.with_context(|| format!("listen on {addr} (--host, --port)"))?;
+    let tls = tls::acceptor(&args)?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let server = bind(args).await.with_context(|| format!("listen on {addr} (--host, --port)"))?.secured(tls);
     // Whoever reads this line may be gone already; the worker serves all the same.
-    let _ = writeln!(std::io::stdout(), "sim-worker listening on http://{}", server.local_addr());
+    let _ = writeln!(std::io::stdout(), "sim-worker listening on {scheme}://{}", server.local_addr());
     server.serve(shutdown).await.context("simulated crash (--fault crash)")
 }
 
-/// Binds the listener; [`Server::local_addr`] tells where, [`Server::serve`] does the rest.
+/// Binds the listener; [`Server::local_addr`] tells where, [`Server::serve`] does the rest. Without TLS, whatever the
+/// flags say: see [`Server::secured`].
 ///
 /// # Errors
 /// What the socket says, for instance that the port is taken.

@@ -5,12 +5,14 @@
 //! or an existing PKI made, as three files: `tls.crt` (the certificate, then its intermediates), `tls.key` (PKCS#8,
 //! SEC1 or PKCS#1) and `ca.crt` (every authority that is trusted). [`check_chain`] asks the same verifiers that a TLS
 //! handshake asks, so what passes here passes there. [`Material`] is an identity in use by the mesh, [`ServerMaterial`]
-//! what clients are shown; both are replaced while connections use them.
+//! what clients are shown, [`ClientMaterial`] what workers are shown and believed by; all are replaced while connections
+//! use them.
 //!
 //! Nothing here reads a clock: the instant is an argument. All cryptography is aws-lc-rs, through rustls and rcgen.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod authority;
+mod calling;
 mod certificate;
 mod chain;
 mod files;
@@ -23,6 +25,7 @@ mod write;
 
 pub use self::{
     authority::{AUTHORITY_DAYS_MAX, Authority, IssueError, Issued, NODE_DAYS_DEFAULT, NODE_DAYS_MAX, NodeRequest},
+    calling::{ClientFiles, ClientMaterial},
     certificate::{Certificate, MalformedCertificate, rfc3339},
     chain::{ChainError, ValidityError, check_chain},
     files::{FILE_BYTES_MAX, LoadError, read_certificates},
@@ -30,7 +33,7 @@ pub use self::{
     key::PrivateKey,
     material::{Material, MaterialError},
     names::{AllowedNodes, MeshName, NodeNames},
-    serving::{PairFiles, ServerMaterial},
+    serving::{PairFiles, ServerMaterial, clients_of},
     write::{NewFile, WriteError, write_files},
 };
 

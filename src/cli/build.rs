@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::HeaderName;
-use smg_certs::{AllowedNodes, IdentityFiles, PairFiles};
+use smg_certs::{AllowedNodes, ClientFiles, IdentityFiles, PairFiles};
 
 use super::{
     Environment,
@@ -150,9 +150,14 @@ impl Check<'_> {
         if keys.len() > 1 {
             self.problem("worker-api-key", "more than one key: give exactly one");
         }
+        let pair = self.pair(
+            ("worker-client-cert-path", &flags.worker_client_cert_path),
+            ("worker-client-key-path", &flags.worker_client_key_path),
+        );
         Workers {
             urls,
             api_key: keys.pop(),
+            tls: ClientFiles { authorities: path(&flags.worker_ca_path), pair },
             startup_timeout: Duration::from_secs(flags.worker_startup_timeout_secs),
             drain_settle: Duration::from_secs(flags.drain_settle_secs),
         }

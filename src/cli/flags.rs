@@ -75,6 +75,15 @@ pub struct WorkerFlags {
     /// Bearer token sent to workers that have none of their own; `@path` reads it from a file
     #[arg(long, value_name = "KEY")]
     pub worker_api_key: Option<String>,
+    /// Authorities that vouch for workers with `https` URLs, in PEM, instead of those that this machine trusts
+    #[arg(long, value_name = "FILE")]
+    pub worker_ca_path: Option<String>,
+    /// Certificate shown to workers that ask for one, its intermediates behind it, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub worker_client_cert_path: Option<String>,
+    /// Private key of that certificate in PEM
+    #[arg(long, value_name = "FILE")]
+    pub worker_client_key_path: Option<String>,
     /// How long no worker may be ready after the start before that is logged as an error
     #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(0..=SECS_MAX))]
     pub worker_startup_timeout_secs: u64,

@@ -16,12 +16,9 @@ pub enum AddressError {
     /// It is no URL at all.
     #[error("not a URL; a worker URL looks like http://host:port")]
     Malformed,
-    /// The scheme is missing, or another than `http`.
-    #[error("a worker URL starts with http://")]
+    /// The scheme is missing, or another than `http` and `https`.
+    #[error("a worker URL starts with http:// or https://")]
     Scheme,
-    /// The scheme is `https`.
-    #[error("TLS to workers is not supported by this build; use http://")]
-    Tls,
     /// There is a user name or a password in it.
     #[error("a worker URL has no user name or password; give an API key instead")]
     Userinfo,
@@ -81,10 +78,7 @@ fn parse(text: &str) -> Result<Url, AddressError> {
         return Err(AddressError::Malformed);
     }
     let (scheme, rest) = text.split_once("://").ok_or(AddressError::Scheme)?;
-    if scheme.eq_ignore_ascii_case("https") {
-        return Err(AddressError::Tls);
-    }
-    if !scheme.eq_ignore_ascii_case("http") {
+    if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
         return Err(AddressError::Scheme);
     }
     // The URL standard skips further slashes and takes the path for the host.
@@ -128,7 +122,9 @@ mod tests {
             ("ipv6", "http://[2001:DB8::1]:8000/", Ok("http://[2001:db8::1]:8000")),
             ("no scheme", "w1:8000", Err(AddressError::Scheme)),
             ("other scheme", "ftp://w1", Err(AddressError::Scheme)),
-            ("tls", "https://w1", Err(AddressError::Tls)),
+            ("tls", "HTTPS://w1:8443/", Ok("https://w1:8443")),
+            ("default port of tls", "https://w1:443", Ok("https://w1")),
+            ("default port of the other", "https://w1:80", Ok("https://w1:80")),
             ("user", "http://u@w1", Err(AddressError::Userinfo)),
             ("password", "http://:p@w1", Err(AddressError::Userinfo)),
             ("query", "http://w1?a=b", Err(AddressError::QueryOrFragment)),

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::gateway::{
-    client_stream::ClientStream,
+    byte_stream::ByteStream,
     connection::Connection,
     head_guard::{HeadGuard, SPOILER},
 };
@@ -36,7 +36,7 @@ pub(crate) struct Io {
     prefix: [u8; 24],
     at: usize,
     len: usize,
-    stream: TokioIo<ClientStream>,
+    stream: TokioIo<ByteStream>,
     connection: Rc<Connection>,
     /// None for HTTP/2, whose frames leave no doubt.
     guard: Option<HeadGuard>,
@@ -46,10 +46,10 @@ pub(crate) struct Io {
 
 impl Io {
     /// Says whether the client speaks HTTP/2: what it chose under TLS counts (RFC 9113 §3.2), else its first bytes.
-    pub(crate) async fn open(stream: ClientStream, connection: Rc<Connection>) -> io::Result<(Self, bool)> {
+    pub(crate) async fn open(stream: ByteStream, connection: Rc<Connection>) -> io::Result<(Self, bool)> {
         let (prefix, len) = match &stream {
-            ClientStream::Plain(stream) => sniff(stream).await?,
-            ClientStream::Tls(_) => ([0; 24], 0),
+            ByteStream::Plain(stream) => sniff(stream).await?,
+            ByteStream::Tls(_) => ([0; 24], 0),
         };
         let is_h2 = stream.chose_h2().unwrap_or(prefix == *PREFACE && len == PREFACE.len());
         let guard = (!is_h2).then(HeadGuard::new);

@@ -21,8 +21,8 @@ use tokio::net::TcpStream;
 
 use crate::gateway::{
     body::Body,
+    byte_stream::ByteStream,
     client_io::Io,
-    client_stream::ClientStream,
     core::{Core, Phase},
     service,
 };
@@ -202,8 +202,8 @@ async fn serve(core: Rc<Core>, connection: Rc<Connection>, stream: TcpStream) {
 }
 
 /// Shakes hands where clients use TLS.
-async fn secure(core: &Core, connection: &Rc<Connection>, stream: TcpStream) -> Option<ClientStream> {
-    let Some(acceptor) = &core.shared().acceptor else { return Some(ClientStream::Plain(stream)) };
+async fn secure(core: &Core, connection: &Rc<Connection>, stream: TcpStream) -> Option<ByteStream> {
+    let Some(acceptor) = &core.shared().acceptor else { return Some(ByteStream::Plain(stream)) };
     let failed = |reason| core.metrics.tls_handshake_failed(reason);
     let shaken = core.handshakes.accept(acceptor, stream, connection, failed).await;
     shaken

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::gateway::{
-    client_stream::{ALPN_H2, ALPN_HTTP1, ClientStream},
+    byte_stream::{ALPN_H2, ALPN_HTTP1, ByteStream},
     connection::Connection,
 };
 
@@ -38,7 +38,7 @@ const CROWDED: &str = "crowded";
 /// # Errors
 /// When there is no randomness for the keys of session tickets.
 pub(crate) fn acceptor(material: &Arc<ServerMaterial>) -> Result<TlsAcceptor, Error> {
-    Ok(TlsAcceptor::from(Arc::new(material.server_config(&[ALPN_H2, ALPN_HTTP1])?)))
+    Ok(TlsAcceptor::from(Arc::new(material.server_config(&[ALPN_H2, ALPN_HTTP1], None)?)))
 }
 
 /// The handshakes of one core that are under way, oldest first.
@@ -59,12 +59,12 @@ impl Handshakes {
         stream: TcpStream,
         connection: &Rc<Connection>,
         evicted: impl FnOnce(&'static str),
-    ) -> Result<ClientStream, &'static str> {
+    ) -> Result<ByteStream, &'static str> {
         let place = self.enter(connection, evicted);
         let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
         drop(place);
         match shaken {
-            Ok(Ok(stream)) => Ok(ClientStream::Tls(Box::new(stream))),
+            Ok(Ok(stream)) => Ok(ByteStream::Tls(Box::new(stream.into()))),
             Ok(Err(error)) => Err(reason(&error)),
             Err(_) => Err("timeout"),
         }

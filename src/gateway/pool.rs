@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::gateway::{
+    upstream::{self, TlsSessions},
+    worker::Worker,
+};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-
-use crate::gateway::worker::Worker;
 
 /// The sending half of a connection to a worker.
 pub(crate) type Sender = SendRequest<Full<Bytes>>;
@@ -21,16 +22,16 @@ pub(crate) type Sender = SendRequest<Full<Bytes>>;
 /// Idle connections kept per worker and core; further ones are closed.
 const IDLE_MAX: usize = 1024;
 
-/// Longest wait for a connection, below the request's own deadline.
+/// Longest wait for a connection, with its TLS handshake where it has one, below the request's own deadline.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Most bytes of a worker's response that one connection holds unread by the client.
 const READ_BUFFER_BYTES_MAX: usize = 64 << 10;
 
 /// Idle connections by worker. The newest is reused first, so that the surplus ages out.
-#[derive(Debug)]
 pub(crate) struct Pool {
     idle_timeout: Duration,
+    sessions: TlsSessions,
     /// By the worker's address in memory, which is its own as long as the shelf holds it.
     shelves: RefCell<HashMap<*const Worker, Shelf>>,
 }
@@ -44,7 +45,7 @@ struct Shelf {
 impl Pool {
     /// An empty pool whose connections may idle for `idle_timeout`.
     pub(crate) fn new(idle_timeout: Duration) -> Self {
-        Self { idle_timeout, shelves: RefCell::default() }
+        Self { idle_timeout, sessions: TlsSessions::default(), shelves: RefCell::default() }
     }
 
     /// An idle connection to the worker that was usable when last looked at. It may still prove stale.
@@ -65,6 +66,21 @@ impl Pool {
             }
         }
         None
+    }
+
+    /// Opens a connection to the worker; a task of this core drives it until both ends are done with it.
+    pub(crate) async fn connect(&self, worker: &Worker) -> std::io::Result<Sender> {
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, upstream::connect(worker, &self.sessions));
+        let stream = connecting.await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(READ_BUFFER_BYTES_MAX);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::trace!(%error, "worker connection ended");
+            }
+        });
+        Ok(sender)
     }
 
     /// Takes back a connection whose response has been read to its end.
@@ -88,24 +104,6 @@ impl Pool {
             !shelf.idle.is_empty() || Arc::strong_count(&shelf.worker) > 1
         });
     }
-}
-
-/// Opens a connection to the worker; a task of this core drives it until both ends are done with it.
-pub(crate) async fn connect(worker: &Worker) -> std::io::Result<Sender> {
-    let host = worker.authority.host().trim_start_matches('[').trim_end_matches(']');
-    let port = worker.authority.port_u16().unwrap_or(80);
-    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port)));
-    let stream = connecting.await.map_err(|_| std::io::ErrorKind::TimedOut)??;
-    stream.set_nodelay(true)?;
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(READ_BUFFER_BYTES_MAX);
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::trace!(%error, "worker connection ended");
-        }
-    });
-    Ok(sender)
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::gateway::{
     finish::Finish,
     headers, placement,
     policy::{Chosen, Facts},
-    pool::{self, Sender},
+    pool::Sender,
     prefix::{self, Prompt},
     relay::{Lease, Relay},
     scan,
@@ -366,7 +366,7 @@ async fn attempt(
             Err(error) => tracing::trace!(worker = %worker.id, %error, "pooled connection was stale"),
         }
     }
-    let mut sender = match pool::connect(worker).await {
+    let mut sender = match core.pool.connect(worker).await {
         Ok(sender) => sender,
         Err(error) => {
             tracing::debug!(worker = %worker.id, %error, "no connection");

@@ -19,6 +19,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use smg_certs::ClientMaterial;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -32,6 +33,7 @@ use crate::{
             keeper::{Keeper, Outputs},
             roster::{Entry, Roster},
         },
+        tls::Tls,
         view::{Route, RoutingView},
     },
     mesh::{
@@ -60,6 +62,8 @@ pub struct Settings {
     pub breaker: config::Breaker,
     /// Health checks.
     pub health: Health,
+    /// TLS towards workers that want it.
+    pub tls: Arc<ClientMaterial>,
     /// How long a removed worker with requests in flight stays listed.
     pub drain_settle: Duration,
     /// After this long without a ready worker an error is logged, once.
@@ -67,10 +71,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// From the whole configuration.
+    /// From the whole configuration, and the certificates in use.
     #[must_use]
-    pub fn of(config: &Config) -> Self {
+    pub fn of(config: &Config, tls: &Tls) -> Self {
         Self {
+            tls: tls.workers.clone(),
             policy: config.policy,
             cache: config.cache,
             api_key: config.workers.api_key.clone(),

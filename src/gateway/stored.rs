@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
-    gateway::{error::GatewayError, headers, pool, service::Inbound, view::RoutingView, worker::Worker},
+    gateway::{error::GatewayError, headers, service::Inbound, view::RoutingView, worker::Worker},
     mesh::{
         driver::sessions::Sessions,
         stores::{SessionKey, WorkerId},
@@ -120,7 +120,7 @@ const SAYS_NO: [StatusCode; 4] =
 
 /// The status of a `GET` of the id, on a connection of its own: the body is of no interest and is not read.
 async fn status(inbound: &Inbound, worker: &Worker, id: &str) -> Option<StatusCode> {
-    let mut sender = pool::connect(worker).await.ok()?;
+    let mut sender = inbound.core.pool.connect(worker).await.ok()?;
     let mut request = Request::new(Full::new(Bytes::new()));
     *request.method_mut() = Method::GET;
     *request.uri_mut() = Uri::try_from(format!("{}/v1/responses/{id}", worker.path_prefix)).ok()?;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use http::{HeaderValue, uri::Authority};
+use smg_certs::ClientMaterial;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
@@ -31,6 +32,8 @@ pub struct Worker {
     pub tls: bool,
     /// Host and port, the port always given.
     pub authority: Authority,
+    /// What is shown to it and whom it is believed to be, where it is reached over TLS.
+    pub material: Option<Arc<ClientMaterial>>,
     /// `Host` header for it.
     pub host: HeaderValue,
     /// Path before `/v1/…`, empty or starting with `/` and without a trailing one.
@@ -84,8 +87,28 @@ impl Worker {
         let (ring_hash, number) = (xxh3_64(id.as_str().as_bytes()), id.number());
         let now = Instant::now();
         let (breaker, hint, in_flight) = (Breaker::off(now), Hint::new(now), AtomicUsize::new(0));
-        let told = Told::default();
-        Self { id, tls, authority, host, path_prefix, authorization, breaker, hint, ring_hash, number, in_flight, told }
+        let (material, told) = (None, Told::default());
+        Self {
+            id,
+            tls,
+            authority,
+            material,
+            host,
+            path_prefix,
+            authorization,
+            breaker,
+            hint,
+            ring_hash,
+            number,
+            in_flight,
+            told,
+        }
+    }
+
+    /// The same with what its TLS needs, if it has any.
+    #[must_use]
+    pub fn with_material(self, material: &Arc<ClientMaterial>) -> Self {
+        Self { material: self.tls.then(|| material.clone()), ..self }
     }
 
     /// The same with a breaker.

@@ -25,4 +25,5 @@ mod shutdown;
 mod steering;
 mod surface;
 mod tls;
+mod worker_tls;
 mod workers;

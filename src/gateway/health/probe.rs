@@ -2,17 +2,15 @@
 //!
 //! A fresh connection for each look is the point: a kept one says nothing about whether new ones are accepted.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{error::Error as _, future::Future, sync::Arc, time::Duration};
 
+use crate::gateway::{upstream, worker::Worker};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::net::TcpStream;
-
-use crate::gateway::worker::Worker;
 
 /// Longest `/v1/models` answer in bytes; a longer one counts as none.
 pub const MODELS_BYTES_MAX: usize = 1 << 20;
@@ -53,9 +51,13 @@ pub enum ProbeError {
     /// No connection: refused, unreachable, or the name is not known.
     #[error("cannot connect")]
     Connect(#[source] std::io::Error),
+    /// No TLS: the worker's certificate is not trusted or not for its host, it wants one of the gateway, or it speaks no
+    /// TLS. Nothing was asked.
+    #[error("no tls: {0}")]
+    Tls(#[source] rustls::Error),
     /// The connection broke, or what came is not HTTP.
     #[error("http failed")]
-    Http(#[from] hyper::Error),
+    Http(#[source] hyper::Error),
     /// The path of the check is no URL path.
     #[error("invalid request")]
     Request(#[from] http::Error),
@@ -71,6 +73,30 @@ pub enum ProbeError {
     /// The answer is not JSON in the shape of a model list.
     #[error("not a model list")]
     Models(#[from] serde_json::Error),
+}
+
+impl ProbeError {
+    fn connect(error: std::io::Error) -> Self {
+        match tls_error(&error) {
+            Some(tls) => Self::Tls(tls),
+            None => Self::Connect(error),
+        }
+    }
+}
+
+/// Under TLS 1.3 a worker says after the handshake that it wants a certificate (RFC 8446 §4.4.2.4).
+impl From<hyper::Error> for ProbeError {
+    fn from(error: hyper::Error) -> Self {
+        let cause = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+        match cause.and_then(tls_error) {
+            Some(tls) => Self::Tls(tls),
+            None => Self::Http(error),
+        }
+    }
+}
+
+fn tls_error(error: &std::io::Error) -> Option<rustls::Error> {
+    error.get_ref()?.downcast_ref::<rustls::Error>().cloned()
 }
 
 /// Something that looks at workers.
@@ -138,7 +164,7 @@ pub(crate) async fn exchange(
     path: &str,
     body_bytes_max: usize,
 ) -> Result<Bytes, ProbeError> {
-    let stream = TcpStream::connect(worker.authority.as_str()).await.map_err(ProbeError::Connect)?;
+    let stream = upstream::connect_once(worker).await.map_err(ProbeError::connect)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let mut request = Request::builder()
         .method(method)

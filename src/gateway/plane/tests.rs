@@ -47,12 +47,17 @@ async fn eventually(mut holds: impl FnMut() -> bool) {
     .await;
 }
 
+fn workers(second: Duration) -> Workers {
+    let tls = smg_certs::ClientFiles::default();
+    Workers { urls: vec![], api_key: None, tls, startup_timeout: second, drain_settle: second }
+}
+
 fn config() -> Config {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let second = Duration::from_secs(1);
     Config {
         bind: Bind { addr: any, tls: None },
-        workers: Workers { urls: vec![], api_key: None, startup_timeout: second, drain_settle: second },
+        workers: workers(second),
         policy: PolicyKind::RoundRobin,
         cache: Cache::default(),
         requests: Requests {

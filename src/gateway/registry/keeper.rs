@@ -218,7 +218,7 @@ impl<P: Probe> Keeper<P> {
             return;
         }
         let worker = match Worker::of_spec(&view.spec, self.settings.api_key.as_deref()) {
-            Ok(worker) => self.known(worker.with_breaker(&self.settings.breaker)),
+            Ok(worker) => self.known(worker.with_breaker(&self.settings.breaker).with_material(&self.settings.tls)),
             Err(error) => {
                 if self.refused.insert(view.id.clone()) {
                     tracing::warn!(worker = %view.id, %error, "worker cannot be used");

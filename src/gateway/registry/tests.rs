@@ -137,6 +137,7 @@ fn observe(view: &watch::Sender<Arc<View>>, id: &WorkerId, node: &str, seen: &Wo
 pub(crate) fn settings() -> Settings {
     Settings {
         cache: Cache::default(),
+        tls: Tls::default().workers,
         policy: PolicyKind::PowerOfTwo,
         api_key: None,
         breaker: breaker::tests::rules(),
@@ -346,7 +347,7 @@ async fn a_draining_worker_gets_nothing_new() {
 async fn a_worker_that_cannot_be_used_stops_nobody() {
     let (script, mesh) = (Script::default(), FakeMesh::start());
     let registry = start(&script, &mesh);
-    mesh.put(spec("https://from.a.newer/gateway"));
+    mesh.put(spec("h3://from.a.newer/gateway"));
     mesh.put(spec("junk"));
     let id = mesh.put(spec("http://w"));
     eventually(&registry, |roster| roster.is_ready(&id)).await;

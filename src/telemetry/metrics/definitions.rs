@@ -116,7 +116,7 @@ definitions! {
     MESH_DATA_SAVES = Counter "smg_mesh_data_saves_total" ["result"]
         "Batches of replicated state written to --mesh-data-dir: done (flushed to the disk) or failed.";
     TLS_EXPIRY = Gauge "smg_tls_cert_expiry_timestamp_seconds" ["role"]
-        "Unix time at which the certificate in use expires, by what it is for (mesh, server).";
+        "Unix time at which the certificate in use expires, by what it is for (mesh, server, worker).";
     TLS_RELOAD_FAILURES = Counter "smg_tls_reload_failures_total" ["role"]
         "Readings of changed certificate files that could not be used, by what they are for; the old stay in use.";
     TLS_HANDSHAKE_FAILURES = Counter "smg_http_tls_handshake_failures_total" ["reason"]

@@ -28,7 +28,8 @@ impl Secure {
         let files = PairFiles { certificate: dir.path().join("crt"), key: dir.path().join("key") };
         std::fs::write(&files.certificate, issued.chain_pem).unwrap();
         std::fs::write(&files.key, issued.key_pem).unwrap();
-        let tls = Tls { clients: Some(ServerMaterial::open(files, OffsetDateTime::now_utc()).unwrap()) };
+        let clients = Some(ServerMaterial::open(files, OffsetDateTime::now_utc()).unwrap());
+        let tls = Tls { clients, ..Tls::default() };
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.bundle_pem().as_bytes()).unwrap()).unwrap();
         let (view, metrics) = (Arc::new(ArcSwap::from_pointee(view(workers))), Metrics::new());

@@ -1,4 +1,4 @@
-//! The bytes of a client: TCP as it is, or TLS over it.
+//! The bytes of a client or a worker: TCP as it is, or TLS over it.
 
 use std::{
     io::{self, IoSlice},
@@ -10,7 +10,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
 
 /// ALPN of HTTP/2 over TLS (RFC 9113 §3.2).
 pub(crate) const ALPN_H2: &[u8] = b"h2";
@@ -18,16 +18,16 @@ pub(crate) const ALPN_H2: &[u8] = b"h2";
 /// ALPN of HTTP/1.1 (RFC 7301 §6); a client that names no protocol means this one.
 pub(crate) const ALPN_HTTP1: &[u8] = b"http/1.1";
 
-/// A client's connection after the handshake, if it needs one.
+/// A connection after the handshake, if it needs one.
 #[derive(Debug)]
-pub(crate) enum ClientStream {
+pub(crate) enum ByteStream {
     Plain(TcpStream),
     /// Boxed: most of it are the session's keys and buffers.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl ClientStream {
-    /// Whether the client chose HTTP/2 in the handshake; none without TLS, where its first bytes tell.
+impl ByteStream {
+    /// Whether HTTP/2 was agreed on in the handshake; none without TLS, where a client's first bytes tell.
     pub(crate) fn chose_h2(&self) -> Option<bool> {
         match self {
             Self::Plain(_) => None,
@@ -44,7 +44,7 @@ impl ClientStream {
     }
 }
 
-impl AsyncRead for ClientStream {
+impl AsyncRead for ByteStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -53,7 +53,7 @@ impl AsyncRead for ClientStream {
     }
 }
 
-impl AsyncWrite for ClientStream {
+impl AsyncWrite for ByteStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
