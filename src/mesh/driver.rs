@@ -42,6 +42,7 @@ use crate::{
             data::{Data, DataError, Opened},
             handle::{COMMANDS_MAX, Command, Leadership, MeshHandle, NodeView, View},
             identity::TlsError,
+            leader::Podium,
             net::{Input, Net, NetError},
             sessions::{Sessions, Table},
         },
@@ -141,7 +142,8 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
     let net = match config.mesh.enabled {
         true => {
             let tls = identity::open(&config.mesh, &node, &metrics)?;
-            Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, leadership.clone()).await?)
+            let podium = Podium::open(leadership.clone(), config.mesh.data_dir.clone(), unix_ms()).await?;
+            Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, podium).await?)
         }
         false => None,
     };
@@ -453,7 +455,8 @@ impl Driver {
                 &self.metrics,
                 pod_ip,
                 None,
-                self.leadership.clone(),
+                // The directory is that of the name that was taken.
+                Podium { shown: self.leadership.clone(), votes: None },
             )
             .await?,
         );

@@ -5,7 +5,7 @@
 //! | `lock` | nothing; locked while a process uses the directory | – |
 //! | `identity` | cluster, node, the last boot epoch; on the disk before the mesh starts | set aside: the epoch is found from the clock and the saved state |
 //! | `state.redb` | the replicated state ([`saved`](crate::mesh::saved)) | set aside: the state comes from peers |
-//! | `vote` | `{term, vote}` of the leader election ([`Votes`]) | set aside: its reader is told that it is lost |
+//! | `vote` | term, vote and voters of the leader election ([`Votes`]) | set aside: the node starts as one without the flag does |
 //!
 //! The driver hands batches to a thread that flushes them to the disk, one at a time, at most one per [`PACE`]; what
 //! changes meanwhile waits in the saver, which is bounded. A write through the API is answered once it is on the disk,
@@ -43,7 +43,7 @@ use self::{
     file::{FileError, StateFile},
     record::Found,
 };
-pub use votes::{Vote, Votes};
+pub use votes::Votes;
 
 /// Between the beginnings of two batches: many changes share a flush.
 pub(super) const PACE: Duration = Duration::from_millis(10);

@@ -1,22 +1,62 @@
 //! The election on this node's datagrams: its messages travel as user messages of membership.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Instant};
+
+mod disk;
 
 use bytes::Bytes;
-use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tokio::{sync::watch, task::spawn_blocking};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     config::Mesh,
     mesh::{
-        driver::handle::Leadership,
-        election::{Election, ElectionConfig, Event, Standing, Timing},
+        driver::{
+            data::{DataError, Votes, record::Found},
+            handle::Leadership,
+            leader::disk::Disk,
+        },
+        election::{Ballot, Election, ElectionConfig, Event, Standing, Timing},
         node::{NodeName, NodeStatus},
         swim::Swim,
         wire::coordination::{self, Incoming},
     },
     telemetry::metrics::Metrics,
 };
+
+/// Where the election shows itself, and what it keeps.
+#[derive(Clone, Debug)]
+pub(super) struct Podium {
+    pub(super) shown: watch::Sender<Leadership>,
+    /// Where ballots are kept, and the last one that was; none without `--mesh-data-dir`.
+    pub(super) votes: Option<(Votes, Option<Ballot>)>,
+}
+
+impl Podium {
+    /// Reads the last ballot, off the runtime.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub(super) async fn open(
+        shown: watch::Sender<Leadership>,
+        dir: Option<PathBuf>,
+        unix_ms: u64,
+    ) -> Result<Self, DataError> {
+        let Some(dir) = dir else { return Ok(Self { shown, votes: None }) };
+        let votes = Votes::in_dir(&dir);
+        let reader = votes.clone();
+        let found = spawn_blocking(move || reader.load(unix_ms / 1000)).await.map_err(io::Error::other).flatten();
+        let ballot = match found.map_err(|source| DataError::Io { dir, what: "read the vote".to_owned(), source })? {
+            Found::Record(ballot) => Some(ballot),
+            Found::Nothing => None,
+            Found::Lost { aside } => {
+                error!(aside = %aside.display(), "vote in --mesh-data-dir is damaged and was set aside");
+                None
+            }
+        };
+        Ok(Self { shown, votes: Some((votes, ballot)) })
+    }
+}
 
 /// The machine, and who is told of what it finds.
 pub(super) struct Chair {
@@ -28,6 +68,8 @@ pub(super) struct Chair {
     named: usize,
     names_itself: bool,
     saves: u64,
+    /// None without a data directory: the machine abstains after each start instead.
+    disk: Option<Disk>,
     /// The term of the newest leader that was counted.
     counted_term: u64,
     /// A set of voters whose size was warned about.
@@ -40,25 +82,27 @@ impl Chair {
         node: &NodeName,
         own_host: &str,
         metrics: &Arc<Metrics>,
-        shown: watch::Sender<Leadership>,
+        podium: Podium,
         now: Instant,
     ) -> Self {
+        let (votes, saved) = podium.votes.unzip();
         let names_itself = config.peers.iter().any(|peer| peer == own_host);
         let election = ElectionConfig {
             node: node.clone(),
             fixed: config.voters.clone(),
             expected: expected(config.peers.len(), names_itself, 0),
-            saved: None,
+            saved: saved.flatten(),
             timing: Timing::default(),
         };
         Self {
             node: node.clone(),
             machine: Election::new(election, now, rand::random()),
             metrics: metrics.clone(),
-            shown,
+            shown: podium.shown,
             named: config.peers.len(),
             names_itself,
             saves: 0,
+            disk: votes.map(Disk::new),
             counted_term: 0,
             warned: 0,
         }
@@ -103,6 +147,18 @@ impl Chair {
         self.machine.leave(now);
     }
 
+    /// Waits until one more ballot is on the disk. Dropping the future loses nothing.
+    pub(super) async fn next_saved(&mut self) -> u64 {
+        match &mut self.disk {
+            Some(disk) => disk.saved().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn on_saved(&mut self, now: Instant, count: u64) {
+        self.machine.handle_saved(now, count);
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.machine.poll_timeout()
     }
@@ -112,11 +168,13 @@ impl Chair {
         if self.machine.poll_timeout().is_some_and(|at| at <= now) {
             self.machine.handle_timeout(now);
         }
-        while self.machine.poll_ballot().is_some() {
+        while let Some(ballot) = self.machine.poll_ballot() {
             self.saves += 1;
+            match &self.disk {
+                Some(disk) => disk.save(self.saves, ballot),
+                None => self.machine.handle_saved(now, self.saves),
+            }
         }
-        // Without a data directory nothing is kept: the machine abstains after each start instead.
-        self.machine.handle_saved(now, self.saves);
         while let Some(transmit) = self.machine.poll_transmit() {
             let payload: Bytes = coordination::encode_election(&transmit.message);
             // To a peer that is DOWN nothing goes; the machine repeats what matters.

@@ -28,8 +28,8 @@ use crate::{
         driver::{
             advertise::{self, AdvertiseError},
             data::Saving,
-            handle::{Command, Leadership, NodeView},
-            leader::Chair,
+            handle::{Command, NodeView},
+            leader::{Chair, Podium},
             pipes::{Action, Pipes},
             report::{self, Refusals},
             resolve,
@@ -61,6 +61,7 @@ pub(super) enum Input {
     Stream(Option<StreamEvent>),
     Seeds(Option<Vec<SocketAddr>>),
     Saved(Saving),
+    Ballot(u64),
     Timer,
 }
 
@@ -134,7 +135,7 @@ impl Net {
         metrics: &Arc<Metrics>,
         pod_ip: Option<IpAddr>,
         tls: Option<Arc<Material>>,
-        leadership: watch::Sender<Leadership>,
+        podium: Podium,
     ) -> Result<Self, NetError> {
         let hello = Hello { cluster: config.cluster.clone(), node: node.to_string(), boot_epoch_ms };
         let (transport, streams, events) = bind_planes(config.bind, &hello, tls.as_ref())?;
@@ -142,7 +143,7 @@ impl Net {
         let advertised = advertise::choose(config, bound, pod_ip).await?;
         info!(node = %node, bound = %bound, addr = %advertised.addr, cluster = %config.cluster, "mesh listening");
         let now = Instant::now();
-        let chair = Chair::new(config, node, &advertised.host, metrics, leadership, now);
+        let chair = Chair::new(config, node, &advertised.host, metrics, podium, now);
         let swim = SwimConfig {
             cluster: config.cluster.clone(),
             zone: config.zone.clone(),
@@ -190,6 +191,7 @@ impl Net {
             datagram = self.transport.recv() => Input::Datagram(datagram),
             event = self.events.next() => Input::Stream(event),
             seeds = self.seeds.recv() => Input::Seeds(seeds),
+            count = self.chair.next_saved() => Input::Ballot(count),
         }
     }
 
@@ -211,6 +213,7 @@ impl Net {
                 self.chair.on_seeds(&seeds, self.swim.addr());
                 self.swim.handle_seeds(now, &seeds);
             }
+            Input::Ballot(count) => self.chair.on_saved(now, count),
             Input::Stream(None) | Input::Seeds(None) | Input::Saved(_) | Input::Command(_) | Input::Timer => {}
         }
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::mesh::driver::handle::Leadership;
 
 fn local() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
@@ -30,7 +31,17 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
         tls: None,
         data_dir: None,
     };
-    Net::bind(&config, &config.node, 1, metrics, None, None, watch::channel(Leadership::default()).0).await.unwrap()
+    Net::bind(
+        &config,
+        &config.node,
+        1,
+        metrics,
+        None,
+        None,
+        Podium { shown: watch::channel(Leadership::default()).0, votes: None },
+    )
+    .await
+    .unwrap()
 }
 
 /// Drives the node until `done`, and takes what the peer hears meanwhile.
