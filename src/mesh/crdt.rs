@@ -46,9 +46,10 @@
 //! it, by the same closed steps as any counter. (4) A late frame, or a node that was away longer, may bring dots below a
 //! floor: they count as seen and do not live here, so they are dead. Nothing comes back, because floors never fall. A node
 //! away for more than 24 h thereby drops what it alone held of folded epochs, and keeps and re-asserts what it wrote
-//! itself in its running epoch, whose dots nobody has folded. (5) No node takes a floor above its own running epoch, nor
-//! one ahead of its wall clock: such a frame is refused. A node whose clock was set back by more than an hour over a
-//! restart is refused in this way until its clock is right.
+//! itself in its running epoch, whose dots nobody has folded. (5) No node takes a floor above its own running epoch. One
+//! whose clock was set back by more than an hour over a restart runs in an epoch that others have folded: as soon as it
+//! hears of the floor it goes on in a new epoch just above it, and writes anew what it wrote so far
+//! ([`Map::raise_epoch`](map::Map::raise_epoch)). Until then it is heard by nobody, and nothing that it wrote is lost.
 //!
 //! Not folded are the last epoch of a node that never returns (one counter for each name), and anything while a voter is
 //! away or, above 32 nodes, not a direct peer: then vectors grow with restarts up to [`dot::ACTORS_MAX`] actors.

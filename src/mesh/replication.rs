@@ -176,6 +176,14 @@ pub enum SyncEvent {
         /// Who.
         peer: NodeName,
     },
+    /// A peer said that this node's epoch is folded, as happens when its clock was set back over a restart: it goes on in
+    /// a higher one.
+    EpochRaised {
+        /// Who said it.
+        peer: NodeName,
+        /// The new epoch in unix milliseconds.
+        epoch_ms: u64,
+    },
     /// A timestamp of a peer's state leads our wall clock too far to follow.
     ClockAhead {
         /// Who sent it; the writer may be another node.
@@ -329,9 +337,13 @@ impl Replicator {
                 }
                 let (keys, complete) = (body.keys.len(), body.complete);
                 let is_last = body.chunk.as_ref().map(|chunk| chunk.to.is_none());
+                let epoch_ms = stores.epoch_ms();
                 let ahead_ms = stores.apply(wall_ms, namespace, inbound.context(namespace), body)?;
                 inbound.on_applied(now);
                 let (peer, delta_bytes) = (peer.clone(), bytes.len());
+                if stores.epoch_ms() > epoch_ms {
+                    self.push_event(SyncEvent::EpochRaised { peer: peer.clone(), epoch_ms: stores.epoch_ms() });
+                }
                 if let Some(ahead_ms) = ahead_ms {
                     self.push_event(SyncEvent::ClockAhead { peer: peer.clone(), ahead_ms });
                 }

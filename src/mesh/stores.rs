@@ -23,9 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::mesh::{
     crdt::{
-        context::VersionVector,
-        delta::{Body, BodyError},
-        dot::{Actor, ActorId, ActorTable, Key},
+        dot::{Actor, ActorTable, Key},
         lww_register,
         map::{Dots, LiveRef, Map},
     },
@@ -34,6 +32,7 @@ use crate::mesh::{
     wire::state::{self, StoredWorker, ValueError},
 };
 
+mod exchange;
 mod policies;
 mod sessions;
 mod workers;
@@ -270,7 +269,7 @@ impl Stores {
     /// Hides what a dead node saw, and removes what it left of workers that are gone. For a node that was DOWN for 60 s:
     /// nobody else may write its entries, and it writes them again when it comes back.
     ///
-    /// Bounded by the names that the caller forgets and does not remember.
+    /// Bounded by the names that the caller forgets, and neither remembers nor reaps.
     pub fn forget_node(&mut self, name: &NodeName) {
         if !self.masked.insert(name.clone()) {
             return;
@@ -280,6 +279,16 @@ impl Stores {
             if self.stored_worker(&id).is_none_or(|known| known.removed) {
                 self.maps[Namespace::Workers.index()].remove(&key);
             }
+            self.push_event(StoreEvent::WorkerChanged(id));
+        }
+    }
+
+    /// Removes what a node saw, for one that is no member any more: else every name that ever was would leave an entry for
+    /// each worker. Should it come back, it says again what it sees once it misses that.
+    pub fn reap_node(&mut self, name: &NodeName) {
+        self.masked.remove(name);
+        for (key, id) in self.seen_by(name) {
+            self.maps[Namespace::Workers.index()].remove(&key);
             self.push_event(StoreEvent::WorkerChanged(id));
         }
     }
@@ -341,89 +350,6 @@ impl Stores {
     #[cfg(test)]
     pub(super) fn remove_policy_for_test(&mut self, model: &str) -> bool {
         self.maps[Namespace::Policies.index()].remove(model.as_bytes())
-    }
-
-    // --- replication ---
-
-    /// Joins what a peer sent; gives by how many milliseconds the worst timestamp leads our clock, when that is too much
-    /// to follow.
-    ///
-    /// # Errors
-    /// As [`Map::apply`]: nothing was applied.
-    pub fn apply(
-        &mut self,
-        wall_ms: u64,
-        namespace: Namespace,
-        peer: &mut VersionVector,
-        body: Body,
-    ) -> Result<Option<u64>, BodyError> {
-        let chunk = body.chunk.iter().flat_map(|chunk| chunk.base.iter().chain(&chunk.guard)).copied();
-        let floors = body.context.iter().copied().chain(body.covers.iter().map(|cover| (cover.actor, cover.to)));
-        let is_ahead = |(actor, counter): (ActorId, u64)| {
-            counter > wall_ms && body.actors.get(actor.index()).is_some_and(Actor::is_floor)
-        };
-        if floors.chain(chunk).any(is_ahead) {
-            return Err(BodyError::FloorAhead);
-        }
-        self.join(wall_ms, namespace, peer, body)
-    }
-
-    /// Joins what this node itself saved before it ended. Floors may lead the clock: it may have been set back since.
-    ///
-    /// # Errors
-    /// As [`Map::apply`]: nothing was applied.
-    pub fn restore(
-        &mut self,
-        wall_ms: u64,
-        namespace: Namespace,
-        saved: &mut VersionVector,
-        body: Body,
-    ) -> Result<(), BodyError> {
-        self.join(wall_ms, namespace, saved, body).map(drop)
-    }
-
-    /// From now on remembers which keys change. See [`Map::track_changes`].
-    pub fn track_changes(&mut self) {
-        self.maps.iter_mut().for_each(Map::track_changes);
-    }
-
-    /// The keys of a namespace that changed. See [`Map::take_changes`].
-    pub fn take_changes(&mut self, namespace: Namespace) -> Option<BTreeSet<Key>> {
-        self.maps[namespace.index()].take_changes()
-    }
-
-    fn join(
-        &mut self,
-        wall_ms: u64,
-        namespace: Namespace,
-        peer: &mut VersionVector,
-        body: Body,
-    ) -> Result<Option<u64>, BodyError> {
-        let stamps: Vec<Timestamp> = body.keys.iter().flat_map(|key| key.live.iter().map(|live| live.stamp)).collect();
-        let changed = self.maps[namespace.index()].apply(peer, body)?;
-        let ahead_ms = stamps.into_iter().filter_map(|stamp| self.clock.observe(wall_ms, stamp)).max();
-        for key in changed {
-            match namespace {
-                Namespace::Policies => {
-                    if let Ok(model) = std::str::from_utf8(&key) {
-                        self.push_event(StoreEvent::PolicyChanged(model.into()));
-                    }
-                }
-                Namespace::Workers => self.on_worker_key(&key),
-                Namespace::Sessions => self.on_session_key(&key),
-            }
-        }
-        Ok(ahead_ms)
-    }
-
-    /// Folds dead epochs of a node: see [`Map::fold`].
-    pub fn fold(&mut self, namespace: Namespace, node: &NodeName, floor_ms: u64) {
-        self.maps[namespace.index()].fold(node, floor_ms);
-    }
-
-    /// Drops what is no longer needed; to be called now and then.
-    pub fn prune(&mut self) {
-        self.maps.iter_mut().for_each(Map::prune);
     }
 
     /// A remote change of a key: retract own losing dots, reap own observations of what is gone, tell the others.

@@ -90,7 +90,7 @@ pub enum BodyError {
     /// It names dots of this very actor that were never given.
     #[error("forged dot of the receiving actor")]
     ForgedDot,
-    /// It folds the receiver's own epoch, or epochs to come: a clock was set back over a restart, or is far ahead.
+    /// It folds the receiver's own epoch, which its stores avoid by a higher one, or epochs that no clock reaches.
     #[error("floor above a running epoch")]
     FloorAhead,
     /// It starts above what was seen here, or a snapshot goes on where none stopped.

@@ -11,6 +11,10 @@ pub const ACTORS_MAX: usize = 65_536;
 /// Largest dot counter: 2^48 operations of one boot epoch. A frame with a larger one is refused.
 pub const COUNTER_MAX: u64 = 1 << 48;
 
+/// Largest floor: 2^46 milliseconds, in the year 4199. A frame with a larger one is refused, so that every node finds
+/// an epoch above its floor.
+pub const FLOOR_MS_MAX: u64 = 1 << 46;
+
 /// A key of a namespace; shared between the entry and the indexes that point to it.
 pub type Key = Arc<[u8]>;
 

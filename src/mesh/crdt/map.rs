@@ -272,6 +272,27 @@ impl Map {
         self.changes.as_ref().is_none_or(|changes| !changes.is_empty())
     }
 
+    /// Goes on as a higher epoch of the same node, and writes anew what lives of the epoch so far, with its stamps: for a
+    /// node that others count as folded, because its clock was set back over a restart. `false`, and nothing is changed,
+    /// when the epoch is not higher or no more actors fit.
+    pub fn raise_epoch(&mut self, epoch_ms: u64) -> bool {
+        let raised = Actor { node: self.own_actor().node.clone(), boot_epoch_ms: epoch_ms };
+        if epoch_ms <= self.own_epoch_ms() || self.actors.len() >= ACTORS_MAX {
+            return false;
+        }
+        let was = std::mem::replace(&mut self.own, self.actors.intern(&raised));
+        let mut after = 0;
+        while let Some((counter, key)) = self.entries.next_dot(was, after) {
+            after = counter;
+            let key: Key = key.into();
+            let written = self.get(&key).filter(|live| live.dot.actor == was).max_by_key(|live| live.dot.counter);
+            if let Some((stamp, payload)) = written.map(|live| (live.stamp, live.payload.to_vec())) {
+                self.operate(&key, |_, live| live.dot.actor == was, Some((stamp, &payload)));
+            }
+        }
+        true
+    }
+
     /// Whether a floor covers the actor.
     #[must_use]
     pub fn is_folded(&self, actor: &Actor) -> bool {
@@ -301,7 +322,8 @@ impl Map {
         self.actors.actor(self.own)
     }
 
-    fn own_epoch_ms(&self) -> u64 {
+    /// The boot epoch of local operations.
+    pub(in crate::mesh) fn own_epoch_ms(&self) -> u64 {
         self.own_actor().boot_epoch_ms
     }
 

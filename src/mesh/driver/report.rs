@@ -36,6 +36,9 @@ pub(super) fn sync_event(metrics: &Metrics, event: &SyncEvent) {
         SyncEvent::DigestSent { .. } => metrics.mesh_sync_operation("digest"),
         SyncEvent::Acked { latency, .. } => metrics.mesh_sync_latency(*latency),
         SyncEvent::CaughtUp { .. } | SyncEvent::InSync { .. } => {}
+        SyncEvent::EpochRaised { peer, epoch_ms } => {
+            warn!(peer = %peer, epoch_ms, "our clock was set back since this node last ran; what it says goes on in a later epoch");
+        }
         SyncEvent::ClockAhead { peer, ahead_ms } => {
             warn!(peer = %peer, ahead_ms, "state from a clock that is ahead of ours; synchronise the clocks");
         }

@@ -51,9 +51,20 @@ pub struct Cluster {
     next_pipe: u64,
     cut: BTreeSet<(usize, usize)>,
     latency: BTreeMap<usize, Duration>,
+    clocks: BTreeMap<usize, Clock>,
+    /// Epochs that were ever used: real ones do not repeat, simulated ones on a clock that was set back could.
+    epochs: BTreeSet<(usize, u64)>,
     stopped: BTreeSet<usize>,
     topology: Topology,
     config: Config,
+}
+
+/// How a node's wall clock goes wrong.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    offset_ms: i64,
+    drift_ppm: i64,
+    drifts_since_ms: u64,
 }
 
 /// Wall clock at the start of every simulation, in milliseconds.
@@ -79,6 +90,8 @@ impl Cluster {
             next_pipe: 1,
             cut: BTreeSet::new(),
             latency: BTreeMap::new(),
+            clocks: BTreeMap::new(),
+            epochs: BTreeSet::new(),
             stopped: BTreeSet::new(),
             topology,
             config: Config { sync_interval: Duration::from_secs(1) },
@@ -97,6 +110,28 @@ impl Cluster {
     #[must_use]
     pub fn wall_ms(&self) -> u64 {
         WALL_MS + u64::try_from(self.now.duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Wall clock of a node, in milliseconds.
+    #[must_use]
+    pub fn wall_ms_of(&self, node: usize) -> u64 {
+        let (true_ms, clock) = (self.wall_ms(), self.clocks.get(&node).copied().unwrap_or_default());
+        let drifting_ms = i64::try_from(true_ms - clock.drifts_since_ms.min(true_ms)).unwrap_or(i64::MAX);
+        let drift_ms = drifting_ms.saturating_mul(clock.drift_ppm) / 1_000_000;
+        true_ms.saturating_add_signed(clock.offset_ms + drift_ms)
+    }
+
+    /// Sets a node's wall clock this far from the true time, and lets it go right from now on.
+    pub fn set_clock(&mut self, node: usize, offset_ms: i64) {
+        self.clocks.insert(node, Clock { offset_ms, ..Clock::default() });
+    }
+
+    /// Lets a node's wall clock gain so many millionths from now on; negative: lose.
+    pub fn set_drift(&mut self, node: usize, drift_ppm: i64) {
+        let true_ms = self.wall_ms();
+        let now_ms = self.wall_ms_of(node);
+        let offset_ms = i64::try_from(now_ms).unwrap_or(i64::MAX) - i64::try_from(true_ms).unwrap_or(i64::MAX);
+        self.clocks.insert(node, Clock { offset_ms, drift_ppm, drifts_since_ms: true_ms });
     }
 
     /// Cuts or restores both pipes of a pair.
@@ -205,9 +240,12 @@ impl Cluster {
         self.now - from
     }
 
-    fn boot(&self, index: usize) -> Node {
+    fn boot(&mut self, index: usize) -> Node {
         let name: NodeName = format!("n{index}").parse().unwrap_or_else(|_| unreachable!("letters and digits"));
-        let epoch_ms = self.wall_ms();
+        let mut epoch_ms = self.wall_ms_of(index);
+        while !self.epochs.insert((index, epoch_ms)) {
+            epoch_ms += 1;
+        }
         let mut replicator = Replicator::new(self.config, self.now, index as u64 * 1_000_003);
         replicator.set_topology(self.topology);
         Node { stores: Stores::new(name.clone(), epoch_ms), replicator, events: Vec::new(), name, epoch_ms }
@@ -248,7 +286,7 @@ impl Cluster {
     }
 
     fn step(&mut self) {
-        let (now, wall_ms) = (self.now, self.wall_ms());
+        let now = self.now;
         let ids: Vec<u64> = self.wires.keys().copied().collect();
         let refused = self.refused.len();
         for id in ids {
@@ -259,7 +297,9 @@ impl Cluster {
                     && let Some((_, bytes)) = wire.queues[direction].pop_front()
                 {
                     self.bytes += bytes.len();
-                    let node = &mut self.nodes[wire.ends[1 - direction]];
+                    let index = wire.ends[1 - direction];
+                    let wall_ms = self.wall_ms_of(index);
+                    let node = &mut self.nodes[index];
                     let taken = node.replicator.handle_frame(now, wall_ms, &mut node.stores, PipeId(id), &bytes);
                     if let Err(error) = taken {
                         self.refused.push(error);

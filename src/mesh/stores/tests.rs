@@ -3,8 +3,9 @@
 
 use super::*;
 use crate::mesh::crdt::{
-    delta::{Cover, KeyState, Live},
-    dot::{ActorId, Dot},
+    context::VersionVector,
+    delta::{Body, BodyError, Cover, KeyState, Live},
+    dot::{ActorId, Dot, FLOOR_MS_MAX},
 };
 
 fn stores() -> Stores {
@@ -165,20 +166,93 @@ fn an_observation_that_another_node_forged_is_ignored() {
     assert!(stores.worker(&id).unwrap().observed.is_empty());
 }
 
-#[test]
-fn a_floor_ahead_of_the_wall_clock_is_refused() {
-    let mut stores = stores();
-    let floor = |floor_ms: u64| Body {
-        actors: vec![Actor::floor_of(&"n2".parse().unwrap())],
+/// Says that the epochs of `node` below `floor_ms` are folded.
+fn floor(node: &str, from_ms: u64, floor_ms: u64) -> Body {
+    Body {
+        actors: vec![Actor::floor_of(&node.parse().unwrap())],
         context: vec![(ActorId(0), floor_ms)],
-        covers: vec![Cover { actor: ActorId(0), from: 0, to: floor_ms }],
+        covers: vec![Cover { actor: ActorId(0), from: from_ms, to: floor_ms }],
         ..Body::default()
+    }
+}
+
+#[test]
+fn floors_of_others_are_taken_whatever_our_clock_says_up_to_the_largest() {
+    let mut stores = stores();
+    let mut apply = |from_ms, floor_ms| {
+        let body = floor("n2", from_ms, floor_ms);
+        stores.apply(1000, Namespace::Workers, &mut VersionVector::default(), body).map(drop)
     };
-    let mut apply = |floor_ms: u64| {
-        stores.apply(1000, Namespace::Workers, &mut VersionVector::default(), floor(floor_ms)).map(drop)
-    };
-    assert_eq!(apply(1001), Err(BodyError::FloorAhead), "else its node could never write again");
-    assert_eq!(apply(1000), Ok(()));
+    assert_eq!(apply(0, FLOOR_MS_MAX + 1), Err(BodyError::FloorAhead), "else its node could never write again");
+    assert_eq!(apply(0, 2000), Ok(()), "our clock may be the one that was set back");
+    assert_eq!(stores.epoch_ms(), 1);
+}
+
+#[test]
+fn a_node_whose_epoch_is_folded_goes_on_in_a_higher_one_with_all_that_it_wrote() {
+    let mut stores = stores();
+    let id = stores.put_worker(10, spec("http://w:1"));
+    stores.observe_worker(11, &id, &seen(WorkerState::Ready));
+    let policy = PolicySpec { policy: "random".into(), config_json: "{}".into() };
+    stores.put_policy(12, "m", &policy).unwrap();
+    let before = (stores.workers(), stores.policies());
+    let newest = stores.map(Namespace::Workers).newest(&WorkerKey::spec(&id));
+    for (case, from_ms, floor_ms) in
+        [("first", 0, 50_000_000), ("again", 50_000_000, 90_000_000), ("last", 0, FLOOR_MS_MAX)]
+    {
+        for namespace in [Namespace::Workers, Namespace::Policies] {
+            let from_ms = if namespace == Namespace::Policies { 0 } else { from_ms };
+            stores.apply(20, namespace, &mut VersionVector::default(), floor("n1", from_ms, floor_ms)).unwrap();
+            let epoch_ms = stores.epoch_ms();
+            assert!((floor_ms + 1..floor_ms + 3_600_000).contains(&epoch_ms), "{case}: {epoch_ms}");
+        }
+        assert_eq!((stores.workers(), stores.policies()), before, "{case}");
+        for namespace in [Namespace::Workers, Namespace::Policies] {
+            let map = stores.map(namespace);
+            let own = map.range_from(b"").flat_map(|(_, live)| live).all(|live| live.dot.actor == map.own());
+            assert!(own, "{case}: every live dot is of the new epoch");
+            assert!(!map.is_folded(map.actors().actor(map.own())), "{case}");
+        }
+        assert_eq!(
+            stores.map(Namespace::Workers).newest(&WorkerKey::spec(&id)),
+            newest,
+            "{case}: nothing is newer by it"
+        );
+        stores.prune();
+        assert!(stores.map(Namespace::Workers).actors().len() <= 2, "{case}: its floor and its epoch");
+    }
+}
+
+#[test]
+fn a_stamp_of_the_year_2100_neither_locks_its_key_nor_pulls_others() {
+    let mut stores = stores();
+    let year_2100 = Timestamp::new(4_102_444_800_000, 0);
+    let id = WorkerId::of_url("http://w:1");
+    let far = StoredWorker { spec: WorkerSpec { zone: "far".into(), ..spec("http://w:1") }, removed: false };
+    for (case, stamp) in [("year 2100", year_2100), ("the largest", Timestamp::from_bits(u64::MAX))] {
+        let key = WorkerKey::spec(&id);
+        let counter =
+            stores.map(Namespace::Workers).seen_of(&Actor { node: "n2".parse().unwrap(), boot_epoch_ms: 9 }) + 1;
+        let dot = Dot { actor: ActorId(0), counter };
+        let live = vec![Live { dot, stamp, payload: state::encode_worker(&far).unwrap()[..].into() }];
+        let body = Body {
+            actors: vec![Actor { node: "n2".parse().unwrap(), boot_epoch_ms: 9 }],
+            context: vec![(dot.actor, counter)],
+            keys: vec![KeyState { key: key[..].into(), live, records: Vec::new(), guard: Vec::new() }],
+            covers: vec![Cover { actor: dot.actor, from: counter - 1, to: counter }],
+            ..Body::default()
+        };
+        let ahead_ms = stores.apply(1000, Namespace::Workers, &mut VersionVector::default(), body).unwrap();
+        assert_eq!(ahead_ms, Some(stamp.ms() - 1000), "{case}: it is told");
+        assert_eq!(stores.worker(&id).unwrap().spec.zone, "far", "{case}");
+        stores.put_worker(1001, spec("http://w:1"));
+        assert_eq!(stores.worker(&id).unwrap().spec.zone, "", "{case}: a local write wins");
+        let other = stores.put_worker(1002, spec("http://w:2"));
+        let stamp = stores.map(Namespace::Workers).newest(&WorkerKey::spec(&other));
+        assert!(stamp.ms() < 2000, "{case}: other keys keep wall time");
+        assert!(stores.remove_worker(1003, &id) && stores.worker(&id).is_none(), "{case}");
+        assert!(stores.remove_worker(1003, &other), "{case}");
+    }
 }
 
 #[test]

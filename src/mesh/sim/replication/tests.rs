@@ -20,7 +20,9 @@ use crate::mesh::{
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
+mod clocks;
 mod folding;
+mod losses;
 
 fn spec(url: &str) -> WorkerSpec {
     WorkerSpec {
@@ -42,12 +44,12 @@ fn cluster(count: usize) -> Cluster {
 }
 
 fn put(cluster: &mut Cluster, node: usize, url: &str) -> WorkerId {
-    let wall_ms = cluster.wall_ms();
+    let wall_ms = cluster.wall_ms_of(node);
     cluster.nodes[node].stores.put_worker(wall_ms, spec(url))
 }
 
 fn remove(cluster: &mut Cluster, node: usize, id: &WorkerId) -> bool {
-    let wall_ms = cluster.wall_ms();
+    let wall_ms = cluster.wall_ms_of(node);
     cluster.nodes[node].stores.remove_worker(wall_ms, id)
 }
 
@@ -487,13 +489,22 @@ fn a_peer_behind_the_remembered_removes_is_served_by_a_snapshot() {
     assert_eq!(cluster.nodes[0].stores.map(Namespace::Workers).records_len(), crate::mesh::crdt::map::RECORDS_MAX);
 }
 
+/// Runs a history with the seeds 0 to `count`: as many as `SMG_SIM_SEEDS` says, or the one that `SMG_SIM_SEED` names.
+fn for_each_seed(count: u64, test: &str, mut history: impl FnMut(u64)) {
+    let from_env = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match from_env("SMG_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..from_env("SMG_SIM_SEEDS").unwrap_or(count),
+    };
+    for seed in seeds {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history(seed)));
+        assert!(outcome.is_ok(), "SMG_SIM_SEED={seed} cargo test {test}");
+    }
+}
+
 #[test]
 fn any_history_of_faults_ends_equal() {
-    let only = std::env::var("SMG_SIM_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
-    for seed in only.map_or(0..30, |seed| seed..seed + 1) {
-        let outcome = std::panic::catch_unwind(|| random_history(seed));
-        assert!(outcome.is_ok(), "SMG_SIM_SEED={seed} cargo test any_history_of_faults_ends_equal");
-    }
+    for_each_seed(30, "any_history_of_faults_ends_equal", random_history);
 }
 
 fn random_history(seed: u64) {

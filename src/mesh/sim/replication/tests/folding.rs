@@ -7,12 +7,14 @@ fn vector_len(cluster: &Cluster, node: usize) -> usize {
     Namespace::ALL.iter().map(|ns| cluster.nodes[node].stores.map(*ns).seen().iter().count()).max().unwrap()
 }
 
+/// 400 restarts, or as many as `SMG_SIM_RESTARTS` says.
 #[test]
 fn vectors_stay_small_however_often_a_node_restarts() {
+    let restarts = std::env::var("SMG_SIM_RESTARTS").ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(400);
     let mut cluster = cluster(3);
     let kept = put(&mut cluster, 2, "http://kept:1");
     cluster.converges_within(SECOND);
-    for round in 0..400 {
+    for round in 0..restarts {
         cluster.restart(2);
         cluster.run_for(Duration::from_millis(4));
         let id = put(&mut cluster, 2, &format!("http://w:{}", round % 5));

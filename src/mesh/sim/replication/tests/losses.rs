@@ -1,0 +1,226 @@
+//! Random faults under an oracle: no acknowledged write is lost while a node that holds it lives, and nothing that was
+//! removed comes back.
+//!
+//! Each worker is added once and removed at most once. The ledger knows which nodes hold the addition or know of the
+//! removal; a node drops out of it when it starts again without data, and an operation that no node holds any more says
+//! nothing from then on.
+
+use super::*;
+
+/// An operation by the name of its dot.
+type Named = (Actor, u64);
+
+#[derive(Debug)]
+struct Item {
+    id: WorkerId,
+    writer: usize,
+    removal: Option<Named>,
+    /// Nodes that hold the addition, or know of the removal, since they last started.
+    holders: BTreeSet<usize>,
+    /// Nobody held it at some moment.
+    is_free: bool,
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    items: Vec<Item>,
+}
+
+fn last_dot(cluster: &Cluster, node: usize) -> Named {
+    let map = cluster.nodes[node].stores.map(Namespace::Workers);
+    (map.actors().actor(map.own()).clone(), map.seen().get(map.own()))
+}
+
+impl Ledger {
+    fn add(&mut self, cluster: &mut Cluster, node: usize) {
+        let id = put(cluster, node, &format!("http://item:{}", self.items.len()));
+        self.items.push(Item { id, writer: node, removal: None, holders: [node].into(), is_free: false });
+    }
+
+    fn remove(&mut self, cluster: &mut Cluster, node: usize, index: usize) {
+        let Some(item) = self.items.get_mut(index) else { return };
+        if item.removal.is_none() && remove(cluster, node, &item.id) {
+            // The spec's removal is the first of its operations; later ones are those of what was seen of it.
+            item.removal = Some(last_dot(cluster, node));
+            (item.holders, item.is_free) = ([node].into(), false);
+        }
+    }
+
+    /// A node starts again without data.
+    fn forget(&mut self, node: usize) {
+        for item in &mut self.items {
+            item.holders.remove(&node);
+            item.is_free |= item.holders.is_empty();
+        }
+    }
+
+    /// A node was away for more than a day: what it alone holds of others may be dropped.
+    fn was_away(&mut self, node: usize) {
+        for item in &mut self.items {
+            let is_own = item.writer == node && item.removal.is_none();
+            item.is_free |= !is_own && item.holders.iter().eq([&node]);
+        }
+    }
+
+    /// Compares every node with what it must hold, and notes what it has learned.
+    fn check(&mut self, cluster: &Cluster) {
+        for item in self.items.iter_mut().filter(|item| !item.is_free) {
+            for node in 0..cluster.nodes.len() {
+                let is_here = has(cluster, node, &item.id);
+                match &item.removal {
+                    None => {
+                        assert!(is_here || !item.holders.contains(&node), "n{node} lost {:?}", item.id);
+                        if is_here {
+                            item.holders.insert(node);
+                        }
+                    }
+                    Some((actor, counter)) => {
+                        assert!(!is_here || !item.holders.contains(&node), "{:?} came back at n{node}", item.id);
+                        let map = cluster.nodes[node].stores.map(Namespace::Workers);
+                        if !is_here && !map.is_folded(actor) && map.seen_of(actor) >= *counter {
+                            item.holders.insert(node);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// At the end every node agrees with what anybody still holds.
+    fn check_all(&self, cluster: &Cluster) {
+        for item in self.items.iter().filter(|item| !item.is_free) {
+            for node in 0..cluster.nodes.len() {
+                assert_eq!(has(cluster, node, &item.id), item.removal.is_none(), "{item:?} at n{node}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_and_nothing_comes_back() {
+    let mut faults = Faults::default();
+    for_each_seed(16, "no_acknowledged_write_is_lost", |seed| {
+        let fired = history(seed);
+        faults.restarts += fired.restarts;
+        faults.raised += fired.raised;
+        faults.away += fired.away;
+        faults.checked += fired.checked;
+    });
+    let is_one = std::env::var("SMG_SIM_SEED").is_ok();
+    assert!(is_one || faults.restarts.min(faults.away).min(faults.raised).min(faults.checked) > 0, "{faults:?}");
+}
+
+/// What really happened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Faults {
+    restarts: usize,
+    raised: usize,
+    away: usize,
+    /// Operations about which the end had something to say.
+    checked: usize,
+}
+
+fn history(seed: u64) -> Faults {
+    let mut rng = Pcg64Mcg::seed_from_u64(seed);
+    let count = rng.random_range(3..6_usize);
+    let mut cluster = cluster(count);
+    let (mut ledger, mut faults) = (Ledger::default(), Faults::default());
+    for _ in 0..rng.random_range(60..200) {
+        let (node, other) = (rng.random_range(0..count), rng.random_range(0..count));
+        match rng.random_range(0..24) {
+            0..6 => ledger.add(&mut cluster, node),
+            6..10 => {
+                let index = rng.random_range(0..ledger.items.len().max(1));
+                ledger.remove(&mut cluster, node, index);
+            }
+            10 | 11 if node != other => cluster.set_cut(node, other, true),
+            12..15 if node != other => cluster.set_cut(node, other, false),
+            15 => cluster.set_latency(node, Duration::from_millis(rng.random_range(1..300))),
+            16 => {
+                cluster.restart(node);
+                ledger.forget(node);
+                faults.restarts += 1;
+            }
+            17 => cluster.set_clock(node, rng.random_range(-600_000..600_000)),
+            18 => cluster.set_drift(node, rng.random_range(-500..500)),
+            19 if rng.random_ratio(1, 3) => set_back(&mut cluster, &mut ledger, node),
+            20 => cluster.set_stopped(node, rng.random_ratio(1, 2)),
+            21 if rng.random_ratio(1, 3) => cluster.skip(HOUR),
+            22 if rng.random_ratio(1, 4) => {
+                go_away(&mut cluster, &mut ledger, &mut rng, node);
+                faults.away += 1;
+            }
+            _ => cluster.run_for(Duration::from_millis(u64::from(rng.next_u32() % 900))),
+        }
+        ledger.check(&cluster);
+    }
+    end(&mut cluster, &mut ledger);
+    faults.checked = ledger.items.iter().filter(|item| !item.is_free).count();
+    let raised = |event: &&SyncEvent| matches!(event, SyncEvent::EpochRaised { .. });
+    faults.raised = cluster.nodes.iter().flat_map(|node| &node.events).filter(raised).count();
+    faults
+}
+
+/// A node starts again, its earlier epochs are folded where that is possible now, and it starts again hours ago.
+fn set_back(cluster: &mut Cluster, ledger: &mut Ledger, node: usize) {
+    for offset_ms in [0, -4 * 3_600_000] {
+        cluster.set_clock(node, offset_ms);
+        cluster.restart(node);
+        ledger.forget(node);
+        cluster.run_for(SECOND);
+        cluster.skip(2 * HOUR);
+        cluster.run_for(60 * SECOND);
+        ledger.check(cluster);
+    }
+}
+
+/// A node is cut off for 26 hours, and the others know it; meanwhile both sides go on.
+fn go_away(cluster: &mut Cluster, ledger: &mut Ledger, rng: &mut Pcg64Mcg, node: usize) {
+    let count = cluster.nodes.len();
+    let others: Vec<usize> = (0..count).filter(|other| *other != node).collect();
+    (0..count).for_each(|node| cluster.set_stopped(node, false));
+    cluster.partition(&[node], true);
+    for other in &others {
+        cluster.set_members(*other, &others);
+    }
+    for _ in 0..4 {
+        for _ in 0..rng.random_range(0..4) {
+            let (at, index) = (rng.random_range(0..count), rng.random_range(0..ledger.items.len().max(1)));
+            if rng.random_ratio(1, 2) { ledger.add(cluster, at) } else { ledger.remove(cluster, at, index) }
+        }
+        cluster.skip(HOUR * 13 / 2);
+        cluster.run_for(40 * SECOND);
+        ledger.check(cluster);
+    }
+    ledger.was_away(node);
+    let all: Vec<usize> = (0..count).collect();
+    for other in &others {
+        cluster.set_members(*other, &all);
+    }
+    cluster.partition(&[node], false);
+}
+
+/// Every fault ends but the clocks', and all is equal, as it must be, and small.
+fn end(cluster: &mut Cluster, ledger: &mut Ledger) {
+    let count = cluster.nodes.len();
+    for a in 0..count {
+        cluster.set_latency(a, Duration::from_millis(1));
+        cluster.set_stopped(a, false);
+        (a + 1..count).for_each(|b| cluster.set_cut(a, b, false));
+    }
+    cluster.converges_within(20 * SECOND);
+    ledger.check(cluster);
+    ledger.check_all(cluster);
+    cluster.run_for(25 * SECOND);
+    cluster.skip(6 * HOUR);
+    cluster.run_for(60 * SECOND);
+    ledger.check_all(cluster);
+    assert!(cluster.is_equal() && cluster.refused.is_empty(), "{:?}", cluster.refused);
+    for node in &cluster.nodes {
+        let map = node.stores.map(Namespace::Workers);
+        let live: usize = map.range_from(b"").map(|(_, live)| live.count()).sum();
+        assert!(map.guards().is_empty() && map.records_len() <= crate::mesh::crdt::map::RECORDS_MAX);
+        // Per name a floor and its last epochs, those on a wrong clock included; and the dead of which something lives.
+        assert!(map.actors().len() <= 4 * count + live, "{} actors, {live} live dots", map.actors().len());
+    }
+}
