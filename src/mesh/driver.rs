@@ -7,6 +7,7 @@
 //!
 //! Without `--enable-mesh` the same loop runs with the store alone, so that a single gateway has no second path.
 
+mod absent;
 pub mod advertise;
 pub mod data;
 pub mod identity;

@@ -26,6 +26,7 @@ use crate::{
     config::Mesh,
     mesh::{
         driver::{
+            absent::Absent,
             advertise::{self, AdvertiseError},
             data::Saving,
             handle::{Command, NodeView},
@@ -43,9 +44,6 @@ use crate::{
     },
     telemetry::metrics::Metrics,
 };
-
-/// A node that has been DOWN this long is masked: what it alone wrote about workers is not shown (DESIGN §4).
-const MASK_AFTER: Duration = Duration::from_secs(60);
 
 /// How long a starting node waits for a peer's state before it serves with what it has.
 const SYNC_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -114,8 +112,7 @@ pub(super) struct Net {
     seeds: mpsc::Receiver<Vec<SocketAddr>>,
     resolver: AbortHandle,
     joined: watch::Sender<bool>,
-    /// When each DOWN node is masked; none once it is.
-    down: BTreeMap<NodeName, Option<Instant>>,
+    absent: Absent,
     last_sync: Option<SystemTime>,
     story: Story,
     broken: Option<io::Error>,
@@ -177,7 +174,7 @@ impl Net {
             seeds,
             resolver,
             joined,
-            down: BTreeMap::new(),
+            absent: Absent::default(),
             last_sync: None,
             broken: None,
             sync_due: (!config.peers.is_empty()).then_some(now + SYNC_WAIT_MAX),
@@ -245,7 +242,7 @@ impl Net {
         self.drain_membership(now, stores, &mut outcome);
         self.drain_replication(now, stores, &mut outcome);
         self.drain_pipes(now);
-        self.mask(now, stores, &mut outcome);
+        outcome.changed |= self.absent.mask(now, stores);
         if self.sync_due.is_some_and(|at| at <= now) {
             self.on_synced(&mut outcome);
         }
@@ -253,7 +250,7 @@ impl Net {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let masks = self.down.values().flatten().copied().min();
+        let masks = self.absent.poll_timeout();
         let machines = [self.swim.poll_timeout(), self.chair.poll_timeout(), self.replicator.poll_timeout()];
         let others = [self.pipes.poll_timeout(), masks, self.sync_due];
         machines.into_iter().chain(others).flatten().min()
@@ -372,14 +369,7 @@ impl Net {
             Event::MemberChanged(MemberChange { name, to, addr, epoch_ms, .. }) => {
                 outcome.changed = true;
                 self.chair.on_members(now, &self.swim);
-                match to {
-                    NodeStatus::Down => drop(self.down.insert(name.clone(), Some(now + MASK_AFTER))),
-                    _ => {
-                        if let Some(None) = self.down.remove(name) {
-                            stores.remember_node(name);
-                        }
-                    }
-                }
+                self.absent.on_status(now, name, *to, stores);
                 self.retarget(now);
                 match to {
                     NodeStatus::Alive => self.pipes.revive(now, *addr, *epoch_ms),
@@ -389,8 +379,7 @@ impl Net {
             }
             Event::Forgotten { name } => {
                 outcome.changed = true;
-                self.down.remove(name);
-                stores.forget_node(name);
+                self.absent.on_forgotten(name, stores);
                 self.chair.on_members(now, &self.swim);
                 self.retarget(now);
             }
@@ -495,14 +484,6 @@ impl Net {
             None => ring.iter().map(|(.., addr)| *addr).collect(),
         };
         self.pipes.want(now, &wanted);
-    }
-
-    fn mask(&mut self, now: Instant, stores: &mut Stores, outcome: &mut Outcome) {
-        for (name, due) in self.down.iter_mut().filter(|(_, due)| due.is_some_and(|at| at <= now)) {
-            *due = None;
-            stores.forget_node(name);
-            outcome.changed = true;
-        }
     }
 }
 
