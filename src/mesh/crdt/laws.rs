@@ -14,6 +14,8 @@ use super::{
 };
 use crate::mesh::hlc::Timestamp;
 
+mod values;
+
 const REPLICAS: usize = 3;
 
 /// One step of a history. Keys name their type by the first letter.
