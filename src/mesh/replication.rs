@@ -14,7 +14,8 @@
 //!    acks still lack them after one to two sync intervals: in a full mesh the writer delivers them itself. In a sparse
 //!    mesh ([`topology`]) dots of others go at once as well.
 //! 4. A peer that lacks more than [`DELTA_KEYS_MAX`](outbound::DELTA_KEYS_MAX) keys, or whose vector is behind what the
-//!    store remembers of removes, gets a *snapshot*: chunks in key order, resumed where an earlier one stopped.
+//!    store remembers of removes, gets a *snapshot*: chunks in key order, resumed where an earlier one stopped, compressed
+//!    where the acks say that they may be, at most [`CREDIT_BYTES`](outbound::CREDIT_BYTES) of them ahead of the acks.
 //! 5. The acceptor grants "everything" to one peer after another, so that a joiner is not sent all state by each. Own
 //!    writes do not wait for it: a small backlog of them goes at once, a larger one after a sync interval, and new ones
 //!    are pushed ahead of any backlog, without covering anything, so that the receiver guards their keys meanwhile.
@@ -339,7 +340,7 @@ impl Replicator {
                 let is_last = body.chunk.as_ref().map(|chunk| chunk.to.is_none());
                 let epoch_ms = stores.epoch_ms();
                 let ahead_ms = stores.apply(wall_ms, namespace, inbound.context(namespace), body)?;
-                inbound.on_applied(now);
+                inbound.on_applied(now, bytes.len());
                 let (peer, delta_bytes) = (peer.clone(), bytes.len());
                 if stores.epoch_ms() > epoch_ms {
                     self.push_event(SyncEvent::EpochRaised { peer: peer.clone(), epoch_ms: stores.epoch_ms() });
@@ -430,7 +431,13 @@ impl Replicator {
                 }
             };
             if let Some(frame) = frame {
-                let (peer, bytes) = (peer.clone(), wire::encode(&frame));
+                let bytes = wire::encode_for(&frame, matches!(role, Role::Dialed(outbound) if outbound.reads_lz4()));
+                if let Role::Dialed(outbound) = role
+                    && matches!(&frame.kind, Kind::Body(_, body) if body.chunk.is_some())
+                {
+                    outbound.on_chunk_sent(frame.seq, bytes.len());
+                }
+                let peer = peer.clone();
                 self.push_event(sent_event(peer, &frame, bytes.len()));
                 self.last_served = id;
                 return Some((id, bytes));

@@ -1,5 +1,7 @@
 //! Mesh types to and from `smg-proto` messages: the only decoder of mesh bytes.
 
+mod compression;
+
 pub mod coordination;
 
 pub mod membership;

@@ -15,6 +15,7 @@ mod breaker;
 mod certs;
 mod data;
 mod failover;
+mod hostile;
 mod leader;
 mod limits;
 mod manual;

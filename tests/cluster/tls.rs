@@ -20,7 +20,7 @@ fn counted(metrics: &str, plane: &str, reason: &str) -> bool {
     count(metrics, plane, reason) > 0
 }
 
-fn count(metrics: &str, plane: &str, reason: &str) -> u32 {
+pub fn count(metrics: &str, plane: &str, reason: &str) -> u32 {
     let labels = [format!("plane=\"{plane}\""), format!("reason=\"{reason}\"")];
     let is_meant = |line: &&str| labels.iter().all(|label| line.contains(label));
     let line = metrics.lines().filter(|line| line.starts_with("smg_mesh_rejected_total{")).find(is_meant);

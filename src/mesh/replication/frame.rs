@@ -32,6 +32,8 @@ pub struct Ack {
     pub received: u64,
     /// The dialer may push everything, not its own writes alone.
     pub grant: bool,
+    /// Chunks to the acceptor may be compressed.
+    pub reads_lz4: bool,
     /// What changed.
     pub namespaces: Vec<NamespaceAck>,
 }

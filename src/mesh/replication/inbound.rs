@@ -16,6 +16,9 @@ pub const ACK_DELAY: Duration = Duration::from_millis(20);
 /// Frames are acked at the latest after this many.
 pub const ACK_FRAMES: u32 = 64;
 
+/// Frames are acked at the latest after this many bytes: 1 MiB, a quarter of what a snapshot may have on its way.
+pub const ACK_BYTES: usize = 1 << 20;
+
 /// A digest without news is sent at the latest after this many checks of half a sync interval each.
 const QUIET_CHECKS_MAX: u32 = 32;
 
@@ -32,6 +35,7 @@ struct InNamespace {
 pub(super) struct Inbound {
     received: u64,
     unacked: u32,
+    unacked_bytes: usize,
     acks: u64,
     granted: bool,
     grant_told: bool,
@@ -48,6 +52,7 @@ impl Inbound {
         Self {
             received: 0,
             unacked: 0,
+            unacked_bytes: 0,
             acks: 0,
             granted: false,
             grant_told: false,
@@ -73,10 +78,11 @@ impl Inbound {
     }
 
     /// Counts an applied body.
-    pub(super) fn on_applied(&mut self, now: Instant) {
+    pub(super) fn on_applied(&mut self, now: Instant, frame_bytes: usize) {
         self.received += 1;
         self.unacked += 1;
-        let due = if self.unacked >= ACK_FRAMES { now } else { now + ACK_DELAY };
+        self.unacked_bytes += frame_bytes;
+        let due = if self.unacked >= ACK_FRAMES || self.unacked_bytes >= ACK_BYTES { now } else { now + ACK_DELAY };
         self.ack_due = Some(self.ack_due.map_or(due, |earlier| earlier.min(due)));
     }
 
@@ -106,7 +112,7 @@ impl Inbound {
     pub(super) fn build_ack(&mut self, stores: &Stores) -> (u64, Ack) {
         let seq = self.acks;
         self.acks += 1;
-        self.unacked = 0;
+        (self.unacked, self.unacked_bytes) = (0, 0);
         self.ack_due = None;
         let tells_grant = self.granted && !std::mem::replace(&mut self.grant_told, self.granted);
         let namespaces = Namespace::ALL.iter().map(|namespace| {
@@ -119,7 +125,8 @@ impl Inbound {
             let resume = if tells_grant { resume_of(map) } else { None };
             NamespaceAck { namespace: *namespace, seen: named(map, news.as_ref()), root: map.root(), guarded, resume }
         });
-        let ack = Ack { received: self.received, grant: self.granted, namespaces: namespaces.collect() };
+        let ack =
+            Ack { received: self.received, grant: self.granted, reads_lz4: true, namespaces: namespaces.collect() };
         (seq, ack)
     }
 }

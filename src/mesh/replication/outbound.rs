@@ -24,6 +24,9 @@ use crate::mesh::{
 /// A body is closed once its keys take this many bytes: 256 KiB. It exceeds that by one key at most.
 pub const BODY_BYTES: usize = 256 << 10;
 
+/// Bytes of a snapshot that may be on their way without an ack: 4 MiB. The next chunk waits for one.
+pub const CREDIT_BYTES: usize = 4 << 20;
+
 /// A peer that lacks more keys than this is served by a snapshot.
 pub const DELTA_KEYS_MAX: usize = 16_384;
 
@@ -96,6 +99,9 @@ pub(super) struct Outbound {
     acks: u64,
     granted: bool,
     timed: VecDeque<(u64, Instant)>,
+    reads_lz4: bool,
+    /// Chunks that the peer has not acked, with their sizes. Bounded by [`CREDIT_BYTES`] and one chunk.
+    on_the_way: VecDeque<(u64, usize)>,
     pub(super) tick_due: Instant,
     namespaces: [OutNamespace; Namespace::COUNT],
 }
@@ -114,6 +120,8 @@ impl Outbound {
             acks: 0,
             granted: false,
             timed: VecDeque::new(),
+            reads_lz4: false,
+            on_the_way: VecDeque::new(),
             tick_due: now + sync_interval / 2,
             namespaces: Default::default(),
         }
@@ -127,6 +135,10 @@ impl Outbound {
     /// Takes note of what the peer has.
     pub(super) fn on_ack(&mut self, now: Instant, stores: &Stores, ack: Ack) -> AckOutcome {
         self.acks += 1;
+        self.reads_lz4 |= ack.reads_lz4;
+        while self.on_the_way.front().is_some_and(|(seq, _)| *seq < ack.received) {
+            self.on_the_way.pop_front();
+        }
         let mut outcome = AckOutcome::default();
         while let Some((_, sent_at)) = self.timed.front().filter(|(seq, _)| *seq < ack.received) {
             outcome.latency = Some(now.saturating_duration_since(*sent_at));
@@ -172,6 +184,16 @@ impl Outbound {
         }
     }
 
+    /// Whether the peer's acks said that chunks to it may be compressed.
+    pub(super) fn reads_lz4(&self) -> bool {
+        self.reads_lz4
+    }
+
+    /// Notes the size of a chunk that was handed out.
+    pub(super) fn on_chunk_sent(&mut self, seq: u64, chunk_bytes: usize) {
+        self.on_the_way.push_back((seq, chunk_bytes));
+    }
+
     /// Whether [`poll_body`](Self::poll_body) may have something; cheap.
     pub(super) fn wants_to_send(&self, stores: &Stores, topology: Topology) -> bool {
         let wants = |namespace: &Namespace| {
@@ -193,11 +215,13 @@ impl Outbound {
         is_receiving: bool,
         topology: Topology,
     ) -> Option<(u64, Namespace, Body)> {
+        let has_credit = self.on_the_way.iter().map(|(_, bytes)| bytes).sum::<usize>() < CREDIT_BYTES;
         for namespace in Namespace::ALL {
             let map = stores.map(namespace);
             // What is still arriving would be pushed in pieces, most of it to where it comes from.
             let waits = is_receiving && map.progress().is_some();
-            if let Some(mut body) = self.namespaces[namespace.index()].poll_body(map, self.granted, waits, topology) {
+            let out = &mut self.namespaces[namespace.index()];
+            if let Some(mut body) = out.poll_body(map, self.granted, waits, has_credit, topology) {
                 body.complete &= self.namespaces.iter().all(|out| out.peer.is_none() || out.was_complete);
                 let seq = self.frames;
                 self.frames += 1;
@@ -283,7 +307,14 @@ impl OutNamespace {
             || here.chain(peer.keys()).filter(below).all(|actor| theirs(actor) == map.seen_of(actor))
     }
 
-    fn poll_body(&mut self, map: &Map, granted: bool, waits: bool, topology: Topology) -> Option<Body> {
+    fn poll_body(
+        &mut self,
+        map: &Map,
+        granted: bool,
+        waits: bool,
+        has_credit: bool,
+        topology: Topology,
+    ) -> Option<Body> {
         self.peer.as_ref()?;
         let scope = scope(map, topology == Topology::Sparse);
         let lacks = scope.iter().any(|actor| map.seen().get(*actor) > map.actors().counter(&self.sent, *actor));
@@ -303,14 +334,14 @@ impl OutNamespace {
             return Some(body);
         }
         if self.snapshot.is_some() {
-            return self.build_chunk(map);
+            return if has_credit { self.build_chunk(map) } else { None };
         }
         if waits || !(self.full || lacks) {
             return None;
         }
         if self.needs_snapshot(map) {
             self.begin_snapshot(map);
-            return self.build_chunk(map);
+            return if has_credit { self.build_chunk(map) } else { None };
         }
         let full = self.full.then(|| self::scope(map, true));
         self.build_delta(map, full.as_ref().unwrap_or(&scope))
@@ -502,3 +533,6 @@ fn vector<'a>(map: &Map, named: impl IntoIterator<Item = (&'a Actor, u64)>) -> V
     }
     vector
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ use prost::Message as _;
 use smg_proto::replication as pb;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::compression;
 use crate::mesh::{
     crdt::{
         delta::{Body, Chunk, Cover, KeyState, Live},
@@ -49,6 +50,9 @@ pub enum DecodeError {
     /// A number, length or list is beyond its documented bound.
     #[error("{0} out of bounds")]
     OutOfBounds(&'static str),
+    /// A compressed chunk cannot be expanded to the size that it gives.
+    #[error("chunk that cannot be expanded")]
+    Compression,
     /// The chunk was damaged on its way.
     #[error("wrong checksum of a chunk")]
     Checksum,
@@ -57,11 +61,19 @@ pub enum DecodeError {
 /// The bytes of a frame.
 #[must_use]
 pub fn encode(frame: &Frame) -> Bytes {
+    encode_for(frame, false)
+}
+
+/// The bytes of a frame for a peer that may or may not read compressed chunks.
+#[must_use]
+pub fn encode_for(frame: &Frame, reads_lz4: bool) -> Bytes {
     let kind = match &frame.kind {
         Kind::Ack(ack) => pb::frame::Kind::Ack(ack_to_proto(ack)),
         Kind::Body(namespace, body) if body.chunk.is_some() => {
-            let body = Bytes::from(body_to_proto(*namespace, body).encode_to_vec());
-            pb::frame::Kind::Chunk(pb::Chunk { checksum: xxh3_64(&body), body })
+            let body = body_to_proto(*namespace, body).encode_to_vec();
+            let block = if reads_lz4 { compression::compress(&body) } else { None };
+            let (body, raw_bytes) = block.unwrap_or_else(|| (body.into(), 0));
+            pb::frame::Kind::Chunk(pb::Chunk { checksum: xxh3_64(&body), body, raw_bytes })
         }
         Kind::Body(namespace, body) => pb::frame::Kind::Delta(body_to_proto(*namespace, body)),
     };
@@ -84,7 +96,11 @@ pub fn decode(bytes: &[u8]) -> Result<Frame, DecodeError> {
             if xxh3_64(&chunk.body) != chunk.checksum {
                 return Err(DecodeError::Checksum);
             }
-            body_from_proto(pb::Body::decode(chunk.body)?, true)?
+            let body = match chunk.raw_bytes {
+                0 => chunk.body,
+                raw_bytes => compression::expand(&chunk.body, raw_bytes)?,
+            };
+            body_from_proto(pb::Body::decode(body)?, true)?
         }
     };
     Ok(Frame { seq: frame.seq, kind })
@@ -94,7 +110,7 @@ pub fn decode(bytes: &[u8]) -> Result<Frame, DecodeError> {
 
 fn ack_to_proto(ack: &Ack) -> pb::Ack {
     let namespaces = ack.namespaces.iter().map(namespace_ack_to_proto).collect();
-    pb::Ack { received: ack.received, grant: ack.grant, namespaces }
+    pb::Ack { received: ack.received, grant: ack.grant, namespaces, lz4: ack.reads_lz4 }
 }
 
 fn namespace_ack_to_proto(ack: &NamespaceAck) -> pb::NamespaceAck {
@@ -174,7 +190,7 @@ fn ack_from_proto(ack: &pb::Ack) -> Result<Ack, DecodeError> {
     let known = ack.namespaces.iter().filter_map(|told| Some((namespace_from_proto(told.namespace)?, told)));
     let namespaces =
         known.map(|(namespace, told)| namespace_ack_from_proto(namespace, told)).collect::<Result<_, _>>()?;
-    Ok(Ack { received: ack.received, grant: ack.grant, namespaces })
+    Ok(Ack { received: ack.received, grant: ack.grant, reads_lz4: ack.lz4, namespaces })
 }
 
 fn namespace_ack_from_proto(namespace: Namespace, ack: &pb::NamespaceAck) -> Result<NamespaceAck, DecodeError> {
@@ -309,7 +325,7 @@ mod tests {
         let resume = Some((Bytes::from_static(b"r"), vec![(actor(), 2)]));
         let told =
             NamespaceAck { namespace: Namespace::Workers, seen: vec![(actor(), 1)], root: 7, guarded: true, resume };
-        let ack = Ack { received: 4, grant: true, namespaces: vec![told] };
+        let ack = Ack { received: 4, grant: true, reads_lz4: true, namespaces: vec![told] };
         let bodies = [body(false), body(true)].map(|body| Kind::Body(Namespace::Policies, body));
         bodies.into_iter().chain([Kind::Ack(ack)]).map(|kind| Frame { seq: 6, kind }).collect()
     }

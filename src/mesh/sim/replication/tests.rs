@@ -409,7 +409,8 @@ fn a_peer_that_knows_fewer_namespaces_is_brought_up_to_date_in_those() {
     newer.handle_connected(now, pipe, "old".parse().unwrap(), 1, true);
     let mut ack = |newer: &mut Replicator, seq: u64, received: u64, root: u64, seen: Vec<(Actor, u64)>| {
         let told = NamespaceAck { namespace: Namespace::Policies, seen, root, guarded: false, resume: None };
-        let frame = Frame { seq, kind: Kind::Ack(Ack { received, grant: true, namespaces: vec![told] }) };
+        let frame =
+            Frame { seq, kind: Kind::Ack(Ack { received, grant: true, namespaces: vec![told], ..Ack::default() }) };
         newer.handle_frame(now, WALL_MS, &mut stores, pipe, &wire::encode(&frame)).unwrap();
         let sent = std::iter::from_fn(|| newer.poll_transmit(now, &stores, &|_| true));
         sent.map(|(_, bytes)| wire::decode(&bytes).unwrap().kind).collect::<Vec<_>>()

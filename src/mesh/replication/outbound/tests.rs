@@ -1,0 +1,96 @@
+//! What a snapshot may have on its way.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{super::*, *};
+use crate::mesh::stores::PolicySpec;
+
+const PIPE: PipeId = PipeId(1);
+const WALL_MS: u64 = 1_700_000_000_000;
+
+struct End {
+    stores: Stores,
+    replicator: Replicator,
+}
+
+impl End {
+    fn new(name: &str, peer: &str, now: Instant, dialed: bool) -> Self {
+        let stores = Stores::new(name.parse().unwrap(), WALL_MS);
+        let mut replicator = Replicator::new(Config { sync_interval: Duration::from_secs(1) }, now, 1);
+        replicator.handle_connected(now, PIPE, peer.parse().unwrap(), WALL_MS, dialed);
+        Self { stores, replicator }
+    }
+
+    fn sent(&mut self, now: Instant) -> Vec<Bytes> {
+        std::iter::from_fn(|| self.replicator.poll_transmit(now, &self.stores, &|_| true))
+            .map(|(_, frame)| frame)
+            .collect()
+    }
+
+    fn receive(&mut self, now: Instant, frames: &[Bytes]) {
+        for frame in frames {
+            self.replicator.handle_frame(now, WALL_MS, &mut self.stores, PIPE, frame).unwrap();
+        }
+    }
+}
+
+/// 20 000 policies of a kilobyte, half of it noise, and a peer that asks for them.
+fn ends(now: Instant) -> [End; 2] {
+    let mut donor = End::new("a", "b", now, true);
+    for n in 0..20_000_u64 {
+        let noise = (0..32).map(|i| format!("{:016x}", xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), i)));
+        let policy = PolicySpec { policy: "random".into(), config_json: noise.collect::<String>().repeat(2) };
+        donor.stores.put_policy(WALL_MS, &format!("{n:05}"), &policy).unwrap();
+    }
+    [donor, End::new("b", "a", now, false)]
+}
+
+#[test]
+fn a_snapshot_stops_where_its_credit_ends_and_goes_on_with_each_ack() {
+    let mut now = Instant::now();
+    let [mut donor, mut joiner] = ends(now);
+    let digest = joiner.sent(now);
+    donor.receive(now, &digest);
+    let mut total = 0;
+    let mut rounds = 0;
+    while joiner.stores.map(Namespace::Policies).root() != donor.stores.map(Namespace::Policies).root() {
+        let frames = donor.sent(now);
+        let bytes: usize = frames.iter().map(Bytes::len).sum();
+        assert!(bytes <= CREDIT_BYTES + BODY_BYTES + (64 << 10), "{bytes} bytes without an ack");
+        assert!(donor.sent(now).is_empty(), "nothing more comes before an ack");
+        total += bytes;
+        joiner.receive(now, &frames);
+        let acks = joiner.sent(now);
+        if frames.iter().map(Bytes::len).sum::<usize>() >= 1 << 20 {
+            assert!(!acks.is_empty(), "a megabyte is acked at once");
+        }
+        donor.receive(now, &acks);
+        now += Duration::from_millis(25);
+        rounds += 1;
+        assert!(rounds < 50, "it ends");
+    }
+    assert!(rounds >= 3, "{rounds} rounds");
+    let raw = donor.stores.map(Namespace::Policies).payload_bytes();
+    assert!(total < raw * 8 / 10, "{total} bytes for {raw}: what is said twice is sent once");
+}
+
+#[test]
+fn a_peer_that_cannot_read_compressed_chunks_gets_plain_ones() {
+    let now = Instant::now();
+    let [mut donor, mut joiner] = ends(now);
+    for digest in joiner.sent(now) {
+        let mut frame = wire::decode(&digest).unwrap();
+        if let Kind::Ack(ack) = &mut frame.kind {
+            ack.reads_lz4 = false;
+        }
+        donor.receive(now, &[wire::encode(&frame)]);
+    }
+    let frames = donor.sent(now);
+    assert!(!frames.is_empty());
+    for frame in &frames {
+        assert_eq!(wire::encode(&wire::decode(frame).unwrap()), frame, "not compressed");
+    }
+}
