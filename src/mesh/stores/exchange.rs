@@ -80,6 +80,7 @@ impl Stores {
                 }
                 Namespace::Workers => self.on_worker_key(&key),
                 Namespace::Sessions => self.on_session_key(&key),
+                Namespace::Routing => self.on_routing_key(&key),
             }
         }
         Ok(ahead_ms)

@@ -31,17 +31,11 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
         tls: None,
         data_dir: None,
     };
-    Net::bind(
-        &config,
-        &config.node,
-        1,
-        metrics,
-        None,
-        None,
-        Podium { shown: watch::channel(Leadership::default()).0, votes: None },
-    )
-    .await
-    .unwrap()
+    let outlets = Outlets {
+        podium: Podium { shown: watch::channel(Leadership::default()).0, votes: None },
+        shared: mpsc::channel(1).0,
+    };
+    Net::bind(&config, &config.node, 1, metrics, None, None, outlets).await.unwrap()
 }
 
 /// Drives the node until `done`, and takes what the peer hears meanwhile.
