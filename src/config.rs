@@ -213,6 +213,20 @@ pub struct Limits {
     pub queue_max: usize,
     /// Longest wait, default 60 s; then 408.
     pub queue_timeout: Duration,
+    /// Serving requests per second, where the cluster has no say in it; none, the default: no bound.
+    pub rate: Option<RateLimit>,
+}
+
+/// Most tokens per second, and at once, that a rate limit can have.
+pub const RATE_MAX: u32 = 10_000_000;
+
+/// How many requests are admitted: over any time τ at most `per_second`·τ + `burst`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RateLimit {
+    /// 1 to [`RATE_MAX`].
+    pub per_second: u32,
+    /// 1 to [`RATE_MAX`].
+    pub burst: u32,
 }
 
 /// Circuit breakers, one per worker and gateway.

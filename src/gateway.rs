@@ -43,6 +43,10 @@ pub mod body;
 
 pub mod admission;
 
+pub mod limiter;
+
+pub mod rate;
+
 mod core;
 
 mod listener;

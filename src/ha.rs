@@ -1,9 +1,9 @@
 //! The HA API: handlers for `/ha/*` that read a snapshot and answer.
 //!
-//! Reading is public; `POST /ha/shutdown` and `PUT /ha/policies/{model}` need the admin key. Without the mesh every
+//! Reading is public; `POST /ha/shutdown`, `PUT /ha/policies/{model}` and everything of `/ha/rate-limit` need the admin key. Without the mesh every
 //! route answers 503 `{"error":"mesh not enabled"}`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
@@ -22,14 +22,20 @@ use crate::{
     gateway::{
         admin::{BODY_BYTES_MAX, Named, auth::require_admin, read_body, worker_id},
         error::GatewayError,
+        rate,
         registry::Registry,
     },
-    mesh::driver::handle::{MeshHandle, Stopped},
+    mesh::{
+        driver::handle::{MeshHandle, Stopped},
+        stores::RATE_LIMIT,
+    },
 };
 
 pub mod events;
 
 pub mod policies;
+
+pub mod rate_limit;
 
 pub mod status;
 
@@ -58,6 +64,8 @@ pub fn router(ha: Ha) -> Router {
     let admin = Router::new()
         .route("/ha/shutdown", post(shutdown))
         .route("/ha/policies/{*model}", put(put_policy))
+        .route("/ha/rate-limit", get(show_rate_limit).post(set_rate_limit))
+        .route("/ha/rate-limit/stats", get(rate_limit_stats))
         .route_layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route_layer(guard);
     Router::new()
@@ -136,10 +144,36 @@ async fn put_policy(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<policies::Shown>, GatewayError> {
     let spec = policies::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
+    if model == RATE_LIMIT {
+        return Err(GatewayError::PolicyNotFound);
+    }
     match ha.mesh.put_policy(model.clone(), spec.clone()).await {
         Ok(Ok(())) => {
             ha.registry.settled().await;
             Ok(Json(policies::shown(&model, &spec)))
+        }
+        Ok(Err(error)) => Err(GatewayError::InvalidRequest(error.to_string())),
+        Err(Stopped) => Err(GatewayError::Draining),
+    }
+}
+
+async fn show_rate_limit(State(ha): State<Ha>) -> Json<rate_limit::Shown> {
+    Json(rate_limit::shown(&ha.mesh.view(), &ha.registry.limiter(), Instant::now()))
+}
+
+async fn rate_limit_stats(State(ha): State<Ha>) -> Json<rate_limit::Stats> {
+    Json(rate_limit::stats(&ha.mesh.view(), &ha.registry.limiter(), Instant::now()))
+}
+
+async fn set_rate_limit(
+    State(ha): State<Ha>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<rate_limit::Shown>, GatewayError> {
+    let limit = rate::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
+    match ha.mesh.put_policy(RATE_LIMIT.into(), rate::to_spec(limit)).await {
+        Ok(Ok(())) => {
+            ha.registry.settled().await;
+            Ok(show_rate_limit(State(ha)).await)
         }
         Ok(Err(error)) => Err(GatewayError::InvalidRequest(error.to_string())),
         Err(Stopped) => Err(GatewayError::Draining),

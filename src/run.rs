@@ -58,7 +58,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(shared);
     let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);
     let (suspicions, sessions, placer) = (registry.suspicions(), mesh.sessions.clone(), sharing.placer.clone());
-    let reports = Reports { suspicions, sessions, placer };
+    let reports = Reports { suspicions, sessions, placer, limiter: registry.limiter() };
     let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), reports, routes, &tls)?;
     info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");
 

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     config::{
-        self, Auth, Bind, Breaker, Cache, Config, Health, Limits, Mesh, MeshTls, Requests, Retry, Telemetry, Workers,
-        address,
+        self, Auth, Bind, Breaker, Cache, Config, Health, Limits, Mesh, MeshTls, RateLimit, Requests, Retry, Telemetry,
+        Workers, address,
     },
     mesh::{
         election::voters::Voters,
@@ -95,6 +95,9 @@ impl Check<'_> {
         if flags.limits.max_concurrent_requests == -1 {
             let need = |l: &&str| format!("--{l} needs --max-concurrent-requests: add it");
             found.extend(QUEUE.iter().filter(|l| given(l)).map(need));
+        }
+        if flags.limits.rate_limit_tokens_per_second.is_none() && given(&"rate-limit-burst") {
+            found.push("--rate-limit-burst needs --rate-limit-tokens-per-second: add it".into());
         }
         for (is_off, switch, group) in [
             (flags.retry.disable_retries, "disable-retries", RETRY),
@@ -215,6 +218,9 @@ impl Check<'_> {
             concurrent_requests_max: usize::try_from(flags.max_concurrent_requests).ok(),
             queue_max: flags.queue_size as usize,
             queue_timeout: Duration::from_secs(flags.queue_timeout_secs),
+            rate: flags
+                .rate_limit_tokens_per_second
+                .map(|per_second| RateLimit { per_second, burst: flags.rate_limit_burst.unwrap_or(per_second) }),
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use smg_certs::{AllowedNodes, IdentityFiles};
 
 use super::{sources::Origin, *};
-use crate::config::PolicyKind;
+use crate::config::{PolicyKind, RateLimit};
 
 fn environment_of(pairs: &[(&str, &str)]) -> Environment {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -167,6 +167,10 @@ fn defaults_are_those_of_the_specification() {
     assert_eq!(config.limits.queue_timeout.as_secs(), 60);
     assert_eq!(accepted(&["--max-concurrent-requests", "-1"]).limits.concurrent_requests_max, None);
     assert_eq!(accepted(&["--max-concurrent-requests", "10"]).limits.concurrent_requests_max, Some(10));
+    assert_eq!(config.limits.rate, None);
+    let rate = |more: &[&str]| accepted(&[&["--rate-limit-tokens-per-second", "50"], more].concat()).limits.rate;
+    assert_eq!(rate(&[]), Some(RateLimit { per_second: 50, burst: 50 }));
+    assert_eq!(rate(&["--rate-limit-burst", "7"]), Some(RateLimit { per_second: 50, burst: 7 }));
     assert!(config.breaker.enabled);
     assert_eq!((config.breaker.failure_threshold, config.breaker.success_threshold), (10, 3));
     assert_eq!((config.breaker.timeout.as_secs(), config.breaker.window.as_secs()), (60, 120));
@@ -326,7 +330,13 @@ fn what_is_harmless_is_accepted() {
 fn what_cannot_be_used_is_refused_by_name() {
     for (case, args, parts) in [
         ("unknown flag", vec!["--mesh-tle"], vec!["--mesh-tle"]),
-        ("flag of a later part", vec!["--rate-limit-burst", "3"], vec!["--rate-limit-burst"]),
+        ("flag of a later part", vec!["--policy-config", "3"], vec!["--policy-config"]),
+        (
+            "burst of nothing",
+            vec!["--rate-limit-burst", "3"],
+            vec!["--rate-limit-burst", "--rate-limit-tokens-per-second"],
+        ),
+        ("no rate", vec!["--rate-limit-tokens-per-second", "0"], vec!["--rate-limit-tokens-per-second", "1..="]),
         ("no request at all", vec!["--max-concurrent-requests", "0"], vec!["--max-concurrent-requests", "-1"]),
         ("less than none", vec!["--max-concurrent-requests", "-2"], vec!["--max-concurrent-requests", "-1"]),
         ("queue of nothing", vec!["--queue-size", "5"], vec!["--queue-size", "--max-concurrent-requests"]),

@@ -123,8 +123,8 @@ mod tests {
     use super::*;
 
     fn admission(slots: usize, queue: usize) -> Arc<Admission> {
-        let limits =
-            Limits { concurrent_requests_max: Some(slots), queue_max: queue, queue_timeout: Duration::from_secs(60) };
+        let queue_timeout = Duration::from_secs(60);
+        let limits = Limits { concurrent_requests_max: Some(slots), queue_max: queue, queue_timeout, rate: None };
         Arc::new(Admission::new(&limits, Metrics::new()).unwrap())
     }
 

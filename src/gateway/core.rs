@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     gateway::{
         admission::Admission, budget::RetryBudget, connection::Connection, handshake::Handshakes, health::Suspicions,
-        pool::Pool, sharing::Placer, view::RoutingView,
+        limiter::Limiter, pool::Pool, sharing::Placer, view::RoutingView,
     },
     mesh::driver::sessions::Sessions,
     telemetry::metrics::Metrics,
@@ -40,8 +40,8 @@ pub(crate) enum Phase {
     Stopped,
 }
 
-/// Where the request path reports what it comes by, and who holds a session is asked. Cheap to clone; by default nobody
-/// hears.
+/// Where the request path reports what it comes by, and asks who holds a session and how much is admitted. Cheap to clone;
+/// by default nobody hears, and there is no limit.
 #[derive(Clone, Debug, Default)]
 pub struct Reports {
     /// Workers that cannot be connected to.
@@ -50,6 +50,8 @@ pub struct Reports {
     pub sessions: Sessions,
     /// Placements that other gateways would not expect.
     pub placer: Placer,
+    /// How many requests per second are admitted.
+    pub limiter: Arc<Limiter>,
 }
 
 /// What all cores share: read only, but for the templates of control routes, which leave the hot path alone.
@@ -60,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) suspicions: Suspicions,
     pub(crate) sessions: Sessions,
     pub(crate) placer: Placer,
+    pub(crate) limiter: Arc<Limiter>,
     pub(crate) control: axum::Router,
     /// None: clients connect without TLS.
     pub(crate) acceptor: Option<TlsAcceptor>,
@@ -79,9 +82,9 @@ impl Shared {
         acceptor: Option<TlsAcceptor>,
     ) -> Self {
         let admission = Admission::new(&config.limits, metrics.clone());
-        let Reports { suspicions, sessions, placer } = reports;
+        let Reports { suspicions, sessions, placer, limiter } = reports;
         let templates = Mutex::default();
-        Self { config, view, metrics, suspicions, sessions, placer, control, acceptor, admission, templates }
+        Self { config, view, metrics, suspicions, sessions, placer, limiter, control, acceptor, admission, templates }
     }
 
     /// The template as a metric label.

@@ -9,13 +9,22 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::gateway::{body::Body, scan::ScanError};
+use crate::gateway::{body::Body, limiter::Refused, scan::ScanError};
 
 /// The error code of a response, for clients that do not parse bodies.
 pub const ERROR_CODE_HEADER: HeaderName = HeaderName::from_static("x-smg-error-code");
 
 /// `false`: repeating the request gives the same answer. Official clients honour it.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// Tokens per second.
+const RATE_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+
+/// Tokens that are left.
+const RATE_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+
+/// Seconds until the whole burst is there again.
+const RATE_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// Longest model name that an error message repeats, in bytes.
 const NAME_BYTES_MAX: usize = 128;
@@ -75,6 +84,9 @@ pub enum GatewayError {
     /// The model is not served here and has no policy of its own.
     #[error("there is no policy for this model")]
     PolicyNotFound,
+    /// No token is left (`--rate-limit-tokens-per-second`, `POST /ha/rate-limit`). The client may come again.
+    #[error("too many requests: this gateway admits {} per second", .0.limit)]
+    RateLimited(Refused),
     /// As many requests wait as may (`--queue-size`). The client may come again.
     #[error("this gateway is busy and its queue is full")]
     QueueFull,
@@ -120,6 +132,11 @@ pub enum GatewayError {
     /// A stream that had begun brought nothing for `--stream-idle-timeout-secs`.
     #[error("the worker's answer has stalled")]
     StreamIdle,
+}
+
+/// Seconds, rounded up.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 struct Shape {
@@ -168,6 +185,7 @@ impl GatewayError {
             Self::PolicyNotFound => (StatusCode::NOT_FOUND, INVALID, "policy_not_found"),
             Self::RouteNotFound => (StatusCode::NOT_FOUND, INVALID, "not_found"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
+            Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded"),
             Self::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
             Self::QueueTimeout => (StatusCode::REQUEST_TIMEOUT, "rate_limit_error", "queue_timeout"),
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
@@ -193,6 +211,7 @@ impl GatewayError {
                 Some(Duration::from_secs(1))
             }
             Self::BreakersOpen { after } => Some(*after),
+            Self::RateLimited(refused) => Some(refused.retry_after),
             _ => None,
         }
     }
@@ -220,7 +239,7 @@ impl GatewayError {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(ERROR_CODE_HEADER, HeaderValue::from_static(self.code()));
         if let Some(after) = self.retry_after() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil() as u64));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
         }
         if self.is_deterministic() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -231,6 +250,11 @@ impl GatewayError {
             }
             Self::ApiKey | Self::AdminKey => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Self::RateLimited(refused) => {
+                headers.insert(RATE_LIMIT, HeaderValue::from(refused.limit));
+                headers.insert(RATE_REMAINING, HeaderValue::from(0));
+                headers.insert(RATE_RESET, HeaderValue::from(whole_seconds(refused.reset)));
             }
             // The rest of the body is not read, and a request after it would not be understood.
             Self::Draining | Self::PayloadTooLarge { .. } | Self::BodyBroken | Self::BodyTimeout => {
@@ -277,6 +301,8 @@ mod tests {
     fn errors_look_like_this() {
         let too_large = GatewayError::PayloadTooLarge { bytes_max: 9 };
         let not_allowed = GatewayError::MethodNotAllowed { allow: Some("POST") };
+        let (retry_after, reset) = (Duration::from_millis(200), Duration::from_secs(3));
+        let refused = Refused { limit: 5, retry_after, reset };
         let open = GatewayError::BreakersOpen { after: Duration::from_millis(40_001) };
         for (error, status, kind, code, header) in [
             (GatewayError::Host, 400, "invalid_request_error", "invalid_host", None),
@@ -294,6 +320,13 @@ mod tests {
             (GatewayError::PolicyNotFound, 404, "invalid_request_error", "policy_not_found", None),
             (GatewayError::RouteNotFound, 404, "invalid_request_error", "not_found", None),
             (not_allowed, 405, "invalid_request_error", "method_not_allowed", Some("allow: POST")),
+            (
+                GatewayError::RateLimited(refused),
+                429,
+                "rate_limit_error",
+                "rate_limit_exceeded",
+                Some("retry-after: 1"),
+            ),
             (GatewayError::QueueFull, 429, "rate_limit_error", "queue_full", Some("retry-after: 1")),
             (GatewayError::QueueTimeout, 408, "rate_limit_error", "queue_timeout", Some("retry-after: 1")),
             (GatewayError::model_not_found("m"), 404, "invalid_request_error", "model_not_found", None),
@@ -333,6 +366,22 @@ mod tests {
             assert_eq!(body["error"]["code"], code, "{case}");
             assert_eq!(body["error"]["message"], error.to_string(), "{case}");
             assert!(body["error"].as_object().is_some_and(|error| error.contains_key("param")), "{case}");
+        }
+    }
+
+    #[test]
+    fn who_came_too_often_learns_the_limit() {
+        let reset = Duration::from_millis(2001);
+        let response =
+            GatewayError::RateLimited(Refused { limit: 5, retry_after: Duration::from_secs(1), reset }).response();
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        for (name, expected) in [
+            ("retry-after", "1"),
+            ("x-ratelimit-limit", "5"),
+            ("x-ratelimit-remaining", "0"),
+            ("x-ratelimit-reset", "3"),
+        ] {
+            assert_eq!(header(name), Some(expected), "{name}");
         }
     }
 

@@ -137,6 +137,9 @@ async fn route(
     let found = if is_bounded { scan::scan(&body)? } else { scan::Scan::default() };
     stage.set(Stage::Queue);
     let mut way = look_up(inbound, found.model.as_deref(), inbound.started)?;
+    if is_bounded {
+        take_token(inbound)?;
+    }
     if let Some(admission) = inbound.core.shared().admission.as_ref().filter(|_| is_bounded) {
         let slot = admission.enter().await?;
         if slot.has_waited() {
@@ -175,6 +178,19 @@ struct Said {
 /// A route like another, to one worker.
 fn only(route: &Route, worker: Arc<Worker>) -> Arc<Route> {
     Arc::new(Route::new(route.label.clone(), route.policy, vec![worker]))
+}
+
+/// Takes one of this second's requests. What is wrong with a request was said before, and costs none.
+fn take_token(inbound: &Inbound) -> Result<(), GatewayError> {
+    match inbound.core.shared().limiter.admit(Instant::now()) {
+        Ok(true) => inbound.core.metrics.rate_limit("allowed", "within_rate"),
+        Ok(false) => {}
+        Err(refused) => {
+            inbound.core.metrics.rate_limit("rejected", "rate_exceeded");
+            return Err(GatewayError::RateLimited(refused));
+        }
+    }
+    Ok(())
 }
 
 /// Where a request may go.

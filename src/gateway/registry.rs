@@ -23,12 +23,13 @@ use smg_certs::ClientMaterial;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{self, Cache, Config, Health, PolicyKind},
+    config::{self, Cache, Config, Health, PolicyKind, RateLimit},
     gateway::{
         health::{
             Prober, Suspicions,
             probe::{HttpProbe, Probe},
         },
+        limiter::Limiter,
         registry::{
             keeper::{Keeper, Outputs},
             roster::{Entry, Roster},
@@ -68,6 +69,8 @@ pub struct Settings {
     pub tls: Arc<ClientMaterial>,
     /// How long a removed worker with requests in flight stays listed.
     pub drain_settle: Duration,
+    /// Requests per second as long as the cluster says nothing else.
+    pub rate: Option<RateLimit>,
     /// After this long without a ready worker an error is logged, once.
     pub startup_timeout: Duration,
 }
@@ -85,6 +88,7 @@ impl Settings {
             breaker: config.breaker.clone(),
             health: config.health.clone(),
             drain_settle: config.workers.drain_settle,
+            rate: config.limits.rate,
             startup_timeout: config.workers.startup_timeout,
         }
     }
@@ -96,6 +100,7 @@ pub struct Registry {
     routing: Arc<ArcSwap<RoutingView>>,
     roster: watch::Receiver<Arc<Roster>>,
     suspicions: Suspicions,
+    limiter: Arc<Limiter>,
     waiters: mpsc::Sender<oneshot::Sender<()>>,
 }
 
@@ -122,14 +127,16 @@ impl Registry {
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let prober = Prober::new(probe, settings.health.clone());
+        let limiter = Arc::new(Limiter::of(settings.rate));
         let (roster_sender, roster) = watch::channel(Arc::default());
         let (waiters, waiting) = mpsc::channel(WAITERS_MAX);
-        let registry = Self { routing: Arc::default(), roster, suspicions: prober.suspicions(), waiters };
+        let registry = Self { routing: Arc::default(), roster, suspicions: prober.suspicions(), limiter, waiters };
         let source = registry.clone();
         metrics.watch_workers(move || source.samples());
         let routing = registry.routing.clone();
         metrics.watch_caches(move || cache_samples(&routing.load()));
-        let outputs = Outputs { routing: registry.routing.clone(), roster: roster_sender, waiting };
+        let (routing, limiter) = (registry.routing.clone(), registry.limiter.clone());
+        let outputs = Outputs { routing, limiter, roster: roster_sender, waiting };
         let keeper = Keeper::new(prober, mesh, settings, metrics, outputs);
         (registry, keeper.run())
     }
@@ -144,6 +151,12 @@ impl Registry {
     #[must_use]
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.borrow().clone()
+    }
+
+    /// How many requests per second are admitted: what the cluster says, else the flag.
+    #[must_use]
+    pub fn limiter(&self) -> Arc<Limiter> {
+        self.limiter.clone()
     }
 
     /// Where the request path reports workers that it could not connect to.

@@ -207,6 +207,7 @@ mod tests {
             mesh_enabled: true,
             nodes: nodes.iter().map(node).collect(),
             workers: workers.iter().map(worker).collect(),
+            rate_limit: None,
             policies: policy.into_iter().map(|spec| ("m".to_owned(), spec)).collect(),
             routing: RoutingFacts::default(),
             last_sync: None,

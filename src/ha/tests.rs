@@ -46,7 +46,11 @@ fn fixture() -> Fixture {
 
 impl Fixture {
     async fn send(&self, method: Method, path: &str, client: [u8; 4]) -> (u16, Value) {
-        let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        self.send_body(method, path, client, "").await
+    }
+
+    async fn send_body(&self, method: Method, path: &str, client: [u8; 4], body: &str) -> (u16, Value) {
+        let mut request = Request::builder().method(method).uri(path).body(Body::from(body.to_owned())).unwrap();
         request.extensions_mut().insert(ConnectInfo(SocketAddr::from((client, 5))));
         let response = prepare(router(self.ha.clone())).oneshot(request).await.unwrap();
         let status = response.status().as_u16();
@@ -188,6 +192,42 @@ async fn the_page_asks_for_nothing_but_routes_of_this_api() {
         assert_eq!(f.get(path).await.0, 200, "{path}");
     }
     assert!(page.contains("new EventSource(\"/ha/events\")"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn operators_read_and_set_the_rate_limit() {
+    let f = fixture();
+    let local = [127, 0, 0, 1];
+    for (method, path) in
+        [(Method::GET, "/ha/rate-limit"), (Method::POST, "/ha/rate-limit"), (Method::GET, "/ha/rate-limit/stats")]
+    {
+        assert_eq!(f.send(method, path, [10, 0, 0, 1]).await.0, 403, "{path}");
+    }
+    let shown = |limit, burst, source| json!({ "limit_per_second": limit, "burst": burst, "source": source, "scope": "gateway" });
+    assert_eq!(f.send(Method::GET, "/ha/rate-limit", local).await, (200, shown(0, 0, "flag")));
+    for (body, expected) in [
+        (r#"{"limit_per_second":5,"burst":9}"#, shown(5, 9, "api")),
+        (r#"{"limit_per_second":6}"#, shown(6, 6, "api")),
+        (r#"{"limit_per_second":0}"#, shown(0, 0, "api")),
+        (r#"{"limit_per_second":7,"burst":2}"#, shown(7, 2, "api")),
+    ] {
+        assert_eq!(f.send_body(Method::POST, "/ha/rate-limit", local, body).await, (200, expected.clone()), "{body}");
+        assert_eq!(f.send(Method::GET, "/ha/rate-limit", local).await, (200, expected), "{body}");
+    }
+    let (status, body) = f.send_body(Method::POST, "/ha/rate-limit", local, r#"{"limit_per_second":-5}"#).await;
+    assert_eq!((status, &body["error"]["code"]), (400, &json!("invalid_request")));
+    let limiter = f.ha.registry.limiter();
+    let now = Instant::now();
+    assert_eq!((0..5).filter(|_| limiter.admit(now).is_ok()).count(), 2);
+    let (_, stats) = f.send(Method::GET, "/ha/rate-limit/stats", local).await;
+    let figures = ["node_name", "limit_per_second", "burst", "allowed", "rejected"].map(|key| stats[key].clone());
+    assert_eq!(figures, [json!("node1"), json!(7), json!(2), json!(2), json!(3)], "{stats}");
+    assert!(stats["remaining"].is_u64(), "{stats}");
+    // Nothing of it is a policy of a model.
+    let (_, policies) = f.get("/ha/policies").await;
+    assert_eq!(policies["policies"].as_array().map(Vec::len), Some(1), "{policies}");
+    let policy = r#"{"policy":"random"}"#;
+    assert_eq!(f.send_body(Method::PUT, "/ha/policies/%00rate-limit", local, policy).await.0, 404);
 }
 
 #[tokio::test(start_paused = true)]

@@ -445,6 +445,7 @@ impl Driver {
             workers: self.stores.workers().into_iter().map(Arc::new).collect(),
             policies: self.stores.policies(),
             routing: RoutingFacts { hash_key: self.stores.hash_key(), generations: self.stores.generations() },
+            rate_limit: self.stores.rate_limit(),
             last_sync: self.net.as_ref().and_then(Net::last_sync),
         };
         self.view.send_replace(Arc::new(view));
@@ -498,6 +499,7 @@ impl View {
             routing: RoutingFacts::default(),
             leader: None,
             term: 0,
+            rate_limit: None,
             last_sync: None,
         }
     }

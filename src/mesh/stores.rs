@@ -7,6 +7,7 @@
 //! | policies `<model>` | any node, for its operator | LWW-Register |
 //! | sessions, a hash | any node, for its clients | LWW-Register, removed by age and number |
 //! | routing `key`, `life/<id>` | any node | register of which the oldest, the highest value counts |
+//! | policies [`RATE_LIMIT`] | any node, for its operator | LWW-Register |
 //!
 //! # Rules that the types alone do not give
 //!
@@ -41,7 +42,7 @@ mod workers;
 
 use self::workers::WorkerKey;
 pub use self::{
-    policies::PolicySpec,
+    policies::{PolicySpec, RATE_LIMIT},
     routing::HASH_KEY_BYTES,
     sessions::{RESPONSES_MAX, SESSION_RENEW_MS, SESSION_TTL_MS, SESSIONS_MAX, Session, SessionKey},
     workers::{WorkerId, WorkerObservation, WorkerOrigin, WorkerPatch, WorkerSpec, WorkerState, WorkerView},
@@ -340,12 +341,21 @@ impl Stores {
         self.read_policies().0
     }
 
-    /// Sets the policy of a model.
+    /// The rate limit that was set, as an operator said it.
+    #[must_use]
+    pub fn rate_limit(&self) -> Option<PolicySpec> {
+        let map = self.map(Namespace::Policies);
+        let newest = lww_register::read(map, RATE_LIMIT.as_bytes())?;
+        state::decode_policy(newest.payload).ok()
+    }
+
+    /// Sets the policy of a model, or under [`RATE_LIMIT`] the rate limit.
     ///
     /// # Errors
-    /// When the model name or the policy is longer than it may be; then nothing is written.
+    /// When the model name has control characters, or it or the policy is longer than it may be; then nothing is written.
     pub fn put_policy(&mut self, wall_ms: u64, model: &str, policy: &PolicySpec) -> Result<(), ValueError> {
-        if model.is_empty() || model.len() > MODEL_BYTES_MAX {
+        let is_name = model == RATE_LIMIT || !model.contains(char::is_control);
+        if model.is_empty() || model.len() > MODEL_BYTES_MAX || !is_name {
             return Err(ValueError::OutOfBounds("model"));
         }
         let payload = state::encode_policy(policy)?;
@@ -462,6 +472,9 @@ impl Stores {
         let (mut policies, mut bad) = (Vec::new(), 0);
         let map = self.map(Namespace::Policies);
         for (key, live) in map.range_from(b"") {
+            if key[..] == *RATE_LIMIT.as_bytes() {
+                continue;
+            }
             let policy = lww_register::newest(map, live).map(|live| state::decode_policy(live.payload));
             match (std::str::from_utf8(key), policy) {
                 (Ok(model), Some(Ok(policy))) => policies.push((model.to_owned(), policy)),

@@ -1,8 +1,10 @@
-//! `--max-concurrent-requests`: a bound that the worker can count on.
+//! `--max-concurrent-requests` and the rate limit: bounds that workers can count on.
+
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Gateway, Network, eventually, s, worker};
+use crate::harness::{Gateway, Network, eventually, joined, s, worker};
 
 #[tokio::test]
 async fn with_a_bound_of_10_and_100_clients_the_worker_never_sees_11() {
@@ -36,4 +38,47 @@ async fn with_a_bound_of_10_and_100_clients_the_worker_never_sees_11() {
         assert!(metrics.contains(expected), "{expected} in {metrics}");
     }
     assert!(!metrics.contains(r#"decision="rejected""#), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_rate_limit_set_at_one_gateway_holds_at_each() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let flags = ["--worker-urls", &url, "--rate-limit-tokens-per-second", "1000"];
+    let [node1, node2] = [1, 2].map(|n| Gateway::start(network, n, &[1, 2], &flags));
+    joined(&[&node1, &node2], 2, s(5)).await;
+    eventually(s(5), "node 2 serves", async || matches!(node2.chat("m1").await, Ok((200, _)))).await;
+    let limit = async |node: &Gateway| node.get("/ha/rate-limit").await.map(|(_, body)| body).unwrap_or_default();
+    let by_flag = json!({"limit_per_second": 1000, "burst": 1000, "source": "flag", "scope": "gateway"});
+    assert_eq!(limit(&node2).await, by_flag);
+    let set = json!({"limit_per_second": 1, "burst": 3, "source": "api", "scope": "gateway"});
+    let answer = node1.post("/ha/rate-limit", json!({"limit_per_second": 1, "burst": 3})).await;
+    assert_eq!(answer, (200, set.clone()));
+    eventually(s(1), "node 2 has the limit", async || limit(&node2).await == set).await;
+
+    let started = Instant::now();
+    let mut admitted = 0;
+    let mut refused = None;
+    while refused.is_none() {
+        let answer = node2.chat("m1").await.unwrap();
+        match answer.0 {
+            200 => admitted += 1,
+            _ => refused = Some(answer),
+        }
+    }
+    let (status, body) = refused.unwrap();
+    assert_eq!((status, &body["error"]["code"]), (429, &json!("rate_limit_exceeded")), "{body}");
+    assert!(admitted <= 3 + started.elapsed().as_secs() + 1, "{admitted} in {:?}", started.elapsed());
+    let metrics = node2.metrics().await;
+    assert!(
+        metrics.contains(r#"smg_http_rate_limit_total{decision="rejected",result="rate_exceeded"} 1"#),
+        "{metrics}"
+    );
+    let (_, stats) = node2.get("/ha/rate-limit/stats").await.unwrap();
+    assert_eq!((&stats["rejected"], &stats["node_name"]), (&json!(1), &json!("node2")), "{stats}");
+
+    assert_eq!(node2.post("/ha/rate-limit", json!({"limit_per_second": 0})).await.0, 200);
+    for _ in 0..10 {
+        assert_eq!(node2.chat("m1").await.unwrap().0, 200, "0 is no limit");
+    }
 }

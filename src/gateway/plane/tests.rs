@@ -11,8 +11,11 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::{Auth, Bind, Breaker, Cache, Health, Limits, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
+    config::{
+        Auth, Bind, Breaker, Cache, Health, Limits, Mesh, PolicyKind, RateLimit, Requests, Retry, Telemetry, Workers,
+    },
     gateway::{
+        limiter::Limiter,
         view::{Registered, Route},
         worker::Worker,
     },
@@ -77,7 +80,7 @@ fn config() -> Config {
             jitter_factor: 0.2,
             budget_percent: 20,
         },
-        limits: Limits { concurrent_requests_max: None, queue_max: 0, queue_timeout: second },
+        limits: Limits { concurrent_requests_max: None, queue_max: 0, queue_timeout: second, rate: None },
         breaker: Breaker {
             enabled: true,
             failure_threshold: 2,
@@ -159,8 +162,18 @@ fn view(workers: &[Arc<Worker>]) -> RoutingView {
 
 fn start_with(config: Config, control: axum::Router, workers: &[Arc<Worker>]) -> Plane {
     let view = Arc::new(ArcSwap::from_pointee(view(workers)));
-    let (reports, tls) = (Reports::default(), Tls::default());
-    Plane::start(Arc::new(config), view, Metrics::new(), reports, control, &tls).unwrap()
+    start_on(config, view, Metrics::new(), control).unwrap()
+}
+
+fn start_on(
+    config: Config,
+    view: Arc<ArcSwap<RoutingView>>,
+    metrics: Arc<Metrics>,
+    control: axum::Router,
+) -> Result<Plane, BindError> {
+    let limiter = Arc::new(Limiter::of(config.limits.rate));
+    let (reports, tls) = (Reports { limiter, ..Reports::default() }, Tls::default());
+    Plane::start(Arc::new(config), view, metrics, reports, control, &tls)
 }
 
 fn start(workers: &[Arc<Worker>]) -> Plane {

@@ -16,7 +16,9 @@ use tokio::{
 use crate::{
     gateway::{
         health::{Prober, Report, probe::Probe},
+        limiter::{Limiter, Quota},
         prefix::HashKey,
+        rate,
         registry::{
             Settings,
             roster::{Entry, Roster, models_of},
@@ -86,6 +88,7 @@ pub(super) struct Keeper<P> {
 /// Where the task shows what it knows, and who waits for it.
 pub(super) struct Outputs {
     pub(super) routing: Arc<ArcSwap<RoutingView>>,
+    pub(super) limiter: Arc<Limiter>,
     pub(super) roster: watch::Sender<Arc<Roster>>,
     pub(super) waiting: mpsc::Receiver<oneshot::Sender<()>>,
 }
@@ -183,6 +186,7 @@ impl<P: Probe> Keeper<P> {
             self.set_policies();
         }
         self.on_routing_facts(&view);
+        self.limit_rate(view.rate_limit.as_ref());
         let gone: Vec<_> = {
             let is_there = |id: &WorkerId| view.workers.binary_search_by(|worker| worker.id.cmp(id)).is_ok();
             self.slots.keys().filter(|id| !is_there(id)).cloned().collect()
@@ -219,6 +223,19 @@ impl<P: Probe> Keeper<P> {
             None => policies,
         };
         self.mark_stale();
+    }
+
+    /// Puts the rate limit of the cluster in force, else that of the flag.
+    fn limit_rate(&self, set: Option<&PolicySpec>) {
+        let limit = match set.map(rate::of_spec) {
+            Some(Ok(limit)) => limit,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "rate limit of a newer version ignored");
+                self.settings.rate
+            }
+            None => self.settings.rate,
+        };
+        self.outputs.limiter.set(limit.map(Quota::from), std::time::Instant::now());
     }
 
     /// Takes in the view as it is now, and tells the waiter when the table shows it.

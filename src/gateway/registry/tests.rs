@@ -16,13 +16,15 @@ use crate::{
     gateway::{
         breaker,
         health::{state::tests::rules, tests::Script},
+        limiter::Quota,
+        rate,
         view::Lookup,
         worker::tests::spec,
     },
     mesh::{
         driver::handle::{COMMANDS_MAX, Command, Leadership, NodeView, RoutingFacts, View},
         node::NodeStatus,
-        stores::{PolicySpec, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
+        stores::{PolicySpec, RATE_LIMIT, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     },
 };
 
@@ -51,6 +53,7 @@ impl FakeMesh {
             workers: Vec::new(),
             policies: Vec::new(),
             routing: RoutingFacts::default(),
+            rate_limit: None,
             last_sync: None,
             synced: true,
         };
@@ -65,7 +68,7 @@ impl FakeMesh {
                     Command::PatchWorker(id, patch, reply) => drop(reply.send(change(&applied, &id, &patch))),
                     Command::RemoveWorker(id, reply) => drop(reply.send(remove(&applied, &id))),
                     Command::PutPolicy(model, spec, reply) => {
-                        applied.send_modify(|view| Arc::make_mut(view).policies.push((model, spec)));
+                        applied.send_modify(|view| set_policy(Arc::make_mut(view), model, spec));
                         drop(reply.send(Ok(())));
                     }
                     Command::Observe(id, seen) => observe(&applied, &id, "node1", &seen),
@@ -138,6 +141,14 @@ fn observe(view: &watch::Sender<Arc<View>>, id: &WorkerId, node: &str, seen: &Wo
     });
 }
 
+fn set_policy(view: &mut View, model: String, spec: PolicySpec) {
+    if model == RATE_LIMIT {
+        view.rate_limit = Some(spec);
+    } else {
+        view.policies.push((model, spec));
+    }
+}
+
 pub(crate) fn settings() -> Settings {
     Settings {
         cache: Cache::default(),
@@ -148,6 +159,7 @@ pub(crate) fn settings() -> Settings {
         breaker: breaker::tests::rules(),
         health: rules(),
         drain_settle: Duration::from_secs(5),
+        rate: None,
         startup_timeout: Duration::from_secs(1800),
     }
 }
@@ -388,6 +400,25 @@ async fn policies_follow_the_mesh() {
     roster.changed().await.unwrap();
     assert_eq!(registry.routing.load().models["m"].policy, PolicyKind::LeastLoad);
     assert_eq!(registry.routing.load().any.policy, PolicyKind::PowerOfTwo);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rate_limit_of_the_cluster_precedes_the_flag() {
+    let (script, mesh) = (Script::default(), FakeMesh::start());
+    let flag = RateLimit { per_second: 3, burst: 4 };
+    let registry = start_as(&script, &mesh, Settings { rate: Some(flag), ..settings() });
+    let in_force = || registry.limiter().stats(std::time::Instant::now()).quota;
+    assert_eq!(in_force(), Some(Quota::from(flag)));
+    let said = RateLimit { per_second: 7, burst: 9 };
+    for (case, spec, expected) in [
+        ("set", rate::to_spec(Some(said)), Some(said)),
+        ("not understood", PolicySpec { policy: "of a later version".into(), ..rate::to_spec(None) }, Some(flag)),
+        ("off", rate::to_spec(None), None),
+    ] {
+        mesh.handle.put_policy(RATE_LIMIT.into(), spec).await.unwrap().unwrap();
+        registry.settled().await;
+        assert_eq!(in_force(), expected.map(Quota::from), "{case}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

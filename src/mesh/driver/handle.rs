@@ -44,6 +44,8 @@ pub struct View {
     pub leader: Option<NodeName>,
     /// The newest term of a leader that this node knows; 0 before the first election.
     pub term: u64,
+    /// The rate limit set through the API.
+    pub rate_limit: Option<PolicySpec>,
     /// When this node's state was last known equal to, or changed by, a peer's; none before the first exchange.
     pub last_sync: Option<SystemTime>,
 }
@@ -197,7 +199,7 @@ impl MeshHandle {
     }
 
     /// Sets the policy of a model, here and everywhere; `*` is the default of all that have none of their
-    /// own. When it answers, [`view`](Self::view) shows it.
+    /// own, [`RATE_LIMIT`](crate::mesh::stores::RATE_LIMIT) the rate limit. When it answers, [`view`](Self::view) shows it.
     ///
     /// # Errors
     /// When the driver has stopped; inside, when a name is longer than it may be and nothing was written.

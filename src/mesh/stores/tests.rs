@@ -296,10 +296,13 @@ fn policies_beyond_their_bounds_are_refused() {
         ("large config", "m", &large, false),
         ("no model", "", &fine, false),
         ("long model", &*long_model, &fine, false),
+        ("control character", "\0m", &fine, false),
+        ("rate limit", RATE_LIMIT, &fine, true),
     ] {
         assert_eq!(stores.put_policy(1, model, policy).is_ok(), accepted, "{case}");
     }
-    assert_eq!(stores.policies(), [("m".to_owned(), fine)]);
+    assert_eq!(stores.policies(), [("m".to_owned(), fine.clone())], "the rate limit is no model's policy");
+    assert_eq!((stores.rate_limit(), stores.entry_counts().policies), (Some(fine), 1));
 }
 
 #[test]

@@ -195,15 +195,7 @@ async fn a_client_that_leaves_is_recorded_as_such() {
     let upstream = Upstream::new().await;
     let metrics = Metrics::new();
     let view = Arc::new(ArcSwap::from_pointee(view(&[upstream.worker()])));
-    let plane = Plane::start(
-        Arc::new(config()),
-        view,
-        metrics.clone(),
-        Reports::default(),
-        axum::Router::new(),
-        &Tls::default(),
-    );
-    let plane = plane.unwrap();
+    let plane = start_on(config(), view, metrics.clone(), axum::Router::new()).unwrap();
     let count = |status: &str, code: &str| {
         let path = "path=\"/v1/chat/completions\"";
         let labels = format!("{{error_code=\"{code}\",{path},status_code=\"{status}\"}} ");

@@ -1,4 +1,4 @@
-//! The bound on requests in flight, and its queue.
+//! The bound on requests in flight, and its queue; the bound on requests per second.
 
 use futures_util::FutureExt;
 
@@ -7,7 +7,7 @@ use super::*;
 fn start_bounded(queue_max: usize, queue_timeout_ms: u64, workers: &[Arc<Worker>]) -> Plane {
     let mut config = config();
     let queue_timeout = Duration::from_millis(queue_timeout_ms);
-    config.limits = Limits { concurrent_requests_max: Some(1), queue_max, queue_timeout };
+    config.limits = Limits { concurrent_requests_max: Some(1), queue_max, queue_timeout, rate: None };
     start_with(config, axum::Router::new(), workers)
 }
 
@@ -94,4 +94,48 @@ async fn a_wait_that_is_too_long_is_408() {
     assert_eq!(text, CHAT);
     worker.answer("{}").await;
     assert_eq!(second.message().await.status(), 200);
+}
+
+#[tokio::test]
+async fn more_requests_than_the_rate_allows_are_429() {
+    let upstream = Upstream::new().await;
+    let mut config = config();
+    config.limits.rate = Some(RateLimit { per_second: 1, burst: 2 });
+    config.auth.api_keys = vec!["key".into()];
+    let plane = start_with(config, axum::Router::new(), &[upstream.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    let post = |body: &str| post_with("Authorization: Bearer key\r\n", body);
+    // What is wrong costs no token.
+    for (request, status) in [(super::post(CHAT), 401), (post("{"), 400), (post(r#"{"model":"none"}"#), 404)] {
+        assert_eq!(client.ask(request).await.status(), status);
+    }
+    client.send(post(CHAT)).await;
+    let mut worker = upstream.accept().await;
+    for round in 0..2 {
+        if round > 0 {
+            client.send(post(CHAT)).await;
+        }
+        worker.message().await;
+        worker.answer("{}").await;
+        assert_eq!(client.message().await.status(), 200);
+    }
+    let refused = loop {
+        // A slow machine may have gained a token meanwhile.
+        client.send(post(CHAT)).await;
+        tokio::select! {
+            answer = client.message() => break answer,
+            _ = worker.message() => {
+                worker.answer("{}").await;
+                assert_eq!(client.message().await.status(), 200);
+            }
+        }
+    };
+    assert_eq!((refused.status(), refused.error_code().as_str()), (429, "rate_limit_exceeded"));
+    for (name, expected) in [("retry-after", "1"), ("x-ratelimit-limit", "1"), ("x-ratelimit-remaining", "0")] {
+        assert_eq!(refused.header(name), Some(expected), "{name}");
+    }
+    assert!(matches!(refused.header("x-ratelimit-reset"), Some("1" | "2")), "{refused:?}");
+    // Probes and what is no serving route are not bounded.
+    assert_eq!(client.ask(get("/liveness")).await.status(), 200);
+    assert_eq!(client.ask(get("/v1/models")).await.status(), 200);
 }

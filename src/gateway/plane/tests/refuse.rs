@@ -196,15 +196,7 @@ async fn a_port_that_is_taken() {
     let plane = start(&[]);
     let mut config = config();
     config.bind.addr = plane.addr();
-    let error = Plane::start(
-        Arc::new(config),
-        Arc::default(),
-        Metrics::new(),
-        Reports::default(),
-        axum::Router::new(),
-        &Tls::default(),
-    )
-    .unwrap_err();
+    let error = start_on(config, Arc::default(), Metrics::new(), axum::Router::new()).unwrap_err();
     assert!(matches!(error, BindError::Listen { .. }));
     assert!(error.to_string().contains("--port"), "{error}");
 }

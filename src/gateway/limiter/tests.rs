@@ -1,0 +1,185 @@
+//! The bound as a table, as a law over histories, and among threads that race.
+
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn quota(per_second: f64, burst: f64) -> Option<Quota> {
+    Some(Quota { per_second, burst })
+}
+
+/// How many of `n` requests at one instant are admitted.
+fn admitted(limiter: &Limiter, n: usize, now: Instant) -> usize {
+    (0..n).filter(|_| limiter.admit(now).is_ok()).count()
+}
+
+#[test]
+fn a_bucket_fills_at_its_rate_up_to_its_burst() {
+    let start = Instant::now();
+    let at = |ms| start + Duration::from_millis(ms);
+    let limiter = Limiter::new(quota(10.0, 3.0), start);
+    for (case, ms, expected) in [
+        ("the burst at first", 0, 3),
+        ("nothing more", 0, 0),
+        ("not before the first token", 99, 0),
+        ("one token", 100, 1),
+        ("two", 300, 2),
+        ("never more than the burst", 10_000, 3),
+        ("a clock that is behind gives nothing", 9_000, 0),
+    ] {
+        assert_eq!(admitted(&limiter, 10, at(ms)), expected, "{case}");
+    }
+}
+
+#[test]
+fn who_is_refused_learns_when_to_come_again() {
+    let start = Instant::now();
+    let limiter = Limiter::new(quota(3.0, 2.0), start);
+    assert_eq!(limiter.stats(start).remaining, Some(2));
+    assert_eq!((limiter.admit(start), limiter.admit(start)), (Ok(true), Ok(true)));
+    let third = Duration::from_nanos(333_333_334);
+    let refused = Refused { limit: 3, retry_after: third, reset: 2 * third };
+    assert_eq!(limiter.admit(start), Err(refused));
+    let later = start + refused.retry_after;
+    assert_eq!(limiter.admit(later), Ok(true));
+    let stats = limiter.stats(later);
+    assert_eq!((stats.remaining, stats.admitted, stats.refused), (Some(0), 3, 1));
+    assert_eq!(limiter.stats(later + refused.reset).remaining, Some(2));
+}
+
+#[test]
+fn without_a_quota_everything_passes() {
+    let start = Instant::now();
+    let limiter = Limiter::new(None, start);
+    assert_eq!(limiter.admit(start), Ok(false));
+    assert_eq!(limiter.stats(start), Stats { quota: None, remaining: None, admitted: 0, refused: 0 });
+    limiter.set(quota(1.0, 1.0), start);
+    assert_eq!(admitted(&limiter, 5, start), 1);
+    limiter.set(None, start);
+    assert_eq!(admitted(&limiter, 5, start), 5);
+}
+
+#[test]
+fn another_quota_leaves_spent_what_was_spent() {
+    let start = Instant::now();
+    for (case, spend, to, now, after_tenth) in [
+        ("the same", 6, (10.0, 10.0), 4, 1),
+        ("ten times the rate", 6, (100.0, 10.0), 4, 10),
+        ("a tenth of the rate", 6, (1.0, 10.0), 4, 0),
+        ("more room", 6, (10.0, 20.0), 14, 1),
+        ("less room than was spent", 6, (10.0, 5.0), 0, 0),
+        ("nothing", 6, (10.0, 0.0), 0, 0),
+        ("half a token", 0, (10.0, 0.5), 0, 0),
+        ("a rate beyond all bounds", 6, (1e300, 10.0), 4, 10),
+        ("a rate below all bounds", 6, (1e-300, 10.0), 4, 0),
+        ("a burst beyond all bounds", 6, (10.0, 1e300), 94, 1),
+    ] {
+        let limiter = Limiter::new(quota(10.0, 10.0), start);
+        assert_eq!(admitted(&limiter, spend, start), spend, "{case}");
+        limiter.set(quota(to.0, to.1), start);
+        assert_eq!(admitted(&limiter, if to.1 > 1e9 { now } else { 100 }, start), now, "{case}");
+        if to.1 < 1e9 {
+            assert_eq!(admitted(&limiter, 100, start + Duration::from_millis(100)), after_tenth, "{case}, later");
+        }
+    }
+    // As often as one likes: the generation has five bits.
+    let limiter = Limiter::new(quota(10.0, 10.0), start);
+    assert_eq!(admitted(&limiter, 6, start), 6);
+    for n in 0..100 {
+        limiter.set(quota(10.0, if n % 2 == 0 { 20.0 } else { 10.0 }), start);
+    }
+    assert_eq!(admitted(&limiter, 100, start), 4);
+}
+
+/// Cores that race admit no more than the law allows, and while the quota changes no more than the larger one does.
+#[test]
+fn the_bound_holds_among_cores() {
+    let limiter = Limiter::new(quota(1e6, 100.0), Instant::now());
+    let start = Instant::now();
+    let (a, b) = (quota(1e6, 100.0), quota(1e5, 1000.0));
+    let total: usize = std::thread::scope(|scope| {
+        let racing: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| (0..100_000).filter(|_| limiter.admit(Instant::now()).is_ok()).count()))
+            .collect();
+        for n in 0..1000 {
+            limiter.set(if n % 2 == 0 { b } else { a }, Instant::now());
+        }
+        racing.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    let allowed = 1e6 * start.elapsed().as_secs_f64() + 1000.0;
+    assert!(total as f64 <= allowed, "{total} of {allowed}");
+    let stats = limiter.stats(Instant::now());
+    assert_eq!((stats.admitted, stats.admitted + stats.refused), (total as u64, 300_000));
+}
+
+/// What happens to a limiter: time passes, requests come, the quota is changed.
+#[derive(Clone, Debug)]
+enum Act {
+    Wait(u64),
+    Ask(usize),
+    Set(u32, u32),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => (0_u64..400_000_000).prop_map(Act::Wait),
+        4 => (1_usize..30).prop_map(Act::Ask),
+        1 => (1_u32..1000, 0_u32..40).prop_map(|(rate, burst)| Act::Set(rate, burst)),
+    ];
+    prop::collection::vec(act, 1..60)
+}
+
+proptest! {
+    /// Over every window: admitted ≤ ∫ rate + the largest burst.
+    #[test]
+    fn no_window_has_more_than_rate_and_burst(rate in 1_u32..1000, burst in 1_u32..40, acts in acts()) {
+        let start = Instant::now();
+        let limiter = Limiter::new(quota(rate.into(), burst.into()), start);
+        let (mut rate, mut burst_max) = (f64::from(rate), f64::from(burst));
+        let (mut now, mut filled) = (start, 0.0);
+        // What the rate has brought by then, and how many were admitted before and after.
+        let mut log = vec![(0.0, 0_usize, 0_usize)];
+        let mut total = 0;
+        for act in acts {
+            match act {
+                Act::Wait(ns) => {
+                    now += Duration::from_nanos(ns);
+                    filled += rate * ns as f64 / 1e9;
+                }
+                Act::Set(to, burst) => {
+                    limiter.set(quota(to.into(), burst.into()), now);
+                    (rate, burst_max) = (to.into(), burst_max.max(burst.into()));
+                }
+                Act::Ask(n) => {
+                    let before = total;
+                    total += admitted(&limiter, n, now);
+                    log.push((filled, before, total));
+                }
+            }
+        }
+        for (i, (from, before, _)) in log.iter().enumerate() {
+            for (to, _, after) in &log[i..] {
+                let (came, allowed) = ((after - before) as f64, to - from + burst_max);
+                prop_assert!(came <= allowed + 1e-6, "{came} of {allowed}");
+            }
+        }
+    }
+
+    /// Who asks all the time gets what the rate allows, but for the rounding of one token's time.
+    #[test]
+    fn nothing_is_withheld(rate in 1_u32..100_000, burst in 1_u32..40) {
+        let start = Instant::now();
+        let limiter = Limiter::new(quota(rate.into(), burst.into()), start);
+        let (mut now, mut total) = (start, 0);
+        while total < 500 {
+            match limiter.admit(now) {
+                Ok(_) => total += 1,
+                Err(refused) => now += refused.retry_after,
+            }
+        }
+        let allowed = f64::from(rate) * (now - start).as_secs_f64() + f64::from(burst);
+        prop_assert!(500.0 >= 0.999 * allowed - 1.0, "{allowed}");
+    }
+}
