@@ -48,6 +48,8 @@ pub struct Bind {
     pub addr: SocketAddr,
     /// Certificate and key that clients are shown; none: they connect without TLS.
     pub tls: Option<PairFiles>,
+    /// Where probes are answered too; none, the default: there alone.
+    pub probes: Option<SocketAddr>,
 }
 
 /// Workers given by flags.

@@ -69,6 +69,8 @@ pub(crate) mod service;
 
 mod public;
 
+mod probes;
+
 mod proxy;
 
 mod pool;

@@ -61,6 +61,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let reports = Reports { suspicions, sessions, placer, limiter: registry.limiter() };
     let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), reports, routes, &tls)?;
     info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");
+    if let Some(addr) = plane.probes() {
+        info!(%addr, "probes listening");
+    }
 
     tokio::select! {
         () = signals.next() => info!("signal received, draining"),

@@ -40,10 +40,7 @@ pub(super) fn config(flags: &Flags, origins: &Origins, env: &Environment) -> Res
     let mut check = Check { origins, env, problems: Vec::new() };
     check.contradictions(flags);
     let config = Config {
-        bind: Bind {
-            addr: check.addr("host", &flags.host, flags.port),
-            tls: check.pair(("tls-cert-path", &flags.tls_cert_path), ("tls-key-path", &flags.tls_key_path)),
-        },
+        bind: check.bind(flags),
         workers: check.workers(&flags.workers),
         policy: flags.workers.policy,
         cache: cache(&flags.cache),
@@ -136,6 +133,15 @@ impl Check<'_> {
             (None, None) => {}
         }
         None
+    }
+
+    fn bind(&mut self, flags: &Flags) -> Bind {
+        let addr = self.addr("host", &flags.host, flags.port);
+        Bind {
+            addr,
+            probes: flags.health_check_port.map(|port| SocketAddr::new(addr.ip(), port)),
+            tls: self.pair(("tls-cert-path", &flags.tls_cert_path), ("tls-key-path", &flags.tls_key_path)),
+        }
     }
 
     fn workers(&mut self, flags: &WorkerFlags) -> Workers {
@@ -427,20 +433,20 @@ impl Check<'_> {
         let public = ("port", config.bind.addr);
         let metrics = ("prometheus-port", config.telemetry.prometheus_addr);
         let mesh = ("mesh-port", config.mesh.bind);
-        let mut pairs = Vec::new();
+        let mut bound = vec![public];
+        bound.extend(config.bind.probes.map(|addr| ("health-check-port", addr)));
         if config.mesh.enabled {
-            pairs.push((public, mesh));
+            bound.push(mesh);
         }
         if config.telemetry.prometheus_port_explicit {
-            pairs.push((public, metrics));
-            if config.mesh.enabled {
-                pairs.push((mesh, metrics));
-            }
+            bound.push(metrics);
         }
-        for ((one, first), (other, second)) in pairs {
-            if overlap(first, second) {
-                let both = format!("port {} is also that of {}: change one", first.port(), self.origins.name(other));
-                self.problem(one, &both);
+        for (index, (one, first)) in bound.iter().enumerate() {
+            for (other, second) in &bound[index + 1..] {
+                if overlap(*first, *second) {
+                    let other = self.origins.name(other);
+                    self.problem(one, &format!("port {} is also that of {other}: change one", first.port()));
+                }
             }
         }
     }

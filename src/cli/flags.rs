@@ -32,6 +32,9 @@ pub struct Flags {
     /// Private key of that certificate in PEM
     #[arg(long, value_name = "FILE")]
     pub tls_key_path: Option<String>,
+    /// Port where /liveness, /readiness and /health are answered too, by a thread of its own; 0 takes a free one; none has the main port alone
+    #[arg(long, value_name = "PORT")]
+    pub health_check_port: Option<u16>,
 
     #[command(flatten)]
     #[allow(missing_docs)]

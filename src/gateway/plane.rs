@@ -34,6 +34,7 @@ use crate::{
         core::{Core, Gauge, Phase, Shared},
         handshake,
         listener::{self, Shedding},
+        probes::Probes,
         service,
         tls::Tls,
         view::RoutingView,
@@ -68,6 +69,15 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
+    /// The probes' address cannot be listened on. Choose another `--health-check-port`, or end what has it.
+    #[error("cannot listen on {addr} (--health-check-port)")]
+    ListenProbes {
+        /// The address.
+        addr: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// No thread, or no runtime in it: the machine is out of something.
     #[error("cannot start a data plane thread")]
     Thread(#[source] io::Error),
@@ -80,6 +90,7 @@ pub enum BindError {
 #[derive(Debug)]
 pub struct Plane {
     addr: SocketAddr,
+    probes: Option<SocketAddr>,
     phase: watch::Sender<Phase>,
     gauges: Vec<Arc<Gauge>>,
     epoch: Instant,
@@ -119,8 +130,10 @@ impl Plane {
         let shared = Arc::new(Shared::new(config, view, metrics, reports, control, acceptor));
         let (phase, _) = watch::channel(Phase::Serving);
         let (alive, ended) = mpsc::channel(1);
-        let mut plane = Self { addr, phase, gauges: Vec::new(), epoch: Instant::now(), ended, threads: Vec::new() };
+        let (gauges, threads) = (Vec::new(), Vec::new());
+        let mut plane = Self { addr, probes: None, phase, gauges, epoch: Instant::now(), ended, threads };
         let (ready, started) = std::sync::mpsc::channel();
+        plane.start_probes(&shared, &alive, &ready)?;
         for (index, listener) in listeners.into_iter().enumerate() {
             let gauge = Arc::new(Gauge::default());
             plane.gauges.push(gauge.clone());
@@ -135,10 +148,39 @@ impl Plane {
             plane.threads.push(thread.map_err(BindError::Thread)?);
         }
         drop(ready);
-        for started in started.iter().take(cores) {
+        for started in started.iter().take(plane.threads.len()) {
             started.map_err(BindError::Thread)?;
         }
         Ok(plane)
+    }
+
+    /// The probes' thread, where they have a port of their own.
+    fn start_probes(
+        &mut self,
+        shared: &Shared,
+        alive: &mpsc::Sender<()>,
+        ready: &std::sync::mpsc::Sender<io::Result<()>>,
+    ) -> Result<(), BindError> {
+        let Some(addr) = shared.config.bind.probes else { return Ok(()) };
+        let listen_error = |source| BindError::ListenProbes { addr, source };
+        let listener = listener::bind(addr, 1).map_err(listen_error)?.remove(0);
+        self.probes = Some(listener.local_addr().map_err(listen_error)?);
+        let (alive, ready) = (alive.clone(), ready.clone());
+        let (config, view, metrics) = (shared.config.clone(), shared.view.clone(), shared.metrics.clone());
+        let probes = Probes { config, view, metrics, phase: self.phase.subscribe() };
+        let body = move || {
+            probes.run(listener, &ready);
+            drop(alive);
+        };
+        let thread = std::thread::Builder::new().name("smg-probes".into()).spawn(body);
+        self.threads.push(thread.map_err(BindError::Thread)?);
+        Ok(())
+    }
+
+    /// Where probes are answered too, if they are.
+    #[must_use]
+    pub fn probes(&self) -> Option<SocketAddr> {
+        self.probes
     }
 
     /// Where it listens; the port is the real one also when 0 was asked for.

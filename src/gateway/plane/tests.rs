@@ -27,6 +27,7 @@ mod drain;
 mod faults;
 mod forward;
 mod limits;
+mod probes;
 mod refuse;
 mod steering;
 mod timeouts;
@@ -58,7 +59,7 @@ fn config() -> Config {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let second = Duration::from_secs(1);
     Config {
-        bind: Bind { addr: any, tls: None },
+        bind: Bind { addr: any, probes: None, tls: None },
         workers: workers(second),
         policy: PolicyKind::RoundRobin,
         cache: Cache::default(),
