@@ -69,6 +69,10 @@ pub(crate) mod service;
 
 mod public;
 
+mod refusal;
+
+mod timed;
+
 mod probes;
 
 mod proxy;

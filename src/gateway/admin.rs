@@ -24,7 +24,7 @@ use axum::{
 
 use crate::{
     config::{Auth, address},
-    gateway::{admin::auth::require_admin, error::GatewayError, registry::Registry},
+    gateway::{admin::auth::require_admin, error::GatewayError, registry::Registry, timed},
     mesh::{
         driver::handle::MeshHandle,
         stores::{WorkerId, WorkerSpec},
@@ -119,6 +119,7 @@ async fn add(
 pub(crate) fn read_body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, GatewayError> {
     body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => GatewayError::PayloadTooLarge { bytes_max: BODY_BYTES_MAX },
+        _ if timed::is_too_late(&rejection) => GatewayError::BodyTimeout,
         _ => GatewayError::BodyBroken,
     })
 }

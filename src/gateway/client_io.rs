@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -19,7 +20,9 @@ use tokio::{
 use crate::gateway::{
     byte_stream::ByteStream,
     connection::Connection,
+    core::Core,
     head_guard::{HeadGuard, SPOILER},
+    refusal,
 };
 
 /// How long a connection that the gateway closes is read on for the sake of its last answer.
@@ -40,21 +43,28 @@ pub(crate) struct Io {
     connection: Rc<Connection>,
     /// None for HTTP/2, whose frames leave no doubt.
     guard: Option<HeadGuard>,
+    core: Rc<Core>,
+    /// What is still to be written in place of the parser's own answer.
+    refusal: Option<Bytes>,
     /// We hung up; how long to go on reading.
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl Io {
     /// Says whether the client speaks HTTP/2: what it chose under TLS counts (RFC 9113 §3.2), else its first bytes.
-    pub(crate) async fn open(stream: ByteStream, connection: Rc<Connection>) -> io::Result<(Self, bool)> {
+    pub(crate) async fn open(
+        stream: ByteStream,
+        core: Rc<Core>,
+        connection: Rc<Connection>,
+    ) -> io::Result<(Self, bool)> {
         let (prefix, len) = match &stream {
             ByteStream::Plain(stream) => sniff(stream).await?,
             ByteStream::Tls(_) => ([0; 24], 0),
         };
         let is_h2 = stream.chose_h2().unwrap_or(prefix == *PREFACE && len == PREFACE.len());
         let guard = (!is_h2).then(HeadGuard::new);
-        let io = Self { prefix, at: 0, len, stream: TokioIo::new(stream), connection, guard, lingering: None };
-        Ok((io, is_h2))
+        let stream = TokioIo::new(stream);
+        Ok((Self { prefix, at: 0, len, stream, connection, guard, core, refusal: None, lingering: None }, is_h2))
     }
 
     /// Tells the connection whether the socket had room for what was written.
@@ -70,6 +80,30 @@ impl Io {
         let mut read = ReadBuf::new(&mut scratch[..room]);
         ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut read))?;
         Poll::Ready(hand_over(self.guard.as_mut(), read.filled(), buf))
+    }
+
+    /// Whether the parser writes an answer of its own, which another one is written for.
+    fn is_refusing(&mut self, written: &[u8]) -> bool {
+        if self.refusal.is_none()
+            && let Some(error) = refusal::of_parser(written)
+        {
+            let error = self.connection.refusal().unwrap_or(error);
+            self.refusal = Some(self.core.refuse(&error, written));
+        }
+        self.refusal.is_some()
+    }
+
+    /// Writes that answer. The parser writes nothing after its own.
+    fn poll_refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest) = self.refusal.as_mut().filter(|rest| !rest.is_empty()) {
+            let polled = Pin::new(&mut self.stream).poll_write(cx, rest);
+            self.connection.on_write(polled.is_pending());
+            match ready!(polled)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => rest.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads on, after we hung up, so that the client can read the last answer: closing a socket that holds unread
@@ -95,8 +129,13 @@ impl Read for Io {
         if self.at < self.len {
             let end = self.len.min(self.at + buf.remaining());
             let at = std::mem::replace(&mut self.at, end);
+            self.connection.on_read();
             let Self { prefix, guard, .. } = &mut *self;
             return Poll::Ready(hand_over(guard.as_mut(), &prefix[at..end], buf));
+        }
+        if self.guard.is_some() && self.connection.take_overdue_head() {
+            // The parser answers, and the answer is replaced.
+            return Poll::Ready(spoil(buf));
         }
         let ended = self.connection.requests_ended();
         let is_head = self.guard.as_mut().is_some_and(|guard| guard.is_due(ended));
@@ -110,6 +149,9 @@ impl Read for Io {
 
 impl Write for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_refusing(buf) {
+            return self.poll_refuse(cx).map_ok(|()| buf.len());
+        }
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.written(polled)
     }
@@ -119,6 +161,11 @@ impl Write for Io {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(first) = bufs.first().filter(|_| bufs.len() == 1)
+            && self.is_refusing(first)
+        {
+            return self.poll_refuse(cx).map_ok(|()| first.len());
+        }
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.written(polled)
     }
@@ -146,12 +193,15 @@ impl Write for Io {
 fn hand_over(guard: Option<&mut HeadGuard>, read: &[u8], mut buf: ReadBufCursor<'_>) -> io::Result<()> {
     let passing = guard.map_or(read.len(), |guard| guard.check(read));
     buf.put_slice(&read[..passing]);
-    if passing < read.len() {
-        if buf.remaining() < SPOILER.len() {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        buf.put_slice(SPOILER);
+    if passing < read.len() { spoil(buf) } else { Ok(()) }
+}
+
+/// Gives the parser the end of a head that it refuses.
+fn spoil(mut buf: ReadBufCursor<'_>) -> io::Result<()> {
+    if buf.remaining() < SPOILER.len() {
+        return Err(io::ErrorKind::InvalidData.into());
     }
+    buf.put_slice(SPOILER);
     Ok(())
 }
 

@@ -24,6 +24,7 @@ use crate::gateway::{
     byte_stream::ByteStream,
     client_io::Io,
     core::{Core, Phase},
+    error::GatewayError,
     service,
 };
 
@@ -48,6 +49,15 @@ const H2_PENDING_RESETS_MAX: usize = 20;
 /// Most bytes that one HTTP/2 stream buffers towards the client.
 const H2_SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
 
+/// How the head that is awaited comes along.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum HeadWatch {
+    InTime,
+    /// It took too long, and is to be refused.
+    Overdue,
+    Refused,
+}
+
 /// What the core and the requests of a connection know of it.
 pub(crate) struct Connection {
     /// The client's address.
@@ -58,6 +68,9 @@ pub(crate) struct Connection {
     /// Part of a head was read, or none ever came: the head timeout runs from `since`, else the idle timeout.
     awaits_head: Cell<bool>,
     since: Cell<Instant>,
+    /// Part of a head was read that is not complete.
+    has_begun: Cell<bool>,
+    head: Cell<HeadWatch>,
     is_h2: Cell<bool>,
     is_given_up: Cell<bool>,
     /// The last write found the socket's buffer full.
@@ -79,6 +92,8 @@ impl Connection {
             ended: Cell::new(0),
             awaits_head: Cell::new(true),
             since: Cell::new(now),
+            has_begun: Cell::new(false),
+            head: Cell::new(HeadWatch::InTime),
             is_h2: Cell::new(false),
             is_given_up: Cell::new(false),
             is_blocked: Cell::new(false),
@@ -92,6 +107,7 @@ impl Connection {
     pub(crate) fn request_began(&self) {
         self.busy.set(self.busy.get() + 1);
         self.awaits_head.set(false);
+        self.has_begun.set(false);
     }
 
     pub(crate) fn request_ended(&self, now: Instant) {
@@ -133,7 +149,11 @@ impl Connection {
         let timeout = if self.awaits_head.get() { HEAD_TIMEOUT } else { IDLE_TIMEOUT };
         let is_idle = self.busy.get() == 0 && now.saturating_duration_since(self.since.get()) >= timeout;
         let is_overdue = self.deadlines.borrow().iter().any(|&deadline| deadline + OVERDUE_GRACE <= now);
-        if is_idle || is_overdue {
+        if is_idle && self.has_begun.get() && self.head.get() == HeadWatch::InTime {
+            // Told first; whoever does not take the answer either is given up next time.
+            self.head.set(HeadWatch::Overdue);
+            self.wake();
+        } else if is_idle || is_overdue {
             self.give_up();
         }
     }
@@ -147,6 +167,20 @@ impl Connection {
     #[cfg(test)]
     pub(crate) fn is_given_up(&self) -> bool {
         self.is_given_up.get()
+    }
+
+    /// Whether the head that is being read is to be refused now, for it took too long.
+    pub(crate) fn take_overdue_head(&self) -> bool {
+        let is_overdue = self.head.get() == HeadWatch::Overdue;
+        if is_overdue {
+            self.head.set(HeadWatch::Refused);
+        }
+        is_overdue
+    }
+
+    /// Why the head is refused, where the parser does not know.
+    pub(crate) fn refusal(&self) -> Option<GatewayError> {
+        (self.head.get() == HeadWatch::Refused).then_some(GatewayError::HeadTimeout)
     }
 
     /// Ready once the connection had a chance to write what it holds: a turn of its task, with room in the socket.
@@ -165,6 +199,9 @@ impl Connection {
 
     /// Bytes came in.
     pub(crate) fn on_read(&self) {
+        if self.busy.get() == 0 && !self.is_h2.get() {
+            self.has_begun.set(true);
+        }
         if self.busy.get() == 0 && !self.awaits_head.get() && !self.is_h2.get() {
             self.awaits_head.set(true);
             self.since.set(Instant::now());
@@ -194,7 +231,7 @@ pub(crate) async fn run(core: Rc<Core>, connection: Rc<Connection>, stream: TcpS
 
 async fn serve(core: Rc<Core>, connection: Rc<Connection>, stream: TcpStream) {
     let Some(stream) = secure(&core, &connection, stream).await else { return };
-    let Ok((io, is_h2)) = Io::open(stream, connection.clone()).await else { return };
+    let Ok((io, is_h2)) = Io::open(stream, core.clone(), connection.clone()).await else { return };
     let ended = if is_h2 { serve_http2(core, &connection, io).await } else { serve_http1(core, &connection, io).await };
     if let Err(error) = ended {
         tracing::debug!(peer = %connection.peer, %error, "connection ended");
@@ -307,6 +344,12 @@ mod tests {
             let connection = Connection::new("127.0.0.1:1".parse().unwrap(), start);
             act(&connection, start);
             connection.check(start + after);
+            if connection.has_begun.get() && expected {
+                assert!(!connection.is_given_up.get(), "{case}: it is told first");
+                assert!(connection.take_overdue_head() && !connection.take_overdue_head(), "{case}: once");
+                assert_eq!(connection.refusal(), Some(GatewayError::HeadTimeout), "{case}");
+                connection.check(start + after + second);
+            }
             assert_eq!(connection.is_given_up.get(), expected, "{case}");
         }
     }

@@ -8,18 +8,20 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, Method};
 use rand_pcg::Pcg64Mcg;
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
     config::Config,
     gateway::{
-        admission::Admission, budget::RetryBudget, connection::Connection, handshake::Handshakes, health::Suspicions,
-        limiter::Limiter, pool::Pool, sharing::Placer, view::RoutingView,
+        admission::Admission, budget::RetryBudget, connection::Connection, error::GatewayError, handshake::Handshakes,
+        headers, health::Suspicions, limiter::Limiter, pool::Pool, refusal, sharing::Placer, view::RoutingView,
     },
     mesh::driver::sessions::Sessions,
     telemetry::metrics::Metrics,
@@ -66,6 +68,9 @@ pub(crate) struct Shared {
     pub(crate) control: axum::Router,
     /// None: clients connect without TLS.
     pub(crate) acceptor: Option<TlsAcceptor>,
+    /// Client connections over all cores, and how many there may be.
+    connections: AtomicUsize,
+    connections_max: usize,
     /// None: any number of requests may be in flight.
     pub(crate) admission: Option<Admission>,
     /// Route templates of the control router that were hit: at most as many as it has routes.
@@ -83,8 +88,23 @@ impl Shared {
     ) -> Self {
         let admission = Admission::new(&config.limits, metrics.clone());
         let Reports { suspicions, sessions, placer, limiter } = reports;
+        let (connections, connections_max) = (AtomicUsize::new(0), connections_max(descriptors()));
         let templates = Mutex::default();
-        Self { config, view, metrics, suspicions, sessions, placer, limiter, control, acceptor, admission, templates }
+        Self {
+            config,
+            view,
+            metrics,
+            suspicions,
+            sessions,
+            placer,
+            limiter,
+            control,
+            acceptor,
+            connections,
+            connections_max,
+            admission,
+            templates,
+        }
     }
 
     /// The template as a metric label.
@@ -97,6 +117,23 @@ impl Shared {
         templates.insert(template.into(), label);
         label
     }
+}
+
+/// Descriptors that are kept for everything but clients and workers: listeners, runtimes, the mesh, logs.
+const DESCRIPTORS_RESERVED: usize = 128;
+
+/// Client connections at least, however few descriptors there are.
+const CONNECTIONS_MIN: usize = 16;
+
+/// Client connections that so many descriptors are enough for, each with one to a worker.
+fn connections_max(descriptors: usize) -> usize {
+    (descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2).max(CONNECTIONS_MIN)
+}
+
+/// Descriptors that this process may have; any number where the kernel does not tell.
+fn descriptors() -> usize {
+    let limit = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 /// What the plane sees of a core. Each core writes its own alone.
@@ -176,6 +213,19 @@ impl Core {
         self.budget.borrow_mut().on_request(self.second(now));
     }
 
+    /// The answer to a request whose head was not understood, counted; `replaced` is what the parser would say.
+    pub(crate) fn refuse(&self, error: &GatewayError, replaced: &[u8]) -> Bytes {
+        let (name, value) = headers::request_id(
+            &HeaderMap::new(),
+            &self.config().requests.request_id_headers,
+            &mut *self.rng.borrow_mut(),
+        );
+        let path = "unmatched";
+        self.metrics.http_request(&Method::from_bytes(b"OTHER").unwrap_or_default(), path);
+        self.metrics.http_response(path, error.status(), error.code(), Duration::ZERO);
+        refusal::answer(error, replaced, (name.as_str(), &value))
+    }
+
     /// Takes a retry from the budget.
     pub(crate) fn try_retry(&self, now: Instant) -> bool {
         self.budget.borrow_mut().try_retry(self.second(now))
@@ -185,8 +235,12 @@ impl Core {
         now.saturating_duration_since(self.epoch).as_secs()
     }
 
-    /// Registers an accepted connection; dropping the guard takes it off.
-    pub(crate) fn open(self: &Rc<Self>, connection: Rc<Connection>, now: Instant) -> Open {
+    /// Registers an accepted connection; dropping the guard takes it off. None when there are as many as there may be.
+    pub(crate) fn open(self: &Rc<Self>, connection: Rc<Connection>, now: Instant) -> Option<Open> {
+        if self.shared.connections.fetch_add(1, Ordering::Relaxed) >= self.shared.connections_max {
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
         let id = self.next_connection.get();
         self.next_connection.set(id + 1);
         let mut connections = self.connections.borrow_mut();
@@ -195,7 +249,7 @@ impl Core {
         let ms = now.saturating_duration_since(self.epoch).as_millis() as u64;
         self.gauge.accepted_ms.store(ms + 1, Ordering::Relaxed);
         self.metrics.http_connection_opened();
-        Open { core: self.clone(), id }
+        Some(Open { core: self.clone(), id })
     }
 
     /// The work of every second: clients that are too slow or gone, connections to workers that idle.
@@ -216,6 +270,27 @@ impl Drop for Open {
         let mut connections = self.core.connections.borrow_mut();
         connections.remove(&self.id);
         self.core.gauge.connections.store(connections.len(), Ordering::Relaxed);
+        self.core.shared.connections.fetch_sub(1, Ordering::Relaxed);
         self.core.metrics.http_connection_closed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_rest() {
+        for (descriptors, expected) in [
+            (0, 16),
+            (128, 16),
+            (160, 16),
+            (162, 17),
+            (1024, 448),
+            (1 << 20, 524_224),
+            (usize::MAX, (usize::MAX - 128) / 2),
+        ] {
+            assert_eq!(connections_max(descriptors), expected, "{descriptors}");
+        }
     }
 }

@@ -36,6 +36,15 @@ pub enum GatewayError {
     /// The request names no host, or more than one (RFC 9112 §3.2); no worker saw it.
     #[error("a request has exactly one Host header")]
     Host,
+    /// The head cannot be read, or can be read in two ways; no worker saw it. The connection is closed.
+    #[error("the request head is malformed or ambiguous")]
+    Head,
+    /// The head is longer than 64 KiB, or has more than 100 headers; no worker saw it. The connection is closed.
+    #[error("the request head is too large")]
+    HeadTooLarge,
+    /// The head did not come within 10 s; no worker saw it. The connection is closed.
+    #[error("the request head did not arrive in time")]
+    HeadTimeout,
     /// The body is no JSON object as the routes need it; no worker saw it.
     #[error("{0}")]
     InvalidJson(#[from] ScanError),
@@ -108,6 +117,9 @@ pub enum GatewayError {
     /// This gateway is shutting down; another one serves.
     #[error("this gateway is shutting down")]
     Draining,
+    /// This gateway is out of descriptors, ports or memory for a connection to a worker. The client may come again.
+    #[error("this gateway is overloaded")]
+    Overloaded,
     /// As many event streams are open as there may be. The client may come again.
     #[error("too many event streams are open")]
     TooManyStreams,
@@ -171,10 +183,12 @@ impl GatewayError {
     fn shape(&self) -> Shape {
         const INVALID: &str = "invalid_request_error";
         let (status, kind, code) = match self {
+            Self::Head => (StatusCode::BAD_REQUEST, INVALID, "malformed_request"),
+            Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, "head_too_large"),
             Self::Host => (StatusCode::BAD_REQUEST, INVALID, "invalid_host"),
             Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, INVALID, "invalid_json"),
             Self::BodyBroken => (StatusCode::BAD_REQUEST, INVALID, "incomplete_body"),
-            Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
+            Self::HeadTimeout | Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
             Self::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_media_type"),
             Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, "payload_too_large"),
             Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, INVALID, "invalid_request"),
@@ -193,6 +207,7 @@ impl GatewayError {
                 (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "no_available_workers")
             }
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "draining"),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "overloaded"),
             Self::TooManyStreams => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "too_many_streams"),
             Self::WorkerUnreachable => (StatusCode::BAD_GATEWAY, "server_error", "worker_unreachable"),
             Self::WorkerReset => (StatusCode::BAD_GATEWAY, "server_error", "worker_reset"),
@@ -207,9 +222,12 @@ impl GatewayError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::NoAvailableWorkers | Self::Draining | Self::TooManyStreams | Self::QueueFull | Self::QueueTimeout => {
-                Some(Duration::from_secs(1))
-            }
+            Self::Overloaded
+            | Self::NoAvailableWorkers
+            | Self::Draining
+            | Self::TooManyStreams
+            | Self::QueueFull
+            | Self::QueueTimeout => Some(Duration::from_secs(1)),
             Self::BreakersOpen { after } => Some(*after),
             Self::RateLimited(refused) => Some(refused.retry_after),
             _ => None,
@@ -257,7 +275,13 @@ impl GatewayError {
                 headers.insert(RATE_RESET, HeaderValue::from(whole_seconds(refused.reset)));
             }
             // The rest of the body is not read, and a request after it would not be understood.
-            Self::Draining | Self::PayloadTooLarge { .. } | Self::BodyBroken | Self::BodyTimeout => {
+            Self::Draining
+            | Self::PayloadTooLarge { .. }
+            | Self::BodyBroken
+            | Self::BodyTimeout
+            | Self::Head
+            | Self::HeadTooLarge
+            | Self::HeadTimeout => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -304,7 +328,12 @@ mod tests {
         let (retry_after, reset) = (Duration::from_millis(200), Duration::from_secs(3));
         let refused = Refused { limit: 5, retry_after, reset };
         let open = GatewayError::BreakersOpen { after: Duration::from_millis(40_001) };
+        let unavailable = "service_unavailable_error";
         for (error, status, kind, code, header) in [
+            (GatewayError::Head, 400, "invalid_request_error", "malformed_request", Some("connection: close")),
+            (GatewayError::HeadTooLarge, 431, "invalid_request_error", "head_too_large", Some("connection: close")),
+            (GatewayError::HeadTimeout, 408, "invalid_request_error", "request_timeout", Some("connection: close")),
+            (GatewayError::Overloaded, 503, "service_unavailable_error", "overloaded", Some("retry-after: 1")),
             (GatewayError::Host, 400, "invalid_request_error", "invalid_host", None),
             (GatewayError::InvalidJson(ScanError::Eof), 400, "invalid_request_error", "invalid_json", None),
             (GatewayError::BodyBroken, 400, "invalid_request_error", "incomplete_body", Some("connection: close")),
@@ -330,22 +359,10 @@ mod tests {
             (GatewayError::QueueFull, 429, "rate_limit_error", "queue_full", Some("retry-after: 1")),
             (GatewayError::QueueTimeout, 408, "rate_limit_error", "queue_timeout", Some("retry-after: 1")),
             (GatewayError::model_not_found("m"), 404, "invalid_request_error", "model_not_found", None),
-            (
-                GatewayError::NoAvailableWorkers,
-                503,
-                "service_unavailable_error",
-                "no_available_workers",
-                Some("retry-after: 1"),
-            ),
+            (GatewayError::NoAvailableWorkers, 503, unavailable, "no_available_workers", Some("retry-after: 1")),
             (open, 503, "service_unavailable_error", "no_available_workers", Some("retry-after: 41")),
             (GatewayError::Draining, 503, "service_unavailable_error", "draining", Some("retry-after: 1")),
-            (
-                GatewayError::TooManyStreams,
-                503,
-                "service_unavailable_error",
-                "too_many_streams",
-                Some("retry-after: 1"),
-            ),
+            (GatewayError::TooManyStreams, 503, unavailable, "too_many_streams", Some("retry-after: 1")),
             (GatewayError::WorkerUnreachable, 502, "server_error", "worker_unreachable", None),
             (GatewayError::WorkerReset, 502, "server_error", "worker_reset", None),
             (GatewayError::WorkerTruncated, 502, "server_error", "worker_truncated", None),

@@ -1,6 +1,7 @@
 //! Listening sockets, one per core on one port, and the loop that accepts from one.
 
 use std::{
+    fmt,
     fs::File,
     io,
     net::{SocketAddr, TcpListener as StdListener},
@@ -23,7 +24,7 @@ const BACKLOG: i32 = 4096;
 /// Pause after an accept error that shedding did not cure.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Shortest time between two log lines about refused connections.
+/// Shortest time between two log lines of a core about refused connections.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Binds `count` listeners to one port. With port 0 the first one's free port is taken for all.
@@ -56,7 +57,11 @@ fn listen(addr: SocketAddr, is_shared: bool) -> io::Result<StdListener> {
 pub(crate) async fn accept(core: &Rc<Core>, listener: &TcpListener, shedding: &mut Shedding) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => spawn(core, stream, peer),
+            Ok((stream, peer)) => {
+                if !spawn(core, stream, peer) {
+                    shedding.log(&"as many connections as half the descriptors allow");
+                }
+            }
             Err(error) if is_of_the_peer(&error) => {}
             Err(error) => shedding.on_error(&error, listener).await,
         }
@@ -70,18 +75,20 @@ pub(crate) fn accept_rest(core: &Rc<Core>, listener: &TcpListener) {
     }
 }
 
-fn spawn(core: &Rc<Core>, stream: TcpStream, peer: SocketAddr) {
+/// Serves the connection; false when there are too many, and it is closed.
+fn spawn(core: &Rc<Core>, stream: TcpStream, peer: SocketAddr) -> bool {
     if stream.set_nodelay(true).is_err() {
-        return;
+        return true;
     }
     let now = Instant::now();
     let connection = Rc::new(Connection::new(peer, now));
-    let open = core.open(connection.clone(), now);
+    let Some(open) = core.open(connection.clone(), now) else { return false };
     let core = core.clone();
     tokio::task::spawn_local(async move {
         connection::run(core, connection, stream).await;
         drop(open);
     });
+    true
 }
 
 /// Errors of one connection that died in the queue; the next one may be fine.
@@ -102,12 +109,16 @@ impl Shedding {
         Self { reserve: reserve(), logged: None }
     }
 
-    async fn on_error(&mut self, error: &io::Error, listener: &TcpListener) {
+    fn log(&mut self, error: &dyn fmt::Display) {
         let now = Instant::now();
         if self.logged.is_none_or(|at| now.saturating_duration_since(at) >= LOG_INTERVAL) {
             self.logged = Some(now);
             tracing::error!(%error, "client connections are refused");
         }
+    }
+
+    async fn on_error(&mut self, error: &io::Error, listener: &TcpListener) {
+        self.log(error);
         self.reserve = None;
         let is_cured = matches!(listener.accept().now_or_never(), Some(Ok(_)));
         self.reserve = reserve();

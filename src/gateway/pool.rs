@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
 
 /// The sending half of a connection to a worker.
 pub(crate) type Sender = SendRequest<Full<Bytes>>;
@@ -104,6 +105,12 @@ impl Pool {
             !shelf.idle.is_empty() || Arc::strong_count(&shelf.worker) > 1
         });
     }
+}
+
+/// Whether a connection could not be made for want of descriptors, ports or memory here.
+pub(crate) fn is_of_this_machine(error: &std::io::Error) -> bool {
+    let kind = error.raw_os_error().map(Errno::from_raw);
+    matches!(kind, Some(Errno::EMFILE | Errno::ENFILE | Errno::EADDRNOTAVAIL | Errno::ENOBUFS | Errno::ENOMEM))
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::gateway::{
     finish::Finish,
     headers, placement,
     policy::{Chosen, Facts},
-    pool::Sender,
+    pool::{self, Sender},
     prefix::{self, Prompt},
     relay::{Lease, Relay},
     scan,
@@ -61,6 +61,8 @@ enum Failure {
     Reset,
     /// Nothing within `--ttft-timeout-secs`.
     FirstByte,
+    /// This machine has nothing left for a connection; the worker has no part in it.
+    Local,
 }
 
 impl Failure {
@@ -69,6 +71,7 @@ impl Failure {
             Self::Connect => "connect",
             Self::Reset => "reset",
             Self::FirstByte => "ttft",
+            Self::Local => "local",
         }
     }
 
@@ -77,6 +80,7 @@ impl Failure {
             Self::Connect => GatewayError::WorkerUnreachable,
             Self::Reset => GatewayError::WorkerReset,
             Self::FirstByte => GatewayError::FirstByteTimeout,
+            Self::Local => GatewayError::Overloaded,
         }
     }
 }
@@ -297,8 +301,8 @@ async fn attempts(
         let retry = &core.config().retry;
         tried.push(chosen.worker);
         let has_another = choice::has_another(route, &tried, Instant::now());
-        // A worker that is too slow would only be asked once more.
-        let is_hopeless = failure == Failure::FirstByte && !has_another;
+        // A worker that is too slow would only be asked once more, and no other helps where this machine has no more.
+        let is_hopeless = failure == Failure::FirstByte && !has_another || failure == Failure::Local;
         if is_hopeless || retries >= retry.retries_max || !core.try_retry(Instant::now()) {
             return Err(failure.error());
         }
@@ -386,6 +390,10 @@ async fn attempt(
         Ok(sender) => sender,
         Err(error) => {
             tracing::debug!(worker = %worker.id, %error, "no connection");
+            if pool::is_of_this_machine(&error) {
+                in_flight.settle(Outcome::Neutral, Instant::now());
+                return Err(Failure::Local);
+            }
             in_flight.settle(Outcome::Failure, Instant::now());
             return Err(Failure::Connect);
         }

@@ -1,9 +1,14 @@
 //! One request from head to answer: what every route has in common.
 
-use std::{convert::Infallible, rc::Rc, time::Instant};
+use std::{
+    convert::Infallible,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use axum::extract::{ConnectInfo, MatchedPath, Request as ControlRequest};
 use http::{HeaderName, HeaderValue, Request, Response, Version, header, request::Parts};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tower::ServiceExt;
 
@@ -19,6 +24,7 @@ use crate::gateway::{
     public,
     routes::{self, Target},
     steering,
+    timed::Timed,
 };
 
 /// A request as the handlers see it.
@@ -113,10 +119,15 @@ async fn dispatch(mut inbound: Inbound, body: Incoming, finish: &mut Finish) -> 
     }
 }
 
+/// Longest wait for the body of a control request, which is small, unless `--request-timeout-secs` is shorter.
+const CONTROL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Hands the request to the control router, on this core. Its template comes back in the response's extensions.
 async fn control(inbound: Inbound, body: Incoming, finish: &mut Finish) -> Result<Response<Body>, GatewayError> {
     let method = inbound.parts.method.clone();
-    let mut request = ControlRequest::from_parts(inbound.parts, axum::body::Body::new(body));
+    let timeout = inbound.core.config().requests.timeout.min(CONTROL_BODY_TIMEOUT);
+    let body = if body.is_end_stream() { axum::body::Body::empty() } else { Timed::body(body, timeout) };
+    let mut request = ControlRequest::from_parts(inbound.parts, body);
     request.extensions_mut().insert(ConnectInfo(inbound.connection.peer));
     let router = inbound.core.shared().control.clone();
     let answered: Result<_, Infallible> = router.oneshot(request).await;

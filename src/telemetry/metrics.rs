@@ -277,7 +277,7 @@ impl Metrics {
         self.worker_selections[policy as usize].add(1);
     }
 
-    /// `smg_worker_errors_total{error_type}`: connect, reset, timeout, ttft, idle, truncated, status.
+    /// `smg_worker_errors_total{error_type}`: connect, reset, timeout, ttft, idle, truncated, status, local.
     pub fn worker_error(&self, error_type: &'static str) {
         self.worker_errors.with(&error_type, |counter| counter.add(1));
     }

@@ -5,7 +5,9 @@
 //! nodes are printed when a test fails.
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
 
+mod crowds;
 mod harness;
+mod hostile;
 #[path = "../namespaces/hosts.rs"]
 mod hosts;
 
@@ -16,7 +18,6 @@ mod breaker;
 mod certs;
 mod data;
 mod failover;
-mod hostile;
 mod leader;
 mod limits;
 mod manual;

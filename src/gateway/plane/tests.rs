@@ -26,6 +26,7 @@ mod breaker;
 mod drain;
 mod faults;
 mod forward;
+mod hostile;
 mod limits;
 mod probes;
 mod refuse;

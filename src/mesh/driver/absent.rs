@@ -114,7 +114,7 @@ mod tests {
         assert!(!absent.mask(start + minute - Duration::from_millis(1), &mut stores));
         assert_eq!(observers(&stores, &id), both, "59 s and more");
         assert!(absent.mask(start + minute, &mut stores) && !absent.mask(start + 2 * minute, &mut stores));
-        assert_eq!(observers(&stores, &id), [here.clone()], "masked; the worker that it registered stays");
+        assert_eq!(observers(&stores, &id), std::slice::from_ref(&here), "masked; the worker that it registered stays");
 
         absent.on_status(start + 3 * minute, &peer, NodeStatus::Alive, &mut stores);
         assert_eq!(observers(&stores, &id), both, "it is back");

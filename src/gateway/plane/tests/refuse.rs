@@ -1,5 +1,7 @@
 //! What the gateway answers by itself.
 
+use futures_util::FutureExt;
+
 use super::*;
 
 #[tokio::test]
@@ -64,7 +66,8 @@ async fn heads_beyond_the_limit() {
     let plane = start(&[]);
     let mut client = Wire::connect(&plane).await;
     client.send(post_with(&format!("X-Big: {}\r\n", "x".repeat(100_000)), CHAT)).await;
-    assert_eq!(client.message().await.status(), 431);
+    let response = client.message().await;
+    assert_eq!((response.status(), response.error_code().as_str()), (431, "head_too_large"));
     client.ends().await;
 }
 
@@ -89,8 +92,12 @@ async fn heads_that_can_be_read_in_two_ways() {
                 assert_eq!(client.ask(before).await.status(), 200);
             }
             client.send(format!("{head}{headers}\r\n{body}")).await;
-            assert_eq!(client.message().await.status(), 400, "{case}");
+            let response = client.message().await;
+            assert_eq!((response.status(), response.error_code().as_str()), (400, "malformed_request"), "{case}");
+            assert_eq!(response.header("x-request-id").map(str::len), Some(32), "{case}");
+            assert!(response.header("date").is_some(), "{case}");
             client.ends().await;
+            assert!(upstream.0.accept().now_or_never().is_none(), "{case}: nothing reaches the worker");
         }
     }
     let mut client = Wire::connect(&plane).await;
