@@ -81,7 +81,7 @@ async fn a_worker_must_have_the_name_by_which_it_is_called() {
     let (_worker, url) = worker(network, &pki, "worker", &[]);
     let ca = pki.path("ca.crt");
     let debug = [("RUST_LOG", "info,smg::gateway=debug".to_owned())];
-    is_refused(&gateway(network, 1, &url, &["--worker-ca-path", &ca], &debug), "NotValidForName").await;
+    is_refused(&gateway(network, 1, &url, &["--worker-ca-path", &ca], &debug), "not valid for name").await;
 
     let trusting = ["--worker-ca-path", &ca, "--disable-health-check", "--disable-retries"];
     let trusting = gateway(network, 3, &url, &trusting, &[]);
