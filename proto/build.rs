@@ -5,6 +5,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/stream.proto",
         "proto/membership.proto",
         "proto/replication.proto",
+        "proto/routing.proto",
         "proto/state.proto",
         "proto/coordination.proto",
     ];

@@ -12,7 +12,11 @@ pub mod policy;
 
 pub mod choice;
 
-mod placement;
+pub mod placement;
+
+pub mod sharing;
+
+pub mod sim;
 
 pub mod plane;
 

@@ -88,7 +88,7 @@ async fn health(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {
 }
 
 async fn cluster(State(ha): State<Ha>) -> Json<status::Status> {
-    Json(status::cluster(&ha.mesh.view(), &ha.mesh.leadership()))
+    Json(status::cluster(&ha.mesh.view(), &ha.mesh.leadership(), &ha.registry.routing().load()))
 }
 
 async fn list_workers(State(ha): State<Ha>) -> Json<Value> {
@@ -102,7 +102,7 @@ async fn show_worker(State(ha): State<Ha>, Named(key): Named) -> Result<Json<wor
 }
 
 async fn follow(State(ha): State<Ha>) -> Response {
-    match events::subscribe(&ha.mesh, ha.shutdown.clone()) {
+    match events::subscribe(&ha.mesh, &ha.registry.routing().load(), ha.shutdown.clone()) {
         Some(events) => events.into_response(),
         None => GatewayError::TooManyStreams.into_response(),
     }
@@ -122,12 +122,12 @@ async fn page() -> impl IntoResponse {
 }
 
 async fn list_policies(State(ha): State<Ha>) -> Json<Value> {
-    Json(json!({ "policies": policies::all(&ha.mesh.view(), ha.policy) }))
+    Json(json!({ "policies": policies::all(&ha.mesh.view(), ha.policy, &ha.registry.routing().load()) }))
 }
 
 async fn show_policy(State(ha): State<Ha>, Named(model): Named) -> Result<Json<policies::Shown>, GatewayError> {
-    let is_served = ha.registry.routing().load().models.contains_key(model.as_str());
-    policies::one(&ha.mesh.view(), ha.policy, &model, is_served).map(Json).ok_or(GatewayError::PolicyNotFound)
+    let routing = ha.registry.routing();
+    policies::one(&ha.mesh.view(), ha.policy, &model, &routing.load()).map(Json).ok_or(GatewayError::PolicyNotFound)
 }
 
 async fn put_policy(

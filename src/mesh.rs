@@ -17,6 +17,8 @@ pub mod swim;
 
 pub mod replication;
 
+pub mod routing;
+
 pub mod saved;
 
 pub mod election;

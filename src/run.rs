@@ -18,8 +18,9 @@ use crate::{
     config::Config,
     gateway::{
         admin::{self, Admin},
-        plane::Plane,
+        plane::{Plane, Reports},
         registry::{self, Registry},
+        sharing::Sharing,
         tls,
     },
     ha::{self, Ha},
@@ -29,6 +30,9 @@ use crate::{
 
 /// How long leaving may wait for a quorum of peers to take note.
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
+
+/// How long handing over what is known of prompts may take before that.
+const HAND_OVER_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs a gateway until it is told to end, and drains it.
 ///
@@ -50,16 +54,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Registry::start(mesh.handle.clone(), registry::Settings::of(&config, &tls), metrics.clone());
     tokio::spawn(keeper);
     tokio::spawn(serve_metrics(metrics_listener, metrics.clone(), ended.clone()));
+    let (sharing, shared) = Sharing::start(mesh.handle.clone(), mesh.shared, registry.routing(), metrics.clone());
+    tokio::spawn(shared);
     let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);
-    let plane = Plane::start(
-        config.clone(),
-        registry.routing(),
-        metrics.clone(),
-        registry.suspicions(),
-        mesh.sessions.clone(),
-        routes,
-        &tls,
-    )?;
+    let (suspicions, sessions, placer) = (registry.suspicions(), mesh.sessions.clone(), sharing.placer.clone());
+    let reports = Reports { suspicions, sessions, placer };
+    let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), reports, routes, &tls)?;
     info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");
 
     tokio::select! {
@@ -70,7 +70,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     metrics.shutdown_in_progress(true);
     shutdown.cancel();
     let drained = async {
-        tokio::join!(plane.drain(config.requests.shutdown_grace), mesh.handle.leave(LEAVE_WAIT));
+        let leave = async {
+            sharing.hand_over(HAND_OVER_WAIT).await;
+            mesh.handle.leave(LEAVE_WAIT).await;
+        };
+        tokio::join!(plane.drain(config.requests.shutdown_grace), leave);
     };
     tokio::select! {
         () = drained => info!("drained"),

@@ -22,6 +22,12 @@ pub mod replication {
     tonic::include_proto!("smg.replication.v1");
 }
 
+/// Routing hints: loads and placements.
+pub mod routing {
+    #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+    tonic::include_proto!("smg.routing.v1");
+}
+
 /// Payloads of the replicated stores.
 pub mod state {
     #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]

@@ -171,7 +171,14 @@ async fn remove(State(admin): State<Admin>, Named(key): Named) -> Result<Respons
 /// The second path is vLLM's.
 async fn flush_cache(State(admin): State<Admin>) -> Response {
     let question = fanout::Question { method: Method::POST, paths: &["/flush_cache", "/reset_prefix_cache"] };
-    fanout::ask_all(&admin.registry.roster(), question).await
+    let roster = admin.registry.roster();
+    let answer = fanout::ask_all(&roster, question).await;
+    // Also where a worker did not answer: what it still has is found out anew.
+    for entry in &roster.entries {
+        // When the mesh has stopped, this gateway is about to.
+        let _ = admin.mesh.lose_cache(entry.view.id.clone()).await;
+    }
+    answer
 }
 
 /// The second path is that of older SGLang.

@@ -18,14 +18,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     config::Config,
     gateway::{
-        admission::Admission,
-        budget::RetryBudget,
-        connection::Connection,
-        handshake::Handshakes,
-        health::Suspicions,
-        pool::Pool,
-        prefix::index::{self, Tick},
-        view::RoutingView,
+        admission::Admission, budget::RetryBudget, connection::Connection, handshake::Handshakes, health::Suspicions,
+        pool::Pool, sharing::Placer, view::RoutingView,
     },
     mesh::driver::sessions::Sessions,
     telemetry::metrics::Metrics,
@@ -46,6 +40,18 @@ pub(crate) enum Phase {
     Stopped,
 }
 
+/// Where the request path reports what it comes by, and who holds a session is asked. Cheap to clone; by default nobody
+/// hears.
+#[derive(Clone, Debug, Default)]
+pub struct Reports {
+    /// Workers that cannot be connected to.
+    pub suspicions: Suspicions,
+    /// Who holds which session.
+    pub sessions: Sessions,
+    /// Placements that other gateways would not expect.
+    pub placer: Placer,
+}
+
 /// What all cores share: read only, but for the templates of control routes, which leave the hot path alone.
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
@@ -53,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) suspicions: Suspicions,
     pub(crate) sessions: Sessions,
+    pub(crate) placer: Placer,
     pub(crate) control: axum::Router,
     /// None: clients connect without TLS.
     pub(crate) acceptor: Option<TlsAcceptor>,
@@ -67,14 +74,14 @@ impl Shared {
         config: Arc<Config>,
         view: Arc<ArcSwap<RoutingView>>,
         metrics: Arc<Metrics>,
-        suspicions: Suspicions,
-        sessions: Sessions,
+        reports: Reports,
         control: axum::Router,
         acceptor: Option<TlsAcceptor>,
     ) -> Self {
         let admission = Admission::new(&config.limits, metrics.clone());
+        let Reports { suspicions, sessions, placer } = reports;
         let templates = Mutex::default();
-        Self { config, view, metrics, suspicions, sessions, control, acceptor, admission, templates }
+        Self { config, view, metrics, suspicions, sessions, placer, control, acceptor, admission, templates }
     }
 
     /// The template as a metric label.
@@ -169,11 +176,6 @@ impl Core {
     /// Takes a retry from the budget.
     pub(crate) fn try_retry(&self, now: Instant) -> bool {
         self.budget.borrow_mut().try_retry(self.second(now))
-    }
-
-    /// The time of the prefix index, from the start of the plane.
-    pub(crate) fn tick(&self, now: Instant) -> Tick {
-        index::tick(now.saturating_duration_since(self.epoch))
     }
 
     fn second(&self, now: Instant) -> u64 {

@@ -33,15 +33,15 @@ use crate::{
     gateway::{
         core::{Core, Gauge, Phase, Shared},
         handshake,
-        health::Suspicions,
         listener::{self, Shedding},
         service,
         tls::Tls,
         view::RoutingView,
     },
-    mesh::driver::sessions::Sessions,
     telemetry::metrics::Metrics,
 };
+
+pub use crate::gateway::core::Reports;
 
 /// Longest settle window: what load balancers need to notice a failing readiness probe.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
@@ -91,7 +91,7 @@ pub struct Plane {
 impl Plane {
     /// Binds every listener and starts a thread per core; serving has begun when it returns.
     ///
-    /// Workers that cannot be connected to are reported to `suspicions`; who holds a session is asked and told there.
+    /// What the request path comes by is told to `reports`.
     ///
     /// `control` answers what is none of the hot routes; it runs on the core of its connection, so its handlers must
     /// not block, and it finds the client's address as `ConnectInfo<SocketAddr>`. Its fallbacks are replaced.
@@ -105,8 +105,7 @@ impl Plane {
         config: Arc<Config>,
         view: Arc<ArcSwap<RoutingView>>,
         metrics: Arc<Metrics>,
-        suspicions: Suspicions,
-        sessions: Sessions,
+        reports: Reports,
         control: axum::Router,
         tls: &Tls,
     ) -> Result<Self, BindError> {
@@ -117,7 +116,7 @@ impl Plane {
         let listeners = listener::bind(addr, cores).map_err(listen_error)?;
         let addr = listeners[0].local_addr().map_err(listen_error)?;
         let control = service::prepare(control);
-        let shared = Arc::new(Shared::new(config, view, metrics, suspicions, sessions, control, acceptor));
+        let shared = Arc::new(Shared::new(config, view, metrics, reports, control, acceptor));
         let (phase, _) = watch::channel(Phase::Serving);
         let (alive, ended) = mpsc::channel(1);
         let mut plane = Self { addr, phase, gauges: Vec::new(), epoch: Instant::now(), ended, threads: Vec::new() };

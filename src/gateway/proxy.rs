@@ -242,7 +242,7 @@ async fn attempts(
     let routing_key = steering::routing_key(&inbound.parts.headers)?.or(said.user.as_deref());
     let held = if *is_steered { None } else { Held::of(core, route, routing_key) };
     let held_by = held.and_then(|held| held.worker());
-    let facts = Facts { routing_key, held_by, prompt: said.prompt.as_ref(), tick: core.tick(inbound.started) };
+    let facts = Facts { routing_key, held_by, prompt: said.prompt.as_ref(), tick: placement::tick(inbound.started) };
     core.earn_retries(inbound.started);
     let mut tried: Vec<Arc<Worker>> = Vec::new();
     let mut retries = 0;

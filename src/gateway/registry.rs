@@ -56,6 +56,8 @@ pub struct Settings {
     pub policy: PolicyKind,
     /// Cache-aware routing.
     pub cache: Cache,
+    /// Zone of this gateway; empty when unknown.
+    pub zone: String,
     /// Key for workers that have none of their own. Never logged.
     pub api_key: Option<String>,
     /// Circuit breakers.
@@ -78,6 +80,7 @@ impl Settings {
             tls: tls.workers.clone(),
             policy: config.policy,
             cache: config.cache,
+            zone: config.mesh.zone.clone(),
             api_key: config.workers.api_key.clone(),
             breaker: config.breaker.clone(),
             health: config.health.clone(),
@@ -182,7 +185,7 @@ impl Registry {
 fn cache_samples(view: &RoutingView) -> Vec<CacheSample> {
     let routes = view.models.values().chain([&view.any, &view.wildcard]);
     let sample = |route: &Arc<Route>| {
-        let stats = route.affinity.as_ref()?.index.as_ref()?.stats();
+        let stats = route.index_stats()?;
         Some(CacheSample { model: route.label.clone(), bytes: stats.bytes as u64, evictions: stats.evictions })
     };
     routes.filter_map(sample).collect()

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     config::{Cache, PolicyKind},
     gateway::{
-        prefix::{HashKey, Index},
+        prefix::{HashKey, Index, index},
         worker::Worker,
     },
 };
@@ -76,6 +76,14 @@ impl Route {
     #[must_use]
     pub fn new(label: Arc<str>, policy: PolicyKind, ready: Vec<Arc<Worker>>) -> Self {
         Self { label, policy, ready, cursor: AtomicUsize::new(0), affinity: None }
+    }
+}
+
+impl Route {
+    /// How full its prefix index is; none when its policy has none.
+    #[must_use]
+    pub fn index_stats(&self) -> Option<index::Stats> {
+        Some(self.affinity.as_ref()?.index.as_ref()?.stats())
     }
 }
 

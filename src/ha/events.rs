@@ -28,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    gateway::view::RoutingView,
     ha::{policies, status},
     mesh::{
         driver::handle::{MeshHandle, NodeView, View},
@@ -64,12 +65,13 @@ struct Subscriber {
 #[must_use]
 pub fn subscribe(
     mesh: &MeshHandle,
+    routing: &RoutingView,
     ended: CancellationToken,
 ) -> Option<Sse<impl Stream<Item = Result<Event, Infallible>> + use<>>> {
     let place = PLACES.clone().try_acquire_owned().ok()?;
     let mut view = mesh.watch();
     let seen = view.borrow_and_update().clone();
-    let first = Change { event: "status", data: json!(status::cluster(&seen, &mesh.leadership())) };
+    let first = Change { event: "status", data: json!(status::cluster(&seen, &mesh.leadership(), routing)) };
     let subscriber = Subscriber { view, seen, ended, _place: place };
     let changes = stream::once(async move { vec![first] }).chain(stream::unfold(subscriber, next));
     let events = changes.flat_map(|changes| stream::iter(changes.into_iter().map(|change| Ok(event(&change)))));
@@ -172,7 +174,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::mesh::{
-        driver::handle::Leadership,
+        driver::handle::{Leadership, RoutingFacts},
         node::NodeStatus,
         stores::{PolicySpec, WorkerId, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState},
     };
@@ -206,6 +208,7 @@ mod tests {
             nodes: nodes.iter().map(node).collect(),
             workers: workers.iter().map(worker).collect(),
             policies: policy.into_iter().map(|spec| ("m".to_owned(), spec)).collect(),
+            routing: RoutingFacts::default(),
             last_sync: None,
             leader: None,
             term: 0,

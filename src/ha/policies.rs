@@ -1,11 +1,13 @@
 //! `/ha/policies`: which policy each model has.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
     config::PolicyKind,
-    gateway::registry::table::DEFAULT_MODEL,
+    gateway::{prefix::index, registry::table::DEFAULT_MODEL, view::RoutingView},
     mesh::{driver::handle::View, stores::PolicySpec},
 };
 
@@ -18,6 +20,22 @@ pub struct Shown {
     pub policy: String,
     /// Its parameters.
     pub config: Value,
+    /// The prefix index of the model in this gateway's memory, where the policy has one and the model is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<Index>,
+}
+
+/// How full a prefix index is.
+#[derive(Debug, Serialize)]
+pub struct Index {
+    /// Prefixes known.
+    pub entry_count: usize,
+    /// Bytes that they take.
+    pub bytes: usize,
+    /// Bytes that they may take.
+    pub bytes_max: usize,
+    /// Prefixes that left for others since the start.
+    pub evictions: u64,
 }
 
 /// Body of `PUT /ha/policies/{model}`.
@@ -46,28 +64,39 @@ pub fn read(body: &[u8]) -> Result<PolicySpec, String> {
     Ok(PolicySpec { policy, config_json: Value::Object(config).to_string() })
 }
 
-/// The default as `*`, then those that were set, sorted by model.
+/// The default as `*`, then those that were set and those of models with a prefix index, sorted by model.
 #[must_use]
-pub fn all(view: &View, default: PolicyKind) -> Vec<Shown> {
-    let default = default_of(view, default, DEFAULT_MODEL);
-    let set = view.policies.iter().filter(|(model, _)| model != DEFAULT_MODEL);
-    std::iter::once(default).chain(set.map(|(model, spec)| shown(model, spec))).collect()
+pub fn all(view: &View, default: PolicyKind, routing: &RoutingView) -> Vec<Shown> {
+    let set = view.policies.iter().map(|(model, _)| model.as_str()).filter(|model| *model != DEFAULT_MODEL);
+    let indexed = routing.models.iter().filter(|(_, route)| route.index_stats().is_some());
+    let models: BTreeSet<&str> = set.chain(indexed.map(|(model, _)| &**model)).collect();
+    let shown = models.into_iter().filter_map(|model| one(view, default, model, routing));
+    std::iter::once(default_of(view, default, DEFAULT_MODEL)).chain(shown).collect()
 }
 
-/// The policy of one model: what was set for it, else the default when the model `is_served`; else none.
+/// The policy of one model: what was set for it, else the default when the model is served; else none.
 #[must_use]
-pub fn one(view: &View, default: PolicyKind, model: &str, is_served: bool) -> Option<Shown> {
-    match set(view, model) {
-        Some(spec) => Some(shown(model, spec)),
-        None if is_served || model == DEFAULT_MODEL => Some(default_of(view, default, model)),
-        None => None,
-    }
+pub fn one(view: &View, default: PolicyKind, model: &str, routing: &RoutingView) -> Option<Shown> {
+    let route = routing.models.get(model);
+    let found = match set(view, model) {
+        Some(spec) => shown(model, spec),
+        None if route.is_some() || model == DEFAULT_MODEL => default_of(view, default, model),
+        None => return None,
+    };
+    let index = route.and_then(|route| route.index_stats()).map(|stats| {
+        let index::Stats { entries, bytes, bytes_max, evictions } = stats;
+        Index { entry_count: entries, bytes, bytes_max, evictions }
+    });
+    Some(Shown { index, ..found })
 }
 
 fn default_of(view: &View, default: PolicyKind, model: &str) -> Shown {
     match set(view, DEFAULT_MODEL) {
         Some(spec) => shown(model, spec),
-        None => Shown { model: model.into(), policy: default.as_str().into(), config: Value::Object(Map::new()) },
+        None => {
+            let (model, policy) = (model.into(), default.as_str().into());
+            Shown { model, policy, config: Value::Object(Map::new()), index: None }
+        }
     }
 }
 
@@ -80,5 +109,5 @@ fn set<'a>(view: &'a View, model: &str) -> Option<&'a PolicySpec> {
 pub fn shown(model: &str, spec: &PolicySpec) -> Shown {
     // What is not JSON came from a node that does not check; it has no effect either.
     let config = serde_json::from_str(&spec.config_json).unwrap_or_else(|_| Value::Object(Map::new()));
-    Shown { model: model.into(), policy: spec.policy.clone(), config }
+    Shown { model: model.into(), policy: spec.policy.clone(), config, index: None }
 }

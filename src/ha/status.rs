@@ -5,9 +5,12 @@ use std::time::{Instant, SystemTime};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::mesh::{
-    driver::handle::{Leadership, View},
-    node::NodeStatus,
+use crate::{
+    gateway::view::RoutingView,
+    mesh::{
+        driver::handle::{Leadership, View},
+        node::NodeStatus,
+    },
 };
 
 /// Answer of `GET /ha/status`. The keys are those of the manual.
@@ -49,6 +52,23 @@ pub struct Stores {
     pub workers: Store,
     /// Policies set through the API.
     pub policies: Store,
+    /// Where prompts went: the prefix indexes of all models, in this gateway's memory.
+    pub routing: RoutingStore,
+}
+
+/// The prefix indexes.
+#[derive(Debug, Serialize)]
+pub struct RoutingStore {
+    /// Prefixes known.
+    pub entry_count: usize,
+    /// Bytes that they take.
+    pub bytes: usize,
+    /// Bytes that they may take.
+    pub bytes_max: usize,
+    /// Prefixes that left for others since the start.
+    pub evictions: u64,
+    /// As of the other stores.
+    pub last_sync: Option<String>,
 }
 
 /// One store.
@@ -62,7 +82,7 @@ pub struct Store {
 
 /// The cluster as this node sees it.
 #[must_use]
-pub fn cluster(view: &View, leadership: &Leadership) -> Status {
+pub fn cluster(view: &View, leadership: &Leadership, routing: &RoutingView) -> Status {
     let nodes = view.nodes.iter().map(|node| Node {
         name: node.name.to_string(),
         status: node.status.as_str(),
@@ -77,8 +97,25 @@ pub fn cluster(view: &View, leadership: &Leadership) -> Status {
         term: leadership.term,
         quorum: leadership.has_quorum,
         voters: leadership.voters.iter().map(ToString::to_string).collect(),
-        stores: Stores { workers: store(view.workers.len()), policies: store(view.policies.len()) },
+        stores: Stores {
+            workers: store(view.workers.len()),
+            policies: store(view.policies.len()),
+            routing: routing_store(view, routing),
+        },
     }
+}
+
+fn routing_store(view: &View, routing: &RoutingView) -> RoutingStore {
+    let last_sync = view.last_sync.map(rfc3339);
+    let mut store = RoutingStore { entry_count: 0, bytes: 0, bytes_max: 0, evictions: 0, last_sync };
+    let routes = routing.models.values().chain([&routing.any, &routing.wildcard]);
+    for stats in routes.filter_map(|route| route.index_stats()) {
+        store.entry_count += stats.entries;
+        store.bytes += stats.bytes;
+        store.bytes_max += stats.bytes_max;
+        store.evictions += stats.evictions;
+    }
+    store
 }
 
 /// Whether this node is healthy, and the answer of `GET /ha/health`. `cluster_size` counts ALIVE nodes.

@@ -77,6 +77,7 @@ async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
         "stores": {
             "workers": {"entry_count": 1, "last_sync": null},
             "policies": {"entry_count": 0, "last_sync": null},
+            "routing": {"entry_count": 0, "bytes": 0, "bytes_max": 0, "evictions": 0, "last_sync": null},
         },
         "leader": null,
         "term": 0,
@@ -87,7 +88,7 @@ async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
     assert_eq!(f.get("/ha/status").await, (200, expected.clone()));
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_705_314_600_900);
     f.mesh.edit(|view| view.last_sync = Some(at));
-    for store in ["workers", "policies"] {
+    for store in ["workers", "policies", "routing"] {
         expected["stores"][store]["last_sync"] = json!("2024-01-15T10:30:00Z");
     }
     assert_eq!(f.get("/ha/status").await.1, expected);

@@ -21,6 +21,8 @@ pub mod handle;
 
 pub mod sessions;
 
+mod sharing;
+
 use std::{
     io,
     net::IpAddr,
@@ -40,13 +42,15 @@ use crate::{
     mesh::{
         driver::{
             data::{Data, DataError, Opened},
-            handle::{COMMANDS_MAX, Command, Leadership, MeshHandle, NodeView, View},
+            handle::{COMMANDS_MAX, Command, Leadership, MeshHandle, NodeView, RoutingFacts, View},
             identity::TlsError,
-            net::{Input, Net, NetError},
+            net::{Input, Net, NetError, Outlets},
             sessions::{Sessions, Table},
+            sharing::SHARED_MAX,
         },
         node::{NodeName, NodeStatus},
-        stores::{StoreEvent, Stores, WorkerOrigin, WorkerSpec},
+        routing::Message,
+        stores::{HASH_KEY_BYTES, StoreEvent, Stores, WorkerOrigin, WorkerSpec},
     },
     telemetry::metrics::{ElectionSample, MeshSample, Metrics},
 };
@@ -97,6 +101,8 @@ pub struct Mesh {
     pub handle: MeshHandle,
     /// For the request path.
     pub sessions: Sessions,
+    /// Routing hints from peers; those that find no room are lost.
+    pub shared: mpsc::Receiver<(NodeName, Message)>,
     /// Ends with the process: an error ends the process too.
     pub task: JoinHandle<Result<(), DriverError>>,
 }
@@ -109,6 +115,7 @@ struct Driver {
     net: Option<Net>,
     commands: mpsc::Receiver<Command>,
     sessions: Arc<Table>,
+    shared: mpsc::Sender<(NodeName, Message)>,
     expire_due: Instant,
     view: watch::Sender<Arc<View>>,
     leadership: watch::Sender<Leadership>,
@@ -134,6 +141,7 @@ struct Unconfirmed {
 /// When a socket cannot be bound or no address can be advertised.
 pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<IpAddr>) -> Result<Mesh, DriverError> {
     let now = Instant::now();
+    let (sender, shared) = mpsc::channel(SHARED_MAX);
     let node = config.mesh.node.clone();
     let (leadership, watched_leadership) = watch::channel(Leadership::default());
     let opened = open_data(&config).await?;
@@ -141,7 +149,8 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
     let net = match config.mesh.enabled {
         true => {
             let tls = identity::open(&config.mesh, &node, &metrics)?;
-            Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, leadership.clone()).await?)
+            let outlets = Outlets { leadership: leadership.clone(), shared: sender.clone() };
+            Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, outlets).await?)
         }
         false => None,
     };
@@ -163,6 +172,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         net,
         commands: inbox,
         sessions: Arc::default(),
+        shared: sender,
         expire_due: now + EXPIRE_INTERVAL,
         view,
         leadership,
@@ -176,7 +186,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
     let handle = MeshHandle::new(commands, watched, watched_leadership);
     let sampled = handle.clone();
     metrics.watch_mesh(move || sample(&sampled.view(), &sampled.leadership()));
-    Ok(Mesh { handle, sessions, task: tokio::spawn(driver.run(pod_ip)) })
+    Ok(Mesh { handle, sessions, shared, task: tokio::spawn(driver.run(pod_ip)) })
 }
 
 /// Opens `--mesh-data-dir`, off the runtime.
@@ -316,6 +326,12 @@ impl Driver {
                 let outcome = self.stores.put_policy(unix_ms(), &model, &spec);
                 self.confirm(now, move || drop(reply.send(outcome)));
             }
+            Command::LoseCache(id) => self.stores.lose_cache(unix_ms(), &id),
+            Command::Share(to, frame) => {
+                if let Some(net) = &self.net {
+                    net.share(to.as_ref(), &frame);
+                }
+            }
             Command::HoldSession(key, worker) => self.stores.put_session(unix_ms(), key, worker),
             Command::Observe(id, seen) => self.stores.observe_worker(unix_ms(), &id, &seen),
             Command::Leave(reply) => match &mut self.net {
@@ -356,6 +372,7 @@ impl Driver {
             self.expire_due = now + EXPIRE_INTERVAL;
             self.stores.expire_sessions(unix_ms());
         }
+        self.offer_hash_key();
         let mut changed = false;
         while let Some(event) = self.stores.poll_event() {
             report::store_event(&event);
@@ -365,7 +382,9 @@ impl Driver {
                     self.sessions.replace(self.stores.sessions());
                     changed = true;
                 }
-                StoreEvent::WorkerChanged(_) | StoreEvent::PolicyChanged(_) => changed = true,
+                StoreEvent::WorkerChanged(_) | StoreEvent::PolicyChanged(_) | StoreEvent::RoutingChanged => {
+                    changed = true;
+                }
             }
         }
         if changed {
@@ -395,6 +414,13 @@ impl Driver {
         self.unconfirmed.extract_if(.., is_due).for_each(|answer| (answer.confirm)());
     }
 
+    /// Draws the key of prefix names, once the cluster's state is here and has none.
+    fn offer_hash_key(&mut self) {
+        if self.net.as_ref().is_none_or(Net::synced) && self.stores.hash_key().is_none() {
+            self.stores.offer_hash_key(unix_ms(), &rand::random::<[u8; HASH_KEY_BYTES]>());
+        }
+    }
+
     /// Has a new picture published once the last one is `interval` old.
     fn touch(&mut self, now: Instant, interval: Duration) {
         let due = (self.view_published + interval).max(now);
@@ -415,6 +441,7 @@ impl Driver {
             synced: self.net.as_ref().is_none_or(Net::synced),
             workers: self.stores.workers().into_iter().map(Arc::new).collect(),
             policies: self.stores.policies(),
+            routing: RoutingFacts { hash_key: self.stores.hash_key(), generations: self.stores.generations() },
             last_sync: self.net.as_ref().and_then(Net::last_sync),
         };
         self.view.send_replace(Arc::new(view));
@@ -445,18 +472,9 @@ impl Driver {
         self.stores = self.stores.renamed(boot_epoch_ms, self.node.clone(), boot_epoch_ms);
         seed(&self.config, &mut self.stores);
         self.sessions.replace(self.stores.sessions());
-        self.net = Some(
-            Net::bind(
-                &self.config.mesh,
-                &self.node,
-                boot_epoch_ms,
-                &self.metrics,
-                pod_ip,
-                None,
-                self.leadership.clone(),
-            )
-            .await?,
-        );
+        let outlets = Outlets { leadership: self.leadership.clone(), shared: self.shared.clone() };
+        self.net =
+            Some(Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None, outlets).await?);
         self.view_due = Some(Instant::now());
         Ok(())
     }
@@ -472,6 +490,7 @@ impl View {
             synced: false,
             workers: Vec::new(),
             policies: Vec::new(),
+            routing: RoutingFacts::default(),
             leader: None,
             term: 0,
             last_sync: None,

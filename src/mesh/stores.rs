@@ -1,4 +1,4 @@
-//! What the CRDTs stand for: workers, policies and sessions.
+//! What the CRDTs stand for: workers, policies, sessions and what routing must agree on.
 //!
 //! | key | written by | type |
 //! |---|---|---|
@@ -6,6 +6,7 @@
 //! | workers `<id>/seen/<node>` | that node alone | single-writer register |
 //! | policies `<model>` | any node, for its operator | LWW-Register |
 //! | sessions, a hash | any node, for its clients | LWW-Register, removed by age and number |
+//! | routing `key`, `life/<id>` | any node | register of which the oldest, the highest value counts |
 //!
 //! # Rules that the types alone do not give
 //!
@@ -35,12 +36,14 @@ use crate::mesh::{
 };
 
 mod policies;
+mod routing;
 mod sessions;
 mod workers;
 
 use self::workers::WorkerKey;
 pub use self::{
     policies::PolicySpec,
+    routing::HASH_KEY_BYTES,
     sessions::{RESPONSES_MAX, SESSION_RENEW_MS, SESSION_TTL_MS, SESSIONS_MAX, Session, SessionKey},
     workers::{WorkerId, WorkerObservation, WorkerOrigin, WorkerPatch, WorkerSpec, WorkerState, WorkerView},
 };
@@ -60,11 +63,13 @@ pub enum Namespace {
     Workers,
     /// Which worker holds what clients come back for.
     Sessions,
+    /// What gateways must agree on to compare prompts.
+    Routing,
 }
 
 impl Namespace {
     /// Every namespace, in the order in which they are brought up to date.
-    pub const ALL: [Self; 3] = [Self::Policies, Self::Workers, Self::Sessions];
+    pub const ALL: [Self; 4] = [Self::Policies, Self::Workers, Self::Sessions, Self::Routing];
 
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
@@ -85,6 +90,8 @@ pub enum StoreEvent {
     PolicyChanged(String),
     /// Who holds the session; also when it went.
     SessionChanged(SessionKey),
+    /// The key of prefix names, or a worker's generation.
+    RoutingChanged,
     /// More than [`EVENTS_MAX`] entries changed since the last poll: read everything again.
     ManyChanged,
 }
@@ -236,6 +243,7 @@ impl Stores {
             map.remove(&key);
         }
         self.push_event(StoreEvent::WorkerChanged(id.clone()));
+        self.forget_life(id);
         true
     }
 
@@ -411,6 +419,7 @@ impl Stores {
                 }
                 Namespace::Workers => self.on_worker_key(&key),
                 Namespace::Sessions => self.on_session_key(&key),
+                Namespace::Routing => self.on_routing_key(&key),
             }
         }
         Ok(ahead_ms)

@@ -6,6 +6,7 @@ pub mod membership;
 
 pub mod replication;
 
+pub mod routing;
 pub mod saved;
 
 pub mod state;

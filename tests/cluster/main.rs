@@ -10,6 +10,7 @@ mod harness;
 mod hosts;
 
 mod admin;
+mod affinity;
 mod bad_input;
 mod breaker;
 mod certs;

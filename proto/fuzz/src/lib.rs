@@ -9,6 +9,7 @@ mod datagram;
 mod hello;
 mod request_body;
 mod request_head;
+mod routing_frame;
 mod state_payload;
 mod sync_frame;
 
@@ -42,7 +43,8 @@ impl Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [DATAGRAM, COORDINATION, SYNC_FRAME, STATE_PAYLOAD, HELLO, REQUEST_BODY, REQUEST_HEAD];
+pub const TARGETS: [Target; 8] =
+    [DATAGRAM, COORDINATION, SYNC_FRAME, STATE_PAYLOAD, ROUTING_FRAME, HELLO, REQUEST_BODY, REQUEST_HEAD];
 
 /// Packets of membership.
 pub const DATAGRAM: Target = Target { name: "datagram", run: datagram::run, seeds: datagram::seeds };
@@ -51,6 +53,9 @@ pub const SYNC_FRAME: Target = Target { name: "sync_frame", run: sync_frame::run
 /// Values of the replicated stores.
 pub const STATE_PAYLOAD: Target =
     Target { name: "state_payload", run: state_payload::run, seeds: state_payload::seeds };
+/// Routing hints.
+pub const ROUTING_FRAME: Target =
+    Target { name: "routing_frame", run: routing_frame::run, seeds: routing_frame::seeds };
 /// Greetings of the stream plane.
 pub const HELLO: Target = Target { name: "hello", run: hello::run, seeds: hello::seeds };
 /// Messages of the election.

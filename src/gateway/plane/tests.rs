@@ -13,7 +13,6 @@ use super::*;
 use crate::{
     config::{Auth, Bind, Breaker, Cache, Health, Limits, Mesh, PolicyKind, Requests, Retry, Telemetry, Workers},
     gateway::{
-        health::Suspicions,
         view::{Registered, Route},
         worker::Worker,
     },
@@ -160,8 +159,8 @@ fn view(workers: &[Arc<Worker>]) -> RoutingView {
 
 fn start_with(config: Config, control: axum::Router, workers: &[Arc<Worker>]) -> Plane {
     let view = Arc::new(ArcSwap::from_pointee(view(workers)));
-    let (suspicions, sessions, tls) = (Suspicions::default(), Sessions::default(), Tls::default());
-    Plane::start(Arc::new(config), view, Metrics::new(), suspicions, sessions, control, &tls).unwrap()
+    let (reports, tls) = (Reports::default(), Tls::default());
+    Plane::start(Arc::new(config), view, Metrics::new(), reports, control, &tls).unwrap()
 }
 
 fn start(workers: &[Arc<Worker>]) -> Plane {

@@ -20,7 +20,6 @@ use std::{
         AtomicU64, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release},
     },
-    time::Duration,
 };
 
 /// Slots of a bucket; their names fill one cache line.
@@ -41,12 +40,6 @@ const BUSY: u64 = 1;
 pub type Tick = u32;
 
 const TICK_MASK: u64 = 0xff_ffff;
-
-/// The tick after so much time.
-#[must_use]
-pub fn tick(since: Duration) -> Tick {
-    (since.as_millis() / 250) as Tick
-}
 
 /// A worker in one life: after a restart, or when its cache was flushed, it has another generation.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -61,7 +61,10 @@ pub(super) struct Keeper<P> {
     prober: Prober<P>,
     policies: Policies,
     policies_set: Vec<(String, PolicySpec)>,
-    hash_key: Arc<HashKey>,
+    /// None before the cluster has one: until then prompts are not looked at.
+    hash_key: Option<Arc<HashKey>>,
+    /// Workers that came back and have their generation to be raised; bounded by the workers.
+    lost_caches: BTreeSet<WorkerId>,
     /// The cluster's state is not here yet.
     is_joining: bool,
     slots: BTreeMap<WorkerId, Slot>,
@@ -99,6 +102,10 @@ struct Slot {
     models: Arc<[String]>,
     /// When this gateway first saw it registered.
     since: Instant,
+    /// How often it has lost its cache, as the cluster knows.
+    generation: u32,
+    /// The same when it was last seen failing.
+    generation_lost: Option<u32>,
 }
 
 /// A removed worker that still has requests in flight.
@@ -116,11 +123,11 @@ impl<P: Probe> Keeper<P> {
         outputs: Outputs,
     ) -> Self {
         let now = Instant::now();
-        let hash_key = Arc::new(HashKey::new(rand::random()));
         Self {
             view: mesh.watch(),
-            policies: Policies::new(settings.policy, &[]).with_affinity(hash_key.clone(), settings.cache),
-            hash_key,
+            policies: Policies::new(settings.policy, &[]),
+            hash_key: None,
+            lost_caches: BTreeSet::new(),
             policies_set: Vec::new(),
             is_joining: true,
             startup_deadline: now.checked_add(settings.startup_timeout),
@@ -146,6 +153,7 @@ impl<P: Probe> Keeper<P> {
         self.on_view();
         self.rebuild(Instant::now());
         loop {
+            let next_lost = self.lost_caches.first().cloned();
             let next_out = self.outbox.first_key_value().map(|(id, seen)| (id.clone(), seen.clone()));
             tokio::select! {
                 changed = self.view.changed() => match changed {
@@ -156,6 +164,7 @@ impl<P: Probe> Keeper<P> {
                 Some(waiter) = self.outputs.waiting.recv() => self.on_waiter(waiter),
                 sent = announce(&self.mesh, next_out) => drop(self.outbox.remove(&sent)),
                 _ = self.breaker_check.tick() => self.check_breakers(),
+                told = tell_lost(&self.mesh, next_lost) => drop(self.lost_caches.remove(&told)),
                 now = at(self.rebuild_due) => self.rebuild(now),
                 now = at(self.sweep_due) => self.sweep(now),
                 _ = at(self.startup_deadline) => self.on_startup_deadline(),
@@ -170,11 +179,10 @@ impl<P: Probe> Keeper<P> {
             self.mark_stale();
         }
         if view.policies != self.policies_set {
-            let policies = Policies::new(self.settings.policy, &view.policies);
-            self.policies = policies.with_affinity(self.hash_key.clone(), self.settings.cache);
             self.policies_set = view.policies.clone();
-            self.mark_stale();
+            self.set_policies();
         }
+        self.on_routing_facts(&view);
         let gone: Vec<_> = {
             let is_there = |id: &WorkerId| view.workers.binary_search_by(|worker| worker.id.cmp(id)).is_ok();
             self.slots.keys().filter(|id| !is_there(id)).cloned().collect()
@@ -188,6 +196,29 @@ impl<P: Probe> Keeper<P> {
                 self.upsert(worker, &view);
             }
         }
+    }
+
+    /// Takes over the key of prefix names and the workers' generations.
+    fn on_routing_facts(&mut self, view: &View) {
+        let facts = &view.routing;
+        let known = self.hash_key.as_ref().map(|key| key.as_bytes());
+        if facts.hash_key.as_deref() != known {
+            self.hash_key = facts.hash_key.as_deref().and_then(HashKey::of_slice).map(Arc::new);
+            self.set_policies();
+        }
+        for (id, slot) in &mut self.slots {
+            slot.generation = facts.generations.get(&id.number()).copied().unwrap_or(0);
+            slot.worker.set_generation(slot.generation as u8);
+        }
+    }
+
+    fn set_policies(&mut self) {
+        let policies = Policies::new(self.settings.policy, &self.policies_set);
+        self.policies = match &self.hash_key {
+            Some(key) => policies.with_affinity(key.clone(), self.settings.cache),
+            None => policies,
+        };
+        self.mark_stale();
     }
 
     /// Takes in the view as it is now, and tells the waiter when the table shows it.
@@ -215,6 +246,7 @@ impl<P: Probe> Keeper<P> {
             slot.models = models_of(view, &slot.own_models);
             slot.view = view.clone();
             slot.take_hints(&cluster.node);
+            slot.worker.set_far(is_far(&self.settings.zone, &view.spec.zone));
             return;
         }
         let worker = match Worker::of_spec(&view.spec, self.settings.api_key.as_deref()) {
@@ -227,6 +259,7 @@ impl<P: Probe> Keeper<P> {
                 return;
             }
         };
+        worker.set_far(is_far(&self.settings.zone, &view.spec.zone));
         let previous = self.slots.remove(&view.id);
         let since = previous.as_ref().map_or_else(Instant::now, |slot| slot.since);
         let own_models = previous.map(|slot| slot.own_models).unwrap_or_default();
@@ -237,8 +270,19 @@ impl<P: Probe> Keeper<P> {
         if view.observed.get(&cluster.node).map_or(state == WorkerState::Ready, |said| *said != own) {
             self.outbox.insert(view.id.clone(), own);
         }
-        let failing_until_ms = 0;
-        let slot = Slot { view: view.clone(), worker, state, own_models, failing_until_ms, models, since };
+        let generation = cluster.routing.generations.get(&view.id.number()).copied().unwrap_or(0);
+        worker.set_generation(generation as u8);
+        let slot = Slot {
+            view: view.clone(),
+            worker,
+            state,
+            own_models,
+            failing_until_ms: 0,
+            models,
+            since,
+            generation,
+            generation_lost: None,
+        };
         slot.take_hints(&cluster.node);
         self.slots.insert(view.id.clone(), slot);
     }
@@ -278,6 +322,9 @@ impl<P: Probe> Keeper<P> {
         if report.state != slot.state {
             let (status, from_status) = (report.state.as_str(), slot.state.as_str());
             tracing::info!(worker = %report.id, status, from_status, "worker status changed");
+        }
+        if slot.is_back(report.state) {
+            self.lost_caches.insert(report.id.clone());
         }
         slot.state = report.state;
         if let Some(models) = report.models {
@@ -354,6 +401,15 @@ impl<P: Probe> Keeper<P> {
 }
 
 impl Slot {
+    /// Whether the worker, now in this state, comes back from a failure, and nobody has said yet that its cache is lost.
+    fn is_back(&mut self, state: WorkerState) -> bool {
+        if state == WorkerState::NotReady {
+            self.generation_lost.get_or_insert(self.generation);
+            return false;
+        }
+        self.generation_lost.take().is_some_and(|before| before == self.generation)
+    }
+
     /// Until when the worker may serve models that nobody knows of.
     fn unasked_until(&self) -> Option<std::time::Instant> {
         let is_unasked = self.state == WorkerState::Pending && self.models.is_empty() && !self.view.spec.draining;
@@ -391,6 +447,20 @@ async fn announce(mesh: &MeshHandle, next: Option<(WorkerId, WorkerObservation)>
         Ok(()) => id,
         Err(_) => pending().await,
     }
+}
+
+/// Has the cluster told that a worker lost its cache; waits when there is none, or when the mesh has stopped. Cancel safe.
+async fn tell_lost(mesh: &MeshHandle, next: Option<WorkerId>) -> WorkerId {
+    let Some(id) = next else { return pending().await };
+    match mesh.lose_cache(id.clone()).await {
+        Ok(()) => id,
+        Err(_) => pending().await,
+    }
+}
+
+/// Whether two known zones differ.
+fn is_far(own: &str, worker: &str) -> bool {
+    !own.is_empty() && !worker.is_empty() && own != worker
 }
 
 /// Waits for the instant, for ever without one; answers the time.

@@ -20,7 +20,7 @@ use crate::{
         worker::tests::spec,
     },
     mesh::{
-        driver::handle::{COMMANDS_MAX, Command, Leadership, NodeView, View},
+        driver::handle::{COMMANDS_MAX, Command, Leadership, NodeView, RoutingFacts, View},
         node::NodeStatus,
         stores::{PolicySpec, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     },
@@ -50,6 +50,7 @@ impl FakeMesh {
             nodes: vec![node("node1", 39527), node("node2", 39527)],
             workers: Vec::new(),
             policies: Vec::new(),
+            routing: RoutingFacts::default(),
             last_sync: None,
             synced: true,
         };
@@ -68,7 +69,10 @@ impl FakeMesh {
                         drop(reply.send(Ok(())));
                     }
                     Command::Observe(id, seen) => observe(&applied, &id, "node1", &seen),
-                    Command::HoldSession(..) => {}
+                    Command::HoldSession(..) | Command::Share(..) => {}
+                    Command::LoseCache(id) => applied.send_modify(|view| {
+                        *Arc::make_mut(view).routing.generations.entry(id.number()).or_default() += 1;
+                    }),
                     Command::Leave(reply) => drop(reply.send(())),
                 }
             }
@@ -138,6 +142,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         cache: Cache::default(),
         tls: Tls::default().workers,
+        zone: String::new(),
         policy: PolicyKind::PowerOfTwo,
         api_key: None,
         breaker: breaker::tests::rules(),

@@ -1,18 +1,22 @@
 //! What the rest of the program holds of the mesh: a snapshot to read, commands to send.
 
 use std::{
+    collections::BTreeMap,
+    fmt,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::mesh::{
     election::Leader,
     node::{NodeName, NodeStatus},
+    routing::Message,
     stores::{PolicySpec, SessionKey, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
-    wire::state::ValueError,
+    wire::{self, state::ValueError},
 };
 
 /// Commands waiting for the driver at most; senders wait for room beyond that.
@@ -34,6 +38,8 @@ pub struct View {
     pub workers: Vec<Arc<WorkerView>>,
     /// Policies set through the API, sorted by model.
     pub policies: Vec<(String, PolicySpec)>,
+    /// What routing by prompt must agree on.
+    pub routing: RoutingFacts,
     /// Who leads, when this picture was made; [`Leadership`] says until when.
     pub leader: Option<NodeName>,
     /// The newest term of a leader that this node knows; 0 before the first election.
@@ -60,6 +66,22 @@ impl Leadership {
     #[must_use]
     pub fn leader_at(&self, now: Instant) -> Option<&NodeName> {
         self.leader.as_ref().filter(|leader| now < leader.until).map(|leader| &leader.name)
+    }
+}
+
+/// What gateways must agree on to compare prompts.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct RoutingFacts {
+    /// The key of prefix names, [`HASH_KEY_BYTES`](crate::mesh::stores::HASH_KEY_BYTES); none before the cluster has one.
+    pub hash_key: Option<Bytes>,
+    /// How often each worker has lost its cache, by [`WorkerId::number`].
+    pub generations: BTreeMap<u64, u32>,
+}
+
+impl fmt::Debug for RoutingFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hash_key = self.hash_key.as_ref().map(|_| "…");
+        f.debug_struct("RoutingFacts").field("hash_key", &hash_key).field("generations", &self.generations).finish()
     }
 }
 
@@ -93,6 +115,10 @@ pub enum Command {
     Observe(WorkerId, WorkerObservation),
     /// A worker holds a session.
     HoldSession(SessionKey, u64),
+    /// A worker has lost its cache.
+    LoseCache(WorkerId),
+    /// Send a routing frame to one peer, or to all.
+    Share(Option<NodeName>, Bytes),
     /// Announce LEAVING, wait for a quorum of acks (bounded), then stop.
     Leave(oneshot::Sender<()>),
 }
@@ -185,6 +211,23 @@ impl MeshHandle {
     /// When the driver has stopped.
     pub async fn observe(&self, id: WorkerId, seen: WorkerObservation) -> Result<(), Stopped> {
         self.commands.send(Command::Observe(id, seen)).await.map_err(|_| Stopped)
+    }
+
+    /// Tells the cluster that a worker has lost its cache: what was seen of it before does not count any more.
+    ///
+    /// # Errors
+    /// When the driver has stopped.
+    pub async fn lose_cache(&self, id: WorkerId) -> Result<(), Stopped> {
+        self.commands.send(Command::LoseCache(id)).await.map_err(|_| Stopped)
+    }
+
+    /// Sends a routing hint to one peer, or to all that a pipe leads to; gives its size in bytes, or none when the driver
+    /// has no room for it: then it is lost, as it may be.
+    #[must_use]
+    pub fn share(&self, to: Option<NodeName>, message: &Message) -> Option<usize> {
+        let frame = wire::routing::encode(message);
+        let bytes = frame.len();
+        self.commands.try_send(Command::Share(to, frame)).is_ok().then_some(bytes)
     }
 
     /// Announces LEAVING and waits, at most `wait`, until the mesh has let this node go.

@@ -33,10 +33,12 @@ use crate::{
             pipes::{Action, Pipes},
             report::{self, Refusals},
             resolve,
+            sharing::Sharing,
             story::Story,
         },
         node::{NodeName, NodeStatus},
         replication::{self, Replicator, SyncEvent, topology::Topology},
+        routing::Message,
         stores::Stores,
         swim::{Event, MemberChange, Swim, SwimConfig, Transmit, Via},
         wire::membership,
@@ -96,6 +98,15 @@ pub(super) struct Outcome {
     pub(super) broken: Option<io::Error>,
 }
 
+/// Where news for the rest of the program go, beside the view.
+#[derive(Clone, Debug)]
+pub(super) struct Outlets {
+    /// Who leads.
+    pub(super) leadership: watch::Sender<Leadership>,
+    /// Routing hints from peers.
+    pub(super) shared: mpsc::Sender<(NodeName, Message)>,
+}
+
 pub(super) struct Net {
     metrics: Arc<Metrics>,
     node: NodeName,
@@ -109,6 +120,7 @@ pub(super) struct Net {
     /// Address of the far end of each open pipe, as [`Pipes`] knows it, and who is there by its certificate.
     open: BTreeMap<PipeId, (SocketAddr, Option<PeerIdentity>)>,
     cluster: String,
+    sharing: Sharing,
     refusals: Refusals,
     seeds: mpsc::Receiver<Vec<SocketAddr>>,
     resolver: AbortHandle,
@@ -134,7 +146,7 @@ impl Net {
         metrics: &Arc<Metrics>,
         pod_ip: Option<IpAddr>,
         tls: Option<Arc<Material>>,
-        leadership: watch::Sender<Leadership>,
+        outlets: Outlets,
     ) -> Result<Self, NetError> {
         let hello = Hello { cluster: config.cluster.clone(), node: node.to_string(), boot_epoch_ms };
         let (transport, streams, events) = bind_planes(config.bind, &hello, tls.as_ref())?;
@@ -142,7 +154,7 @@ impl Net {
         let advertised = advertise::choose(config, bound, pod_ip).await?;
         info!(node = %node, bound = %bound, addr = %advertised.addr, cluster = %config.cluster, "mesh listening");
         let now = Instant::now();
-        let chair = Chair::new(config, node, &advertised.host, metrics, leadership, now);
+        let chair = Chair::new(config, node, &advertised.host, metrics, outlets.leadership, now);
         let swim = SwimConfig {
             cluster: config.cluster.clone(),
             zone: config.zone.clone(),
@@ -172,6 +184,7 @@ impl Net {
             pipes: Pipes::default(),
             open: BTreeMap::new(),
             cluster: config.cluster.clone(),
+            sharing: Sharing::new(outlets.shared),
             refusals: Refusals::default(),
             seeds,
             resolver,
@@ -213,6 +226,11 @@ impl Net {
             }
             Input::Stream(None) | Input::Seeds(None) | Input::Saved(_) | Input::Command(_) | Input::Timer => {}
         }
+    }
+
+    /// Sends a routing frame to one peer, or to all.
+    pub(super) fn share(&self, to: Option<&NodeName>, frame: &Bytes) {
+        self.sharing.send(&self.streams, to, frame);
     }
 
     pub(super) fn leave(&mut self, now: Instant) {
@@ -307,7 +325,8 @@ impl Net {
                     self.pipes.accepted(pipe, addr);
                 }
                 // The stream plane has checked the name already; what it lets through parses.
-                if let Ok(peer) = hello.node.parse() {
+                if let Ok(peer) = hello.node.parse::<NodeName>() {
+                    self.sharing.opened(pipe, peer.clone(), dialed);
                     self.replicator.handle_connected(now, pipe_id(pipe), peer, hello.boot_epoch_ms, dialed);
                 }
             }
@@ -326,6 +345,9 @@ impl Net {
                     self.streams.close(pipe, "malformed replication frame");
                 }
             }
+            StreamEvent::Frame { pipe, lane: Lane::Routing, payload } => {
+                self.sharing.received(&self.metrics, pipe, &payload);
+            }
             StreamEvent::Writable { .. } => {}
             StreamEvent::Closed { pipe, addr, dialed, error } => {
                 if let Some(PipeError::Refused(reason)) = &error {
@@ -336,6 +358,7 @@ impl Net {
                 let lost = error.is_some();
                 let excluded = error.is_some_and(|error| error.is_exclusion());
                 self.open.remove(&pipe);
+                self.sharing.closed(pipe);
                 self.pipes.closed(now, pipe, addr, excluded);
                 self.replicator.handle_disconnected(now, pipe_id(pipe));
                 if lost && dialed {

@@ -163,6 +163,7 @@ fn namespace_to_proto(namespace: Namespace) -> i32 {
         Namespace::Policies => pb::Namespace::Policies as i32,
         Namespace::Workers => pb::Namespace::Workers as i32,
         Namespace::Sessions => pb::Namespace::Sessions as i32,
+        Namespace::Routing => pb::Namespace::Routing as i32,
     }
 }
 

@@ -1,9 +1,10 @@
 //! Payloads of the stores to and from bytes.
 
+use bytes::Bytes;
 use prost::Message as _;
 use smg_proto::state as pb;
 
-use crate::mesh::stores::{PolicySpec, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState};
+use crate::mesh::stores::{HASH_KEY_BYTES, PolicySpec, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState};
 
 const URL_BYTES_MAX: usize = 2048;
 const MODELS_MAX: usize = 256;
@@ -32,6 +33,35 @@ pub struct StoredWorker {
     pub spec: WorkerSpec,
     /// The worker was removed.
     pub removed: bool,
+}
+
+/// The bytes of the key of prefix names.
+#[must_use]
+pub fn encode_hash_key(key: &[u8]) -> Vec<u8> {
+    pb::HashKey { key: key.to_vec().into() }.encode_to_vec()
+}
+
+/// The key that the bytes are.
+///
+/// # Errors
+/// When they are none, or the key is not of its length.
+pub fn decode_hash_key(bytes: &[u8]) -> Result<Bytes, ValueError> {
+    let key = pb::HashKey::decode(bytes)?.key;
+    if key.len() == HASH_KEY_BYTES { Ok(key) } else { Err(ValueError::OutOfBounds("key")) }
+}
+
+/// The bytes of a worker's generation.
+#[must_use]
+pub fn encode_generation(generation: u32) -> Vec<u8> {
+    pb::Generation { generation }.encode_to_vec()
+}
+
+/// The generation that the bytes are.
+///
+/// # Errors
+/// When they are none.
+pub fn decode_generation(bytes: &[u8]) -> Result<u32, ValueError> {
+    Ok(pb::Generation::decode(bytes)?.generation)
 }
 
 /// The bytes of a worker entry.

@@ -24,6 +24,7 @@ pub struct CacheSample {
 pub(super) struct Caches {
     branches: Family<&'static str, BoundCounter<u64>>,
     ratio: BoundHistogram<f64>,
+    shared: Family<&'static str, BoundCounter<u64>>,
     source: Source<Vec<CacheSample>>,
 }
 
@@ -33,7 +34,8 @@ impl Caches {
         observe(meter, &source);
         let ratio = meter.f64_histogram(def::CACHE_MATCH.name).with_description(def::CACHE_MATCH.help);
         let ratio = ratio.with_boundaries(def::RATIO_BUCKETS.to_vec()).build().bind(&[]);
-        Self { branches: counters_by_one(meter, &def::CACHE_BRANCH), ratio, source }
+        let [branches, shared] = [&def::CACHE_BRANCH, &def::CACHE_SHARED].map(|which| counters_by_one(meter, which));
+        Self { branches, ratio, shared, source }
     }
 }
 
@@ -44,6 +46,11 @@ impl Metrics {
         if blocks > 0 {
             self.caches.ratio.record(matched as f64 / blocks as f64);
         }
+    }
+
+    /// `smg_cache_aware_placements_total{direction}`: sent, received, dropped.
+    pub fn cache_shared(&self, direction: &'static str, placements: usize) {
+        self.caches.shared.with(&direction, |counter| counter.add(placements as u64));
     }
 
     /// Source of `smg_cache_aware_index_bytes{model}` and `smg_cache_aware_index_evictions_total{model}`; called at each

@@ -80,6 +80,8 @@ definitions! {
         "Choices of cache_aware, by what decided: cache, home, spill, balance or no_prompt.";
     CACHE_MATCH = Histogram "smg_cache_aware_match_ratio" []
         "Share of the prompt's blocks that the chosen worker had seen.";
+    CACHE_SHARED = Counter "smg_cache_aware_placements_total" ["direction"]
+        "Placements told to or by other gateways: sent, received, or dropped because too many waited.";
     CACHE_BYTES = Gauge "smg_cache_aware_index_bytes" ["model"] "Bytes of the prefix index that are in use, by model.";
     CACHE_EVICTIONS = Counter "smg_cache_aware_index_evictions_total" ["model"]
         "Prefixes that left the index for others, by model.";

@@ -44,6 +44,7 @@ fn busy() -> Arc<Metrics> {
     metrics.router_error("no_available_workers");
     metrics.worker_selected(PolicyKind::LeastLoad);
     metrics.cache_aware("cache", 3, 4);
+    metrics.cache_shared("sent", 1);
     metrics.watch_caches(|| vec![CacheSample { model: "llama".into(), bytes: 400, evictions: 2 }]);
     metrics.worker_error("connect");
     metrics.worker_retry();

@@ -20,6 +20,8 @@ pub enum Lane {
     Datagram,
     /// Bulk state.
     Sync,
+    /// Hints that may be lost.
+    Routing,
 }
 
 /// News of one pipe. Per pipe: `Opened`, then frames, then `Closed` once and last; or `Closed` alone.
@@ -209,6 +211,7 @@ impl Lane {
         match self {
             Self::Datagram => proto::Lane::Datagram,
             Self::Sync => proto::Lane::Sync,
+            Self::Routing => proto::Lane::Routing,
         }
     }
 
@@ -217,6 +220,7 @@ impl Lane {
         match lane {
             proto::Lane::Datagram => Some(Self::Datagram),
             proto::Lane::Sync => Some(Self::Sync),
+            proto::Lane::Routing => Some(Self::Routing),
             proto::Lane::Unspecified | proto::Lane::Hello | proto::Lane::Close => None,
         }
     }

@@ -199,8 +199,7 @@ async fn a_client_that_leaves_is_recorded_as_such() {
         Arc::new(config()),
         view,
         metrics.clone(),
-        Suspicions::default(),
-        Sessions::default(),
+        Reports::default(),
         axum::Router::new(),
         &Tls::default(),
     );

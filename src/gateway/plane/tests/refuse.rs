@@ -200,8 +200,7 @@ async fn a_port_that_is_taken() {
         Arc::new(config),
         Arc::default(),
         Metrics::new(),
-        Suspicions::default(),
-        Sessions::default(),
+        Reports::default(),
         axum::Router::new(),
         &Tls::default(),
     )

@@ -33,10 +33,8 @@ impl Secure {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.bundle_pem().as_bytes()).unwrap()).unwrap();
         let (view, metrics) = (Arc::new(ArcSwap::from_pointee(view(workers))), Metrics::new());
-        let (suspicions, sessions) = (Suspicions::default(), Sessions::default());
         let control = axum::Router::new();
-        let plane =
-            Plane::start(Arc::new(config()), view, metrics.clone(), suspicions, sessions, control, &tls).unwrap();
+        let plane = Plane::start(Arc::new(config()), view, metrics.clone(), Reports::default(), control, &tls).unwrap();
         Self { plane, metrics, roots }
     }
 

@@ -275,6 +275,7 @@ fn name(namespace: Namespace) -> &'static str {
         Namespace::Policies => "policies",
         Namespace::Workers => "workers",
         Namespace::Sessions => "sessions",
+        Namespace::Routing => "routing",
     }
 }
 

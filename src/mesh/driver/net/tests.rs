@@ -30,7 +30,8 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
         tls: None,
         data_dir: None,
     };
-    Net::bind(&config, &config.node, 1, metrics, None, None, watch::channel(Leadership::default()).0).await.unwrap()
+    let outlets = Outlets { leadership: watch::channel(Leadership::default()).0, shared: mpsc::channel(1).0 };
+    Net::bind(&config, &config.node, 1, metrics, None, None, outlets).await.unwrap()
 }
 
 /// Drives the node until `done`, and takes what the peer hears meanwhile.

@@ -1,0 +1,64 @@
+//! Routing hints on the pipes: out to the peers that this node dialed, in to whoever makes use of them.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use smg_transport::grpc::{Lane, PipeId, Streams};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use crate::{
+    mesh::{node::NodeName, routing::Message, wire::routing},
+    telemetry::metrics::Metrics,
+};
+
+/// Hints that wait to be made use of; further ones are lost.
+pub(super) const SHARED_MAX: usize = 1024;
+
+/// Who is at the far end of each open pipe, and where hints go.
+#[derive(Debug)]
+pub(super) struct Sharing {
+    /// With whether this node dialed it: two nodes that dialed each other have two pipes, and each uses its own.
+    pipes: BTreeMap<PipeId, (NodeName, bool)>,
+    inbox: mpsc::Sender<(NodeName, Message)>,
+}
+
+impl Sharing {
+    pub(super) fn new(inbox: mpsc::Sender<(NodeName, Message)>) -> Self {
+        Self { pipes: BTreeMap::new(), inbox }
+    }
+
+    pub(super) fn opened(&mut self, pipe: PipeId, node: NodeName, dialed: bool) {
+        self.pipes.insert(pipe, (node, dialed));
+    }
+
+    pub(super) fn closed(&mut self, pipe: PipeId) {
+        self.pipes.remove(&pipe);
+    }
+
+    /// Sends a frame to one peer or to all. A pipe without room loses it.
+    pub(super) fn send(&self, streams: &Streams, to: Option<&NodeName>, frame: &Bytes) {
+        let is_meant = |node: &NodeName| to.is_none_or(|to| to == node);
+        for (pipe, _) in self.pipes.iter().filter(|(_, (node, dialed))| *dialed && is_meant(node)) {
+            if let Err(error) = streams.try_send(*pipe, Lane::Routing, frame.clone()) {
+                debug!(%error, "routing hint lost on its pipe");
+            }
+        }
+    }
+
+    /// Takes a frame in.
+    pub(super) fn received(&self, metrics: &Metrics, pipe: PipeId, frame: &[u8]) {
+        let Some((peer, _)) = self.pipes.get(&pipe) else { return };
+        match routing::decode(frame) {
+            Ok(message) => {
+                if self.inbox.try_send((peer.clone(), message)).is_err() {
+                    debug!(peer = %peer, "routing hint lost: nobody takes them");
+                }
+            }
+            Err(error) => {
+                metrics.mesh_rejected("grpc", "bad_routing");
+                debug!(peer = %peer, %error, "routing frame dropped");
+            }
+        }
+    }
+}
