@@ -1,7 +1,7 @@
 //! What this gateway tells the others about prompts and loads, and what it makes of what they tell.
 //!
 //! *Surprises*: placements that the others would not expect (see [`cache_aware`](crate::gateway::policy::cache_aware)),
-//! gathered for [`BATCH_INTERVAL`], as the name of the session and of what the worker had not seen. *Loads*: requests in
+//! gathered for [`GATHER`], as the name of the session and of what the worker had not seen. *Loads*: requests in
 //! flight per worker, every [`LOAD_INTERVAL`] while there are any; what a peer said counts for [`LOAD_TTL`], so a dead
 //! peer's load is gone before it is DOWN. *Transfers*: a gateway that has just started asks one peer after the other for
 //! what they used last, and meanwhile serves with what hashing gives; one that ends hands over the same unasked.
@@ -14,6 +14,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use tokio::{
     sync::{mpsc, oneshot},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval},
 };
 
@@ -35,7 +36,10 @@ pub mod transfer;
 
 use self::{loads::Loads, outbox::Outbox, transfer::Transfer};
 
-/// How long surprises gather before they are sent.
+/// How long the first surprise after a silence waits for more: a follow-up may come through the next gateway at once.
+pub const GATHER: Duration = Duration::from_millis(2);
+
+/// Between two batches while there is more to send than one holds.
 pub const BATCH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Between two messages about loads.
@@ -111,8 +115,10 @@ impl Sharing {
             outbox: Outbox::new(now.into_std()),
             loads: Loads::default(),
             transfers: Vec::new(),
+            building: JoinSet::new(),
             ask: Ask { asked: 0, due: Some(now), until: now + LOOK_FOR },
             handed: None,
+            flush_due: None,
         };
         (Self { placer: Placer(placer), hand_over }, task.run())
     }
@@ -149,14 +155,17 @@ struct Task {
     outbox: Outbox,
     loads: Loads,
     transfers: Vec<Transfer>,
+    /// Transfers that are being gathered, off the runtime: it takes a walk over every index.
+    building: JoinSet<Transfer>,
     ask: Ask,
     handed: Option<oneshot::Sender<()>>,
+    /// None while there is nothing to send.
+    flush_due: Option<Instant>,
 }
 
 impl Task {
     async fn run(mut self) {
-        let (mut batch, mut load) = (interval(BATCH_INTERVAL), interval(LOAD_INTERVAL));
-        batch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut load = interval(LOAD_INTERVAL);
         load.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -169,10 +178,16 @@ impl Task {
                     if !self.outbox.push(placement) {
                         self.metrics.cache_shared("dropped", 1);
                     }
+                    self.flush_due.get_or_insert_with(|| Instant::now() + GATHER);
                 }
                 Some(done) = self.leaving.recv() => self.on_leaving(done),
-                _ = batch.tick() => self.flush(),
+                () = at(self.flush_due) => self.flush(),
                 _ = load.tick() => self.tell_loads(),
+                Some(built) = self.building.join_next() => {
+                    // One that panicked is as lost as one that was not sent.
+                    self.transfers.extend(built.ok());
+                    self.flush();
+                }
                 () = at(self.ask.due) => self.ask(),
             }
         }
@@ -196,20 +211,24 @@ impl Task {
             }
             Message::Ask => {
                 let is_known = self.transfers.iter().any(|transfer| transfer.to.as_ref() == Some(&peer));
-                if !is_known && self.transfers.len() < TRANSFERS_MAX {
-                    self.transfers.push(Transfer::of(&self.routing.load(), Some(peer), TRANSFER_NAMES_MAX, now));
-                    self.flush();
+                // A peer that asks again while its answer is gathered gets two at the worst; what it knows then stays.
+                if !is_known && self.transfers.len() + self.building.len() < TRANSFERS_MAX {
+                    self.gather(Some(peer));
                 }
             }
         }
     }
 
     fn on_leaving(&mut self, done: oneshot::Sender<()>) {
-        let now = Instant::now().into_std();
         self.transfers.clear();
-        self.transfers.push(Transfer::of(&self.routing.load(), None, TRANSFER_NAMES_MAX, now));
+        self.gather(None);
         self.handed = Some(done);
-        self.flush();
+    }
+
+    /// Has what this gateway used last gathered for one peer, or for all.
+    fn gather(&mut self, to: Option<NodeName>) {
+        let (view, now) = (self.routing.load_full(), Instant::now().into_std());
+        self.building.spawn_blocking(move || Transfer::of(&view, to, TRANSFER_NAMES_MAX, now));
     }
 
     /// Sends what is due: surprises, then a piece of each transfer.
@@ -232,11 +251,14 @@ impl Task {
         }
         self.transfers.retain(|transfer| !transfer.is_done());
         if self.transfers.is_empty()
+            && self.building.is_empty()
             && self.outbox.is_empty()
             && let Some(done) = self.handed.take()
         {
             let _ = done.send(());
         }
+        let waits = !self.outbox.is_empty() || !self.transfers.is_empty();
+        self.flush_due = waits.then(|| Instant::now() + BATCH_INTERVAL);
     }
 
     /// Other gateways that hear this one.

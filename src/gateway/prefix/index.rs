@@ -31,6 +31,9 @@ pub const HOLDERS: usize = 4;
 /// Bytes of a slot.
 pub const SLOT_BYTES: usize = 8 * (1 + HOLDERS);
 
+/// Buckets in a region: 2560 bytes of the table.
+const REGION_BUCKETS: usize = 8;
+
 const BUCKET_WORDS: usize = WAYS * (1 + HOLDERS);
 
 const EMPTY: u64 = 0;
@@ -72,6 +75,9 @@ impl Word {
 /// The table of one model.
 pub struct Index {
     words: Box<[AtomicU64]>,
+    /// One bit per [`REGION_BUCKETS`] buckets that ever held a name: whoever walks the table skips the rest, whose pages
+    /// were never written. A bit for 2560 bytes.
+    used: Box<[AtomicU64]>,
     buckets: usize,
     entries: AtomicUsize,
     evictions: AtomicU64,
@@ -135,7 +141,8 @@ impl Index {
     pub fn new(bytes_max: usize) -> Self {
         let buckets = (bytes_max / (8 * BUCKET_WORDS)).max(1);
         let words = bytemuck::allocation::zeroed_slice_box(buckets * BUCKET_WORDS);
-        Self { words, buckets, entries: AtomicUsize::new(0), evictions: AtomicU64::new(0) }
+        let used = (0..buckets.div_ceil(64 * REGION_BUCKETS)).map(|_| AtomicU64::new(0)).collect();
+        Self { words, used, buckets, entries: AtomicUsize::new(0), evictions: AtomicU64::new(0) }
     }
 
     /// How full it is.
@@ -239,12 +246,26 @@ impl Index {
         words[0].store(word.0, Relaxed);
         words[1..].iter().for_each(|word| word.store(0, Relaxed));
         bucket[way].store(name, Release);
+        self.mark_used(name);
         if held == EMPTY { Touched::Added } else { Touched::Replaced }
     }
 
-    fn bucket(&self, name: u64) -> &[AtomicU64] {
+    /// The bit of a name's region is set, and read alone once it is.
+    fn mark_used(&self, name: u64) {
+        let region = self.bucket_index(name) / REGION_BUCKETS;
+        let (word, bit) = (&self.used[region / 64], 1 << (region % 64));
+        if word.load(Relaxed) & bit == 0 {
+            word.fetch_or(bit, Relaxed);
+        }
+    }
+
+    fn bucket_index(&self, name: u64) -> usize {
         // By multiplication (Lemire 2019, §3): any number of buckets, no division.
-        let index = ((u128::from(name) * self.buckets as u128) >> 64) as usize;
+        ((u128::from(name) * self.buckets as u128) >> 64) as usize
+    }
+
+    fn bucket(&self, name: u64) -> &[AtomicU64] {
+        let index = self.bucket_index(name);
         &self.words[index * BUCKET_WORDS..(index + 1) * BUCKET_WORDS]
     }
 
@@ -274,7 +295,9 @@ impl Index {
     }
 
     fn each(&self, mut seen: impl FnMut(u64, Word)) {
-        for bucket in self.words.chunks_exact(BUCKET_WORDS) {
+        let regions = self.words.chunks(REGION_BUCKETS * BUCKET_WORDS).enumerate();
+        let used = regions.filter(|(at, _)| self.used[at / 64].load(Relaxed) >> (at % 64) & 1 == 1);
+        for bucket in used.flat_map(|(_, region)| region.chunks_exact(BUCKET_WORDS)) {
             for way in 0..WAYS {
                 let name = bucket[way].load(Acquire);
                 if name > BUSY {
