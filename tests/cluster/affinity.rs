@@ -54,7 +54,7 @@ impl Talk {
 async fn start(network: Network, count: u8) -> (Vec<Gateway>, Vec<Process>) {
     let workers = (0..WORKERS).map(|n| {
         let name = format!("worker{n}");
-        worker(network, 100 + n, "m1", &["--name", &name, "--ttft-ms", "2"])
+        worker(network, 100 + n, "m1", &["--name", &name, "--ttft-ms", "30"])
     });
     let (processes, urls): (Vec<_>, Vec<_>) = workers.unzip();
     let peers: Vec<u8> = (1..=count).collect();

@@ -30,7 +30,10 @@ async fn state(gateway: &Gateway) -> (Vec<String>, Vec<String>) {
     };
     let (_, workers) = gateway.get("/workers").await.unwrap_or_default();
     let (_, policies) = gateway.get("/ha/policies").await.unwrap_or_default();
-    let mut models = texts(&policies["policies"], "model");
+    // The default policy is shown too, for models with a prefix index.
+    let set =
+        |list: &Value| list.as_array().into_iter().flatten().filter(|set| set["policy"] == "random").cloned().collect();
+    let mut models = texts(&Value::Array(set(&policies["policies"])), "model");
     models.retain(|model| model != "*");
     (texts(&workers["workers"], "url"), models)
 }

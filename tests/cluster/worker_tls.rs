@@ -22,8 +22,9 @@ fn worker(network: Network, pki: &Pki, name: &str, more: &[&str]) -> (Process, S
 fn gateway(network: Network, n: u8, url: &str, more: &[&str], env: &[(&str, String)]) -> Gateway {
     let ip = network.ip(n).to_string();
     let args = ["--host", &ip, "--port", "8000", "--prometheus-host", &ip, "--prometheus-port", "29000"];
-    let checks = ["--worker-urls", url, "--health-check-interval-secs", "1"];
-    let args = args.into_iter().chain(checks).chain(more.iter().copied());
+    let checks =
+        ["--health-check-interval-secs", "1"].into_iter().filter(|_| !more.contains(&"--disable-health-check"));
+    let args = args.into_iter().chain(["--worker-urls", url]).chain(checks).chain(more.iter().copied());
     let name = format!("gateway{n}");
     Gateway::attach(Process::start(&name, args, env), name, network.ip(n))
 }
