@@ -77,8 +77,8 @@ async fn few_descriptors_bound_the_connections() {
         waiting.push(connect(&gateway).await);
     }
     for stream in &mut waiting {
-        // Some may still find room, where a descriptor was freed meanwhile.
-        is_served(stream).await;
+        // Some find room, where a descriptor was freed meanwhile, some are hung up on, some wait to be accepted.
+        let _ = timeout(Duration::from_millis(200), is_served(stream)).await;
     }
     assert!(is_served(&mut held[0]).await, "those who are in are served");
     let used = ticks(&gateway.process) - before;
@@ -138,7 +138,8 @@ async fn two_hundred_clients_that_do_not_read_cost_no_memory() {
         timeout(s(60), is_full.recv()).await.expect("every stream stops for its client").unwrap();
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.child.id())).unwrap();
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    // Without the pages of the program's file, which are many in a debug build.
+    let rss = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     let rss_kib: u64 = rss.trim().trim_end_matches(" kB").parse().unwrap();
     assert!(rss_kib <= 150 << 10, "{rss_kib} KiB");
     assert!(is_served(&mut connect(&gateway).await).await);
