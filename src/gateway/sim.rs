@@ -3,7 +3,7 @@
 //!
 //! Conversations arrive at random, share a few system prompts and send each turn to another gateway. A worker is an LRU
 //! cache of blocks and a time to answer: a fixed one, and one for each block that it has to compute. Messages between
-//! gateways take [`DELAY_MS`] and are counted in bytes as they would be on the wire.
+//! gateways take `DELAY_MS` and are counted in bytes as they would be on the wire.
 //!
 //! Beside the shipped way ([`Mode::Shared`]) there are four to compare it with: the same without messages, gateways that
 //! do not even agree on homes, an oracle that knows all caches and loads, and blind chance.

@@ -19,9 +19,9 @@
 //! lapsed. Without a data directory a term may so name two leaders, one after the other, but never at one instant.
 //!
 //! *Voters.* Either the operator's (`--mesh-voters`), or those that the cluster agreed on: the first set is made by the
-//! first of a quorum of the configured peers that all know of none ([`bootstrap`]); later the leader adds nodes that are
+//! first of a quorum of the configured peers that all know of none (`bootstrap`); later the leader adds nodes that are
 //! ALIVE, up to [`voters::AUTO_VOTERS_MAX`], and removes those that left or were forgotten, one at a time, the next after
-//! a quorum has the last ([`lead`]; logless reconfiguration, Schultz et al. 2021 §4). Failures change no set.
+//! a quorum has the last (`lead`; logless reconfiguration, Schultz et al. 2021 §4). Failures change no set.
 
 mod bootstrap;
 mod campaign;

@@ -1,6 +1,6 @@
 //! Where the longest prefix of the prompt was seen, unless another worker's idleness is worth more.
 //!
-//! Each worker gets a score: the share of the prompt that it has seen, less its [`strain`], less [`FAR`] when it is in
+//! Each worker gets a score: the share of the prompt that it has seen, less its `strain`, less [`FAR`] when it is in
 //! another zone. The best of those that have seen enough (`--cache-threshold`) and are not overloaded (the balance
 //! thresholds) competes with the prompt's *home*, the worker that hashing alone gives it.
 //!

@@ -1,6 +1,6 @@
 //! By the beginning of the prompt: prompts that begin alike go to the same worker, on every gateway.
 //!
-//! Bounded-load rendezvous hashing as in [`consistent_hashing`](super::consistent_hashing), the key being the prompt's
+//! Bounded-load rendezvous hashing as in [`super::consistent_hashing`], the key being the prompt's
 //! [`home`](crate::gateway::prefix::Prompt::home): its conversation, or its first blocks. Nothing is remembered and
 //! nothing is shared.
 

@@ -10,7 +10,7 @@
 //!
 //! # Races
 //!
-//! A slot that changes its name is [`BUSY`] meanwhile: nobody matches it and nobody else takes it. Readers look at the
+//! A slot that changes its name is `BUSY` meanwhile: nobody matches it and nobody else takes it. Readers look at the
 //! name again after the holders. Two cores that write a holder of one slot at once may lose one of the two; like a
 //! collision of names or of worker tags (32 bits), that costs a request its best worker and nothing worse.
 

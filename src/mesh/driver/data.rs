@@ -7,9 +7,9 @@
 //! | `state.redb` | the replicated state ([`saved`](crate::mesh::saved)) | set aside: the state comes from peers |
 //! | `vote` | term, vote and voters of the leader election ([`Votes`]) | set aside: the node starts as one without the flag does |
 //!
-//! The driver hands batches to a thread that flushes them to the disk, one at a time, at most one per [`PACE`]; what
+//! The driver hands batches to a thread that flushes them to the disk, one at a time, at most one per `PACE`; what
 //! changes meanwhile waits in the saver, which is bounded. A write through the API is answered once it is on the disk,
-//! or after [`ANSWER_WAIT_MAX`], or when the disk fails: then the cluster's memory is what holds it, as without the flag.
+//! or after `ANSWER_WAIT_MAX`, or when the disk fails: then the cluster's memory is what holds it, as without the flag.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},

@@ -1,4 +1,4 @@
-//! What voters say to each other, before and after [`crate::mesh::wire::election`] makes bytes of it.
+//! What voters say to each other, before and after [`crate::mesh::wire::coordination`] makes bytes of it.
 
 use crate::mesh::{
     election::voters::{Voters, VotersId},

@@ -1,6 +1,6 @@
 //! Random schedules of every fault that the simulator knows, each by one seed: the adversarial suite of DESIGN §9.
 //!
-//! A run forms a cluster of 3 to 7 nodes, throws 8 to 24 faults at it with random pauses ([`faults`]), then mends the
+//! A run forms a cluster of 3 to 7 nodes, throws 8 to 24 faults at it with random pauses (`faults`), then mends the
 //! network, ends stalls and drifts, and starts about half of the dead again. From the last fault on it must agree within
 //! [`settling_time_max`], hold its peace for a while, forget who stayed dead, and break none of the rules of
 //! [`super::checker`] at any time. `cargo bench --bench membership -- adversary 2000` runs many seeds;
