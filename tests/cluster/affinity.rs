@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::harness::{Gateway, Network, Process, eventually, joined, s, worker};
 
@@ -85,6 +86,27 @@ async fn talk(talks: &mut [Talk], turns: std::ops::Range<usize>, gateways: &[Gat
     for turn in turns {
         let asked = talks.iter_mut().enumerate();
         join_all(asked.map(|(number, talk)| talk.turn(number, &gateways[(number + turn) % gateways.len()]))).await;
+        // People read an answer before they go on. Here for as long as hints take on a machine that runs all tests at
+        // once; they may be lost, so the wait has an end.
+        let _ = timeout(s(2), heard(gateways)).await;
+    }
+}
+
+/// Waits until each gateway has received as many placements as the others sent.
+async fn heard(gateways: &[Gateway]) {
+    loop {
+        let counts = join_all(gateways.iter().map(|gateway| async {
+            let metrics = gateway.metrics().await;
+            ["sent", "received"].map(|direction| {
+                let start = format!("smg_cache_aware_placements_total{{direction=\"{direction}\"}} ");
+                metrics.lines().find_map(|line| line.strip_prefix(&start)?.parse::<u64>().ok()).unwrap_or(0)
+            })
+        }));
+        let counts = counts.await;
+        let sent: u64 = counts.iter().map(|[sent, _]| sent).sum();
+        if counts.iter().all(|[own, received]| received + own >= sent) {
+            return;
+        }
     }
 }
 
