@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::{
     harness::{Process, SMG},
     hosts::Hosts,
+    relay::{Relay, Rules},
 };
 
 /// Between two looks at the logs.
@@ -28,11 +29,20 @@ pub struct Turn {
     pub status: String,
 }
 
+/// What a cluster differs in from one on a plain bridge.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// A switch in user space, and its zones as `--mesh-zone`.
+    pub rules: Option<Rules>,
+}
+
 /// Hosts 1 to `size`, a process on each unless it was killed.
 #[derive(Debug)]
 pub struct Cluster {
     pub hosts: Hosts,
     pub size: usize,
+    pub relay: Option<Relay>,
+    setup: Setup,
     processes: BTreeMap<usize, Process>,
     /// Turns told by processes that have ended.
     past: Vec<Turn>,
@@ -40,12 +50,20 @@ pub struct Cluster {
 
 impl Cluster {
     /// A cluster in which everybody sees everybody; none, and a word about it, where namespaces cannot be made.
-    pub async fn start(size: usize, scenario: &str) -> Option<Self> {
+    pub async fn start(size: usize, scenario: &str, setup: Setup) -> Option<Self> {
         let Some(hosts) = Hosts::new(size) else {
             eprintln!("SKIPPED {scenario}: network namespaces need root, ip and nft");
             return None;
         };
-        let mut cluster = Self { hosts, size, processes: BTreeMap::new(), past: Vec::new() };
+        let mut relay = None;
+        if let Some(rules) = &setup.rules {
+            relay = Relay::start(&hosts, size, rules).await;
+            if relay.is_none() {
+                eprintln!("SKIPPED {scenario}: the switch in user space needs python3");
+                return None;
+            }
+        }
+        let mut cluster = Self { hosts, size, relay, setup, processes: BTreeMap::new(), past: Vec::new() };
         for n in 1..=size {
             cluster.spawn(n);
             cluster.nft(n, "add table inet smg");
@@ -63,6 +81,9 @@ impl Cluster {
         command.args(["--enable-mesh", "--mesh-server-name", &format!("node{n}"), "--log-json", "--port", "8000"]);
         command.args(["--mesh-peer-urls", "node1:39527,node2:39527,node3:39527"]);
         command.args(["--shutdown-grace-period-secs", "1", "--drain-settle-secs", "0"]);
+        if let Some(rules) = &self.setup.rules {
+            command.args(["--mesh-zone", &format!("zone{}", n % rules.zones)]);
+        }
         let process = Process::start_command(&format!("node{n}"), &mut command, &[("RUST_LOG", "info".to_owned())]);
         self.processes.insert(n, process);
     }

@@ -57,7 +57,7 @@ impl Hosts {
         lines.join("\n")
     }
 
-    /// A command that runs `program` on host `n`; its process is the program's.
+    /// A command that runs `program` on host `n`, or where the switch is, for 0; its process is the program's.
     pub fn command(&self, n: usize, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name(n), program]);

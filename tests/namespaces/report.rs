@@ -14,6 +14,8 @@ pub struct Row {
     pub down: Vec<Duration>,
     /// DOWN said of nodes that were well, in views.
     pub false_deaths: usize,
+    /// SUSPECTED said before anything was wrong, in views; only where that is looked at.
+    pub suspicions: usize,
     /// From the end of the fault until everybody sees everybody ALIVE, per round.
     pub converged: Vec<Duration>,
     pub note: String,

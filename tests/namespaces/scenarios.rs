@@ -1,5 +1,7 @@
 //! What goes wrong, and what must hold then: DESIGN §3's table.
 
+pub mod paths;
+
 use std::{
     collections::BTreeSet,
     time::{Duration, SystemTime},
@@ -103,17 +105,22 @@ pub async fn unplugged(cluster: &mut Cluster, rounds: usize) -> Row {
     let mut row = Row::new("silent crash (link down)", cluster.size);
     for round in 0..rounds {
         settle(cluster, round).await;
-        let (victim, since) = (cluster.size - round % cluster.size, SystemTime::now());
-        cluster.link(victim, "down");
-        note_verdicts(cluster, &mut row, since, &BTreeSet::from([victim])).await;
-        row.false_deaths += false_deaths(cluster, since, &BTreeSet::from([victim]));
-        cluster.kill(victim);
-        cluster.link(victim, "up");
-        cluster.spawn(victim);
-        note_whole(cluster, &mut row).await;
+        unplug_one(cluster, &mut row, cluster.size - round % cluster.size).await;
         row.rounds += 1;
     }
     row
+}
+
+/// One round of it.
+async fn unplug_one(cluster: &mut Cluster, row: &mut Row, victim: usize) {
+    let since = SystemTime::now();
+    cluster.link(victim, "down");
+    note_verdicts(cluster, row, since, &BTreeSet::from([victim])).await;
+    row.false_deaths += false_deaths(cluster, since, &BTreeSet::from([victim]));
+    cluster.kill(victim);
+    cluster.link(victim, "up");
+    cluster.spawn(victim);
+    note_whole(cluster, row).await;
 }
 
 /// One host hears nobody; what it sends arrives.
