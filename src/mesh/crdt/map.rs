@@ -21,7 +21,10 @@ mod changes;
 mod entries;
 mod slots;
 
-use self::{changes::Changes, entries::Entries};
+use self::{
+    changes::Changes,
+    entries::{Entries, Spot},
+};
 pub use self::{entries::Dots, slots::LiveRef};
 pub use super::records::RECORDS_MAX;
 
@@ -207,14 +210,16 @@ impl Map {
         adds: Option<(Timestamp, &[u8])>,
     ) {
         let dot = Dot { actor: self.own, counter: self.seen.get(self.own) + 1 };
-        let mut gone: Vec<Dot> = self.get(key).filter(|old| kills(&self.actors, *old)).map(|old| old.dot).collect();
+        let spot = self.entries.find(key);
+        let killed = self.entries.at(spot).filter(|old| kills(&self.actors, *old));
+        let mut gone: Vec<Dot> = killed.map(|old| old.dot).collect();
         gone.sort_unstable();
         self.seen.raise(self.own, dot.counter);
         match adds {
-            Some((stamp, payload)) => self.change(key, &gone, &[LiveRef { dot, stamp, payload }]),
+            Some((stamp, payload)) => self.change(key, spot, &gone, &[LiveRef { dot, stamp, payload }]),
             None => {
                 self.records.insert(dot, key);
-                self.change(key, &gone, &[]);
+                self.change(key, spot, &gone, &[]);
             }
         }
     }
@@ -361,15 +366,16 @@ impl Map {
         out
     }
 
-    /// Takes the dots `gone`, which are in order, from a key, and gives it `new` ones: in entries, records and root.
-    fn change(&mut self, key: &[u8], gone: &[Dot], new: &[LiveRef<'_>]) {
+    /// Takes the dots `gone`, which are in order, from the key at `spot`, and gives it `new` ones: in entries, records and
+    /// root.
+    fn change(&mut self, key: &[u8], spot: Spot, gone: &[Dot], new: &[LiveRef<'_>]) {
         let Self { entries, actors, own, records, root, payload_bytes, changes, .. } = self;
         if let Some(changes) = changes {
             changes.insert(key);
         }
         let is_gone = |dot: Dot| gone.binary_search(&dot).is_ok();
         if !gone.is_empty() {
-            let before = entries.get(key);
+            let before = entries.at(spot);
             let kept = before.map(|old| old.dot).filter(|dot| !is_gone(*dot));
             let own_after = kept.chain(new.iter().map(|new| new.dot)).filter(|dot| dot.actor == *own).max();
             for old in before.filter(|old| is_gone(old.dot)) {
@@ -385,7 +391,7 @@ impl Map {
             *root = root.wrapping_add(hash(actors, key, *new));
             *payload_bytes += new.payload.len();
         }
-        entries.change(key, gone, new);
+        entries.change(key, spot, gone, new);
     }
 
     fn intern(&mut self, actor: &Actor) -> ActorId {
@@ -404,8 +410,8 @@ impl Map {
     /// # Errors
     /// When the body contradicts itself or what was seen here; then neither the namespace nor `peer` has changed.
     pub fn apply(&mut self, peer: &mut VersionVector, body: Body) -> Result<Vec<Key>, BodyError> {
-        apply::check(self, peer, &body)?;
-        Ok(apply::join(self, peer, body))
+        let known = apply::check(self, peer, &body)?;
+        Ok(apply::join(self, peer, body, &known))
     }
 }
 

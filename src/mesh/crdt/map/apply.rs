@@ -11,8 +11,8 @@ use super::{
     LiveRef, Map, Progress,
 };
 
-/// Refuses what [`join`] could not take whole.
-pub(super) fn check(map: &Map, peer: &VersionVector, body: &Body) -> Result<(), BodyError> {
+/// Refuses what [`join`] could not take whole; gives the numbers here of the body's actors that are known.
+pub(super) fn check(map: &Map, peer: &VersionVector, body: &Body) -> Result<Vec<Option<ActorId>>, BodyError> {
     let known: Vec<Option<ActorId>> = body.actors.iter().map(|actor| map.actors.id(actor)).collect();
     if map.actors.len() + known.iter().filter(|id| id.is_none()).count() > ACTORS_MAX {
         return Err(BodyError::TooManyActors);
@@ -52,7 +52,11 @@ pub(super) fn check(map: &Map, peer: &VersionVector, body: &Body) -> Result<(), 
     }
     for cover in &body.covers {
         may_be(cover.actor, cover.to, limit(cover.actor))?;
-        if map.seen_of(&body.actors[cover.actor.index()]) < cover.from {
+        let seen = match known[cover.actor.index()] {
+            Some(id) => map.actors.counter(&map.seen, id),
+            None => map.seen_of(&body.actors[cover.actor.index()]),
+        };
+        if seen < cover.from {
             return Err(BodyError::Gap);
         }
     }
@@ -64,7 +68,7 @@ pub(super) fn check(map: &Map, peer: &VersionVector, body: &Body) -> Result<(), 
     if !map.guards.has_room(if body.chunk.is_some() { 0 } else { body.keys.len() }) {
         return Err(BodyError::TooManyGuards);
     }
-    Ok(())
+    Ok(known)
 }
 
 /// Up to where the dots of each of the body's actors may go, by what the sender says it has seen.
@@ -112,10 +116,11 @@ fn check_chunk(map: &Map, body: &Body, chunk: &Chunk, known: &[Option<ActorId>])
     if base == progress.base { Ok(()) } else { Err(BodyError::Gap) }
 }
 
-/// Joins a checked body; gives the keys whose live dots changed.
-pub(super) fn join(map: &mut Map, peer: &mut VersionVector, body: Body) -> Vec<Key> {
+/// Joins a body with what [`check`] gave for it; gives the keys whose live dots changed.
+pub(super) fn join(map: &mut Map, peer: &mut VersionVector, body: Body, known: &[Option<ActorId>]) -> Vec<Key> {
     let has_floors = body.actors.iter().any(Actor::is_floor);
-    let ids: Vec<ActorId> = body.actors.iter().map(|actor| map.intern(actor)).collect();
+    let ids = body.actors.iter().zip(known).map(|(actor, known)| known.unwrap_or_else(|| map.intern(actor)));
+    let ids: Vec<ActorId> = ids.collect();
     let local = |actor: ActorId| ids[actor.index()];
     for (actor, counter) in body.context {
         peer.raise(local(actor), counter);
@@ -205,14 +210,15 @@ fn join_live(
     // Of several with one name, which no honest peer sends, the first counts.
     theirs.sort_by_key(|their| their.dot);
     theirs.dedup_by_key(|their| their.dot);
-    let mut ours: Vec<Dot> = map.get(key).map(|our| our.dot).collect();
+    let spot = map.entries.find(key);
+    let mut ours: Vec<Dot> = map.entries.at(spot).map(|our| our.dot).collect();
     ours.sort_unstable();
     let is_theirs = |dot: &Dot| theirs.binary_search_by_key(dot, |their| their.dot).is_ok();
     let gone: Vec<Dot> = ours.iter().copied().filter(|our| they_saw(map, *our) && !is_theirs(our)).collect();
     let was_seen = |dot: Dot| map.seen.contains(dot) || map.guards.contains(&map.actors, key, dot);
     theirs.retain(|their| ours.binary_search(&their.dot).is_err() && !was_seen(their.dot));
     if !gone.is_empty() || !theirs.is_empty() {
-        map.change(key, &gone, &theirs);
+        map.change(key, spot, &gone, &theirs);
         changed.push(key.clone());
     }
 }

@@ -36,6 +36,14 @@ impl<'a> Iterator for Dots<'a> {
     }
 }
 
+/// Where a key is, or would be. Any change of the entries invalidates it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spot {
+    place: Place,
+    /// The first slot of the key, or [`NONE`].
+    head: u32,
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Entries {
     slots: Slots,
@@ -54,8 +62,19 @@ impl Entries {
 
     /// The live dots of a key.
     pub(super) fn get(&self, key: &[u8]) -> Dots<'_> {
-        let (_, head) = self.find(key);
-        Dots { slots: &self.slots, at: head.unwrap_or(NONE) }
+        self.at(self.find(key))
+    }
+
+    /// Where a key is: a search, so whoever reads and then changes a key does it once.
+    pub(super) fn find(&self, key: &[u8]) -> Spot {
+        let place = self.by_key.seek(|number| self.slots.get(number).key() < key);
+        let head = self.by_key.get(place).filter(|number| self.slots.get(*number).key() == key);
+        Spot { place, head: head.unwrap_or(NONE) }
+    }
+
+    /// The live dots of the key at a spot.
+    pub(super) fn at(&self, spot: Spot) -> Dots<'_> {
+        Dots { slots: &self.slots, at: spot.head }
     }
 
     /// Keys from `from` on, in order.
@@ -77,14 +96,15 @@ impl Entries {
         self.by_dot.contains_key(&actor)
     }
 
-    /// Takes the dots `gone`, which are in order, from a key, and gives it `new` ones, which it does not have.
-    pub(super) fn change(&mut self, key: &[u8], gone: &[Dot], new: &[LiveRef<'_>]) {
-        let (place, head) = self.find(key);
+    /// Takes the dots `gone`, which are in order, from a key that [`find`](Self::find) found at `spot`, and gives it `new`
+    /// ones, which it does not have.
+    pub(super) fn change(&mut self, key: &[u8], spot: Spot, gone: &[Dot], new: &[LiveRef<'_>]) {
+        let Spot { place, head } = spot;
         let (head_after, mut free) = self.unlink(head, gone);
         let mut first = head_after;
         for live in new {
             let mut slot = Slot::new(key, *live);
-            slot.next = first.unwrap_or(NONE);
+            slot.next = first;
             let number = match free.pop() {
                 Some(number) => {
                     *self.slots.get_mut(number) = slot;
@@ -92,20 +112,20 @@ impl Entries {
                 }
                 None => self.slots.push(slot),
             };
-            first = Some(number);
+            first = number;
             self.index(number);
         }
         match (head, first) {
-            (None, Some(first)) => {
+            (NONE, NONE) => {}
+            (NONE, first) => {
                 self.by_key.insert(place, first);
                 self.keys += 1;
             }
-            (Some(_), Some(first)) => self.by_key.set(place, first),
-            (Some(_), None) => {
+            (_, NONE) => {
                 self.by_key.remove(place);
                 self.keys -= 1;
             }
-            (None, None) => {}
+            (_, first) => self.by_key.set(place, first),
         }
         // From the largest number down, so that no slot that is still to be freed is moved.
         free.sort_unstable();
@@ -114,32 +134,25 @@ impl Entries {
         }
     }
 
-    /// The place of a key, and its first slot if it lives.
-    fn find(&self, key: &[u8]) -> (Place, Option<u32>) {
-        let place = self.by_key.seek(|number| self.slots.get(number).key() < key);
-        let head = self.by_key.get(place).filter(|number| self.slots.get(*number).key() == key);
-        (place, head)
-    }
-
     /// Takes the slots of the dots `gone` out of a chain and out of the order by dots; gives what is now the first of the
     /// chain, and the slots that are free.
-    fn unlink(&mut self, head: Option<u32>, gone: &[Dot]) -> (Option<u32>, Vec<u32>) {
-        let (mut first, mut before, mut free) = (None, None, Vec::new());
-        let mut at = head.unwrap_or(NONE);
+    fn unlink(&mut self, head: u32, gone: &[Dot]) -> (u32, Vec<u32>) {
+        let (mut first, mut before, mut free) = (NONE, NONE, Vec::new());
+        let mut at = head;
         if gone.is_empty() {
             return (head, free);
         }
         while at != NONE {
             let (dot, next) = (self.slots.get(at).dot(), self.slots.get(at).next);
             if gone.binary_search(&dot).is_ok() {
-                if let Some(before) = before {
+                if before != NONE {
                     self.slots.get_mut(before).next = next;
                 }
                 self.unindex(dot);
                 free.push(at);
             } else {
-                first.get_or_insert(at);
-                before = Some(at);
+                first = if first == NONE { at } else { first };
+                before = at;
             }
             at = next;
         }
@@ -252,14 +265,14 @@ mod tests {
                 let new: Vec<_> = new.iter().map(live).collect();
                 let new: Vec<LiveRef<'_>> =
                     new.iter().map(|(dot, payload)| LiveRef { dot: *dot, stamp: Timestamp::ZERO, payload }).collect();
-                entries.change(&key, &gone, &new);
+                entries.change(&key, entries.find(&key), &gone, &new);
                 model.retain(|_, dots| !dots.is_empty());
                 if step % 500 == 499 {
                     check(&entries, &model);
                 }
             }
             for (key, dots) in std::mem::take(&mut model) {
-                entries.change(&key, &dots.into_keys().collect::<Vec<_>>(), &[]);
+                entries.change(&key, entries.find(&key), &dots.into_keys().collect::<Vec<_>>(), &[]);
             }
             check(&entries, &model);
         }
