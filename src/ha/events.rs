@@ -174,7 +174,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::mesh::{
-        driver::handle::{Leadership, RoutingFacts},
+        driver::handle::{Leadership, Roots, RoutingFacts},
         node::NodeStatus,
         stores::{PolicySpec, WorkerId, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState},
     };
@@ -211,6 +211,7 @@ mod tests {
             policies: policy.into_iter().map(|spec| ("m".to_owned(), spec)).collect(),
             routing: RoutingFacts::default(),
             last_sync: None,
+            roots: Roots::default(),
             leader: None,
             term: 0,
             synced: true,

@@ -78,6 +78,8 @@ pub struct Store {
     pub entry_count: usize,
     /// When it was last known equal to a peer's, in RFC 3339, UTC, whole seconds; null before the first exchange.
     pub last_sync: Option<String>,
+    /// Root over all that it holds, 16 hexadecimal digits: gateways with equal roots hold the same.
+    pub root: String,
 }
 
 /// The cluster as this node sees it.
@@ -88,7 +90,8 @@ pub fn cluster(view: &View, leadership: &Leadership, routing: &RoutingView) -> S
         status: node.status.as_str(),
         address: node.address.clone(),
     });
-    let store = |entry_count| Store { entry_count, last_sync: view.last_sync.map(rfc3339) };
+    let store =
+        |entry_count, root| Store { entry_count, last_sync: view.last_sync.map(rfc3339), root: format!("{root:016x}") };
     Status {
         node_name: view.node.to_string(),
         node_count: view.nodes.len(),
@@ -98,8 +101,8 @@ pub fn cluster(view: &View, leadership: &Leadership, routing: &RoutingView) -> S
         quorum: leadership.has_quorum,
         voters: leadership.voters.iter().map(ToString::to_string).collect(),
         stores: Stores {
-            workers: store(view.workers.len()),
-            policies: store(view.policies.len()),
+            workers: store(view.workers.len(), view.roots.workers),
+            policies: store(view.policies.len(), view.roots.policies),
             routing: routing_store(view, routing),
         },
     }

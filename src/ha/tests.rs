@@ -71,6 +71,7 @@ fn set_status(f: &Fixture, node: usize, status: NodeStatus) {
 async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
     let f = fixture();
     f.mesh.put(spec("http://w"));
+    f.mesh.edit(|view| view.roots.workers = 0xff);
     let mut expected = json!({
         "node_name": "node1",
         "node_count": 2,
@@ -79,8 +80,8 @@ async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
             {"name": "node2", "status": "DOWN", "address": "node2:39527"},
         ],
         "stores": {
-            "workers": {"entry_count": 1, "last_sync": null},
-            "policies": {"entry_count": 0, "last_sync": null},
+            "workers": {"entry_count": 1, "last_sync": null, "root": "00000000000000ff"},
+            "policies": {"entry_count": 0, "last_sync": null, "root": "0000000000000000"},
             "routing": {"entry_count": 0, "bytes": 0, "bytes_max": 0, "evictions": 0, "last_sync": null},
         },
         "leader": null,

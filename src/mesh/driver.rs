@@ -43,7 +43,7 @@ use crate::{
     mesh::{
         driver::{
             data::{Data, DataError, Opened},
-            handle::{COMMANDS_MAX, Command, Leadership, MeshHandle, NodeView, RoutingFacts, View},
+            handle::{COMMANDS_MAX, Command, Leadership, MeshHandle, NodeView, Roots, RoutingFacts, View},
             identity::TlsError,
             leader::Podium,
             net::{Input, Net, NetError, Outlets},
@@ -52,7 +52,7 @@ use crate::{
         },
         node::{NodeName, NodeStatus},
         routing::Message,
-        stores::{HASH_KEY_BYTES, StoreEvent, Stores, WorkerOrigin, WorkerSpec},
+        stores::{HASH_KEY_BYTES, Namespace, StoreEvent, Stores, WorkerOrigin, WorkerSpec},
     },
     telemetry::metrics::{ElectionSample, MeshSample, Metrics},
 };
@@ -447,6 +447,10 @@ impl Driver {
             routing: RoutingFacts { hash_key: self.stores.hash_key(), generations: self.stores.generations() },
             rate_limit: self.stores.rate_limit(),
             last_sync: self.net.as_ref().and_then(Net::last_sync),
+            roots: Roots {
+                workers: self.stores.map(Namespace::Workers).root(),
+                policies: self.stores.map(Namespace::Policies).root(),
+            },
         };
         self.view.send_replace(Arc::new(view));
     }
@@ -501,6 +505,7 @@ impl View {
             term: 0,
             rate_limit: None,
             last_sync: None,
+            roots: Roots::default(),
         }
     }
 }

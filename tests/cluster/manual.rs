@@ -30,7 +30,7 @@ async fn basic_configuration_forms_a_cluster_within_5_s() {
         );
         assert_eq!(keys(&status["nodes"][0]), BTreeSet::from(["address", "name", "status"]));
         assert_eq!(keys(&status["stores"]), BTreeSet::from(["policies", "routing", "workers"]));
-        assert_eq!(keys(&status["stores"]["workers"]), BTreeSet::from(["entry_count", "last_sync"]));
+        assert_eq!(keys(&status["stores"]["workers"]), BTreeSet::from(["entry_count", "last_sync", "root"]));
         assert_eq!(status["node_name"], gateway.name.as_str());
         assert_eq!(status["node_count"], 3);
         let address = format!("{}:39527", gateway.ip);

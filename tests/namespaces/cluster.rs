@@ -34,6 +34,8 @@ pub struct Turn {
 pub struct Setup {
     /// A switch in user space, and its zones as `--mesh-zone`.
     pub rules: Option<Rules>,
+    /// Further arguments of each process.
+    pub args: Vec<String>,
 }
 
 /// Hosts 1 to `size`, a process on each unless it was killed.
@@ -84,6 +86,7 @@ impl Cluster {
         if let Some(rules) = &self.setup.rules {
             command.args(["--mesh-zone", &format!("zone{}", n % rules.zones)]);
         }
+        command.args(&self.setup.args);
         let process = Process::start_command(&format!("node{n}"), &mut command, &[("RUST_LOG", "info".to_owned())]);
         self.processes.insert(n, process);
     }

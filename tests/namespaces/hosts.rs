@@ -28,7 +28,8 @@ impl Hosts {
         made.status.success().then_some(hosts)
     }
 
-    fn name(&self, n: usize) -> String {
+    /// Name of the namespace of host `n`; of the switch for 0.
+    pub fn name(&self, n: usize) -> String {
         format!("{}n{n}", self.id)
     }
 

@@ -1,7 +1,7 @@
 //! Clusters of real processes in network namespaces: what a simulator cannot show, the kernel, TCP, signals, quotas.
 //!
 //! `cargo test` runs a short slice with five processes. `tests/namespaces/run` runs everything with 5 and 20 processes of
-//! the release build and prints a table; `tests/namespaces/run loss` only the scenarios with that word. Both need root,
+//! the release build and prints a table; `tests/namespaces/run loss mtu` only the scenarios with one of these words. Both need root,
 //! `ip`, `nft` and `curl`, and say so where these are missing. Loss and cuts are `nft` rules on receiving hosts, so they
 //! hit both planes. Delay, reordering and duplicates come from `relay.py`, a switch in user space: it does the same on every
 //! kernel, `netem` or not, counts what it did, and needs `python3`.
@@ -12,6 +12,7 @@ mod cluster;
 #[allow(dead_code, reason = "shared with the suite that speaks HTTP")]
 mod harness;
 mod hosts;
+mod inside;
 mod relay;
 mod report;
 mod scenarios;
@@ -22,7 +23,7 @@ use futures_util::FutureExt as _;
 
 use cluster::{Cluster, Setup};
 use report::{HEADER, Row};
-use scenarios::paths;
+use scenarios::{paths, state};
 
 /// Slack of the slice: it runs beside other tests and with an unoptimised program.
 const SLICE_SLACK: Duration = Duration::from_secs(2);
@@ -85,7 +86,13 @@ async fn reordering_kills_nobody() {
     scenarios::SILENT.check(&row, SLICE_SLACK);
 }
 
-/// Everything, when `SMG_NAMESPACES` is set, to `all` or to a word in the names of the scenarios wanted.
+#[tokio::test]
+async fn both_sides_of_a_partition_keep_what_they_wrote() {
+    let Some(mut cluster) = Cluster::start(5, "state", setup("state")).await else { return };
+    nobody_dies(&state::diverged(&mut cluster, 400, SLICE_SLACK).await);
+}
+
+/// Everything, when `SMG_NAMESPACES` is set, to `all` or to words of which one is in the name of each scenario wanted.
 #[tokio::test]
 async fn full_set() {
     let Ok(wanted) = std::env::var("SMG_NAMESPACES") else {
@@ -95,7 +102,11 @@ async fn full_set() {
     println!("{HEADER}");
     let mut failed = Vec::new();
     for size in [5, 20] {
-        for scenario in SCENARIOS.iter().filter(|scenario| wanted == "all" || scenario.contains(&wanted)) {
+        for scenario in SCENARIOS {
+            let is_wanted = wanted.split(' ').any(|word| word == "all" || scenario.contains(word));
+            if !is_wanted || size > 5 && OF_FIVE.contains(&scenario) {
+                continue;
+            }
             let Some(mut cluster) = Cluster::start(size, scenario, setup(scenario)).await else { return };
             // A failure ends its scenario, not the table.
             if AssertUnwindSafe(run(scenario, &mut cluster)).catch_unwind().await.is_err() {
@@ -106,7 +117,7 @@ async fn full_set() {
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
-const SCENARIOS: [&str; 18] = [
+const SCENARIOS: [&str; 19] = [
     "idle",
     "kill",
     "silent",
@@ -125,7 +136,11 @@ const SCENARIOS: [&str; 18] = [
     "partition",
     "delay",
     "reorder",
+    "state",
 ];
+
+/// What is the same with more nodes, or too much for one machine.
+const OF_FIVE: [&str; 1] = ["state"];
 
 fn setup(scenario: &str) -> Setup {
     let rules = match scenario {
@@ -133,7 +148,9 @@ fn setup(scenario: &str) -> Setup {
         "reorder" => Some(paths::REORDER),
         _ => None,
     };
-    Setup { rules }
+    // Thousands of workers that are not there.
+    let args: &[&str] = if scenario == "state" { &["--disable-health-check"] } else { &[] };
+    Setup { rules, args: args.iter().map(ToString::to_string).collect() }
 }
 
 async fn run(scenario: &str, cluster: &mut Cluster) {
@@ -157,6 +174,7 @@ async fn run(scenario: &str, cluster: &mut Cluster) {
         "partition" => scenarios::partitioned(cluster, seconds(10)).await,
         "delay" => paths::delayed(cluster, seconds(30)).await,
         "reorder" => paths::reordered(cluster, seconds(30)).await,
+        "state" => state::diverged(cluster, 10_000, FULL_SLACK).await,
         other => panic!("no scenario {other}"),
     };
     row.print();

@@ -1,6 +1,7 @@
 //! What goes wrong, and what must hold then: DESIGN §3's table.
 
 pub mod paths;
+pub mod state;
 
 use std::{
     collections::BTreeSet,
@@ -269,35 +270,48 @@ pub async fn throttled(cluster: &mut Cluster, time: Duration) -> Row {
     row
 }
 
-/// Two sides that do not hear each other for some time.
-pub async fn partitioned(cluster: &mut Cluster, time: Duration) -> Row {
-    let mut row = Row::new("partition 3|2 and heal", cluster.size);
-    let (since, minority) = (SystemTime::now(), cluster.size * 2 / 5);
+/// Cuts hosts 1 to `minority` from all others.
+fn split(cluster: &Cluster, minority: usize) {
     let others: Vec<String> = (minority + 1..=cluster.size).map(|n| format!("10.77.0.{n}")).collect();
     for n in 1..=minority {
         cluster.drop_in(n, &format!("ip saddr {{ {} }}", others.join(", ")));
         cluster.nft(n, &format!("add rule inet smg out ip daddr {{ {} }} drop", others.join(", ")));
     }
-    let is_split = |cluster: &Cluster| {
-        let views = cluster.views();
-        views.iter().all(|(n, view)| {
-            view.iter().all(|(peer, status)| ((*n <= minority) == (*peer <= minority)) == (status == "ALIVE"))
-                && view.values().all(|status| status != "SUSPECTED")
-        })
-    };
-    let took = cluster.wait_for(DOWN_WITHIN, "each side calls the other DOWN", is_split).await;
+}
+
+/// Each side calls its own ALIVE, and the others not even SUSPECTED any more.
+fn is_split(cluster: &Cluster, minority: usize) -> bool {
+    let views = cluster.views();
+    views.iter().all(|(n, view)| {
+        view.iter().all(|(peer, status)| ((*n <= minority) == (*peer <= minority)) == (status == "ALIVE"))
+            && view.values().all(|status| status != "SUSPECTED")
+    })
+}
+
+/// Counts DOWN said of the own side since then, and notes when the other side was called so.
+fn false_deaths_across(cluster: &Cluster, since: SystemTime, minority: usize, down: &mut Vec<Duration>) -> usize {
+    let across = |turn: &&crate::cluster::Turn| (turn.observer <= minority) != (turn.peer <= minority);
+    let deaths = cluster.turns_since(since).into_iter().filter(|turn| turn.status == "DOWN");
+    let (expected, false_deaths): (Vec<_>, Vec<_>) = deaths.partition(|turn| across(&turn));
+    down.extend(expected.iter().filter_map(|turn| turn.at.duration_since(since).ok()));
+    false_deaths.len()
+}
+
+/// Two sides that do not hear each other for some time.
+pub async fn partitioned(cluster: &mut Cluster, time: Duration) -> Row {
+    let mut row = Row::new("partition 3|2 and heal", cluster.size);
+    let (since, minority) = (SystemTime::now(), cluster.size * 2 / 5);
+    split(cluster, minority);
+    let took =
+        cluster.wait_for(DOWN_WITHIN, "each side calls the other DOWN", |cluster| is_split(cluster, minority)).await;
     cluster.run_for(time).await;
-    assert!(is_split(cluster), "the sides stay as they are: {:?}", cluster.views());
+    assert!(is_split(cluster, minority), "the sides stay as they are: {:?}", cluster.views());
     // A worker is added on either side: no more than 3 s after the healing everybody has both.
     let (first, last) = ("http://10.77.0.1:9", "http://10.77.0.2:9");
     for (n, url) in [(1, first), (cluster.size, last)] {
         cluster.hosts.post(n, "/workers", &serde_json::json!({"url": url}).to_string());
     }
-    let across = |turn: &&crate::cluster::Turn| (turn.observer <= minority) != (turn.peer <= minority);
-    let deaths = cluster.turns_since(since).into_iter().filter(|turn| turn.status == "DOWN");
-    let (expected, false_deaths): (Vec<_>, Vec<_>) = deaths.partition(|turn| across(&turn));
-    row.down.extend(expected.iter().filter_map(|turn| turn.at.duration_since(since).ok()));
-    row.false_deaths = false_deaths.len();
+    row.false_deaths = false_deaths_across(cluster, since, minority, &mut row.down);
     (1..=minority).for_each(|n| cluster.heal(n));
     note_whole(cluster, &mut row).await;
     let has_both = |cluster: &Cluster, n| {

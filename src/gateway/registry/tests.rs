@@ -22,7 +22,7 @@ use crate::{
         worker::tests::spec,
     },
     mesh::{
-        driver::handle::{COMMANDS_MAX, Command, Leadership, NodeView, RoutingFacts, View},
+        driver::handle::{COMMANDS_MAX, Command, Leadership, NodeView, Roots, RoutingFacts, View},
         node::NodeStatus,
         stores::{PolicySpec, RATE_LIMIT, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     },
@@ -55,6 +55,7 @@ impl FakeMesh {
             routing: RoutingFacts::default(),
             rate_limit: None,
             last_sync: None,
+            roots: Roots::default(),
             synced: true,
         };
         let view = Arc::new(watch::Sender::new(Arc::new(view)));

@@ -48,6 +48,18 @@ pub struct View {
     pub rate_limit: Option<PolicySpec>,
     /// When this node's state was last known equal to, or changed by, a peer's; none before the first exchange.
     pub last_sync: Option<SystemTime>,
+    /// By which nodes tell that they hold the same.
+    pub roots: Roots,
+}
+
+/// A 64-bit root over all that a namespace holds: nodes with equal roots hold the same, whatever the order in which they
+/// came by it. 0 when it holds nothing.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Roots {
+    /// Workers, with what each gateway sees of them.
+    pub workers: u64,
+    /// Policies and the rate limit set through the API.
+    pub policies: u64,
 }
 
 /// Who leads, as this node knows it. It changes more often than the [`View`], and is read at the moment it is needed.

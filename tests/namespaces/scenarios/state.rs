@@ -1,0 +1,93 @@
+//! What both sides of a partition write is everywhere after it, and what either removed is nowhere.
+
+use std::{
+    collections::BTreeSet,
+    ops::Range,
+    time::{Duration, SystemTime},
+};
+
+use super::{DOWN_WITHIN, false_deaths_across, is_split, note_whole, split};
+use crate::{
+    cluster::Cluster,
+    inside::{Change, is_equal, local, make, on_host, worker_url},
+    report::Row,
+};
+
+/// From the healing until all nodes hold the same. Goal of DESIGN §4: 3 s.
+pub const EQUAL_WITHIN: Duration = Duration::from_secs(3);
+
+/// A partition in which either side adds and removes `count` workers, with keys that both touch:
+///
+/// | keys, in units of `count` | before | one side | other side | afterwards |
+/// |---|---|---|---|---|
+/// | 0 to 0.05 | there | removes | registers anew | there: an add wins over removals that do not know it |
+/// | 0.05 to 0.2 | there | removes | – | gone |
+/// | 0.2 to 1 | there | removes | removes | gone |
+/// | 1 to 1.2 | there | – | removes | gone |
+/// | 2 to 2.5 | – | adds | – | there |
+/// | 2.5 to 3 | – | adds | adds | there |
+/// | 3 to 3.45 | – | – | adds | there |
+pub async fn diverged(cluster: &mut Cluster, count: usize, slack: Duration) -> Row {
+    let mut row = Row::new(&format!("3|2, {count} adds and removes"), cluster.size);
+    let key = |hundredths: usize| count * hundredths / 100;
+    let keys = |from: usize, to: usize| key(from)..key(to);
+    let adds = |range: Range<usize>| range.map(Change::Add);
+    let removes = |range: Range<usize>| range.map(Change::Remove);
+    make(cluster, 1, adds(keys(0, 120)).collect()).await;
+    cluster
+        .wait_for(Duration::from_secs(20), "the same before the partition", |cluster| {
+            is_equal(cluster, "workers", key(120) as u64)
+        })
+        .await;
+
+    let (since, minority) = (SystemTime::now(), cluster.size * 2 / 5);
+    split(cluster, minority);
+    cluster.wait_for(DOWN_WITHIN, "each side calls the other DOWN", |cluster| is_split(cluster, minority)).await;
+    let start = tokio::time::Instant::now();
+    let one: Vec<Change> = removes(keys(0, 100)).chain(adds(keys(200, 300))).collect();
+    let other: Vec<Change> = removes(keys(20, 120)).chain(adds(keys(250, 345))).chain(adds(keys(0, 5))).collect();
+    assert_eq!((one.len(), other.len()), (2 * count, 2 * count));
+    // Two nodes of each side, so that a side has more than one writer.
+    let mut writers = Vec::new();
+    for (first, changes) in [(1, one), (minority + 1, other)] {
+        for (n, half) in changes.chunks(count).enumerate() {
+            writers.push(make(cluster, first + n, half.to_vec()));
+        }
+    }
+    futures_util::future::join_all(writers).await;
+    let wrote = start.elapsed();
+    assert!(is_split(cluster, minority), "the sides stayed apart: {:?}", cluster.views());
+
+    row.false_deaths = false_deaths_across(cluster, since, minority, &mut row.down);
+
+    let left: BTreeSet<String> = keys(0, 5).chain(keys(200, 345)).map(worker_url).collect();
+    (1..=minority).for_each(|n| cluster.heal(n));
+    let healed = tokio::time::Instant::now();
+    let is_same = |cluster: &Cluster| is_equal(cluster, "workers", left.len() as u64);
+    cluster.wait_for(Duration::from_secs(30), "the same after the healing", is_same).await;
+    let equal = healed.elapsed();
+    note_whole(cluster, &mut row).await;
+    let found = on_host(cluster, cluster.size, registered).await;
+    let (lost, back): (Vec<_>, Vec<_>) =
+        (left.difference(&found).take(5).collect(), found.difference(&left).take(5).collect());
+    assert!(lost.is_empty() && back.is_empty(), "lost {lost:?}, back from removal {back:?}");
+    let rate = 4.0 * count as f64 / wrote.as_secs_f64();
+    row.rounds = 1;
+    row.note = format!(
+        "{} writes in {:.1} s ({rate:.0}/s), equal {:.2} s after the healing, {} workers left",
+        4 * count,
+        wrote.as_secs_f64(),
+        equal.as_secs_f64(),
+        found.len()
+    );
+    assert!(equal <= EQUAL_WITHIN + slack, "equal state: {row}");
+    row
+}
+
+/// URLs of all workers that the node of this host lists.
+async fn registered() -> BTreeSet<String> {
+    let answer = crate::inside::client().get(local("/ha/workers")).send().await.unwrap();
+    let listed: serde_json::Value = answer.json().await.unwrap();
+    let workers = listed["workers"].as_array().unwrap();
+    workers.iter().map(|worker| worker["url"].as_str().unwrap().to_owned()).collect()
+}
