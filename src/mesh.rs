@@ -1,5 +1,5 @@
 //! The HA mesh: who is in the cluster ([`swim`]), what it knows ([`stores`] made of [`crdt`]), and how that knowledge
-//! travels ([`replication`]), and who leads ([`election`]).
+//! travels ([`replication`]), who leads ([`election`]), and who may admit how much ([`quota`]).
 //!
 //! Everything here is pure: a machine takes the instant as an argument, draws randomness from a seeded generator, and
 //! does no I/O. The exceptions say so by their names: [`driver`] owns clock, timers, randomness and transport; [`sim`]
@@ -22,6 +22,8 @@ pub mod routing;
 pub mod saved;
 
 pub mod election;
+
+pub mod quota;
 
 pub mod wire;
 

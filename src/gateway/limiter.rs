@@ -13,7 +13,12 @@
 //! generation, say which of them it was computed with. A request that read one generation and meets another begins anew,
 //! so no token is taken at a rate that is not in force. Only a limit that was off begins with a full bucket.
 //!
-//! The quota is whatever the caller says, also a fraction of a token: a share of a limit that several gateways hold.
+//! # Shares
+//!
+//! A limit of the whole cluster is spent from a *share* that this gateway holds on a lease ([`Limiter::hold`]). The instant
+//! at which the lease ends is part of the quota: a request that comes later is refused on the request path itself, however
+//! late the task that renews leases is. Tokens that are there stay when the share changes; what finds no room in a smaller one
+//! is given up, and nothing comes into a larger one but what the leader sends along.
 
 use std::{
     sync::{
@@ -23,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::config::RateLimit;
+use crate::{config::RateLimit, mesh::quota::share::Share};
 
 /// Bits of the word that hold the time, in nanoseconds from the limiter's start. It counts 9 years, and has room for
 /// [`TOLERANCE_NS_MAX`] ahead of that.
@@ -36,6 +41,9 @@ const INTERVAL_NS_MAX: u64 = 1 << 40;
 
 /// Longest time that a full bucket stands for, 4.5 years: what a larger burst is cut to.
 const TOLERANCE_NS_MAX: u64 = 1 << 57;
+
+/// Whoever is refused for want of a lease may come again after this long: a leader lends, or is elected, about as soon.
+const UNLEASED_RETRY: Duration = Duration::from_secs(1);
 
 /// How much may be admitted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -75,8 +83,17 @@ pub struct Stats {
 pub struct Limiter {
     epoch: Instant,
     hot: Hot,
-    /// The quota in force. Held while it is changed.
-    quota: Mutex<Option<Quota>>,
+    /// What is in force. Held while it is changed.
+    terms: Mutex<Terms>,
+}
+
+/// What was last put in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Terms {
+    /// The whole limit.
+    quota: Option<Quota>,
+    /// What is held of it, where it is shared.
+    share: Option<Share>,
 }
 
 #[derive(Debug, Default)]
@@ -96,6 +113,8 @@ struct Slot {
     interval_ns: AtomicU64,
     /// How far ahead the word may be.
     tolerance_ns: AtomicU64,
+    /// From here on nothing is admitted.
+    until_ns: AtomicU64,
     /// Whole tokens per second, for those who are refused.
     limit: AtomicU64,
 }
@@ -108,10 +127,15 @@ impl Slot {
         self.limit.store(quota.map_or(0, |quota| quota.per_second as u64), Ordering::Relaxed);
         self.interval_ns.store(interval, Ordering::Relaxed);
         self.tolerance_ns.store(tolerance.min(TOLERANCE_NS_MAX), Ordering::Relaxed);
+        self.until_ns.store(u64::MAX, Ordering::Relaxed);
     }
 
     fn get(&self) -> (u64, u64) {
         (self.interval_ns.load(Ordering::Relaxed), self.tolerance_ns.load(Ordering::Relaxed))
+    }
+
+    fn until(&self) -> u64 {
+        self.until_ns.load(Ordering::Relaxed)
     }
 }
 
@@ -148,7 +172,7 @@ impl Limiter {
     /// A limiter with a full bucket; without a quota it admits everything.
     #[must_use]
     pub fn new(quota: Option<Quota>, now: Instant) -> Self {
-        let limiter = Self { epoch: now, hot: Hot::default(), quota: Mutex::new(None) };
+        let limiter = Self { epoch: now, hot: Hot::default(), terms: Mutex::default() };
         limiter.set(quota, now);
         limiter
     }
@@ -165,7 +189,7 @@ impl Limiter {
             let slot = &slots[(seen >> TIME_BITS) as usize & 1];
             let (interval, tolerance) = slot.get();
             let ahead = (seen & TIME_MASK).saturating_sub(now);
-            if interval > 0 && ahead + interval <= tolerance {
+            if interval > 0 && ahead + interval <= tolerance && now < slot.until() {
                 let taken = pack(seen >> TIME_BITS, now + ahead + interval);
                 match word.compare_exchange_weak(seen, taken, Ordering::AcqRel, Ordering::Acquire) {
                     Ok(_) => {
@@ -176,7 +200,7 @@ impl Limiter {
                 }
                 continue;
             }
-            let limit = slot.limit.load(Ordering::Relaxed);
+            let (limit, until) = (slot.limit.load(Ordering::Relaxed), slot.until());
             // Nothing is written, so whether the slot was the word's is still to be seen.
             fence(Ordering::Acquire);
             let newer = word.load(Ordering::Relaxed);
@@ -188,6 +212,9 @@ impl Limiter {
                 return Ok(false);
             }
             refused.fetch_add(1, Ordering::Relaxed);
+            if until <= now {
+                return Err(Refused { limit, retry_after: UNLEASED_RETRY, reset: UNLEASED_RETRY });
+            }
             return Err(Refused {
                 limit,
                 retry_after: Duration::from_nanos((ahead + interval).saturating_sub(tolerance)),
@@ -198,11 +225,11 @@ impl Limiter {
 
     /// Puts another quota in force at once; what was spent under the old one stays spent. The same one changes nothing.
     pub fn set(&self, quota: Option<Quota>, now: Instant) {
-        let mut current = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current == quota {
+        let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        if *terms == (Terms { quota, share: None }) {
             return;
         }
-        *current = quota;
+        *terms = Terms { quota, share: None };
         let Hot { word, slots, .. } = &self.hot;
         let now = self.nanos(now);
         let mut seen = word.load(Ordering::Acquire);
@@ -227,14 +254,17 @@ impl Limiter {
     /// What there is, and what became of the requests so far.
     #[must_use]
     pub fn stats(&self, now: Instant) -> Stats {
-        let quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        let terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
         let Hot { word, slots, admitted, refused } = &self.hot;
         let seen = word.load(Ordering::Acquire);
-        let (interval, tolerance) = slots[(seen >> TIME_BITS) as usize & 1].get();
-        let ahead = (seen & TIME_MASK).saturating_sub(self.nanos(now));
+        let slot = &slots[(seen >> TIME_BITS) as usize & 1];
+        let (interval, tolerance) = slot.get();
+        let now = self.nanos(now);
+        let ahead = (seen & TIME_MASK).saturating_sub(now);
+        let there = if now < slot.until() { tolerance.saturating_sub(ahead) } else { 0 };
         Stats {
-            quota: *quota,
-            remaining: tolerance.saturating_sub(ahead).checked_div(interval),
+            quota: terms.quota,
+            remaining: there.checked_div(interval),
             admitted: admitted.load(Ordering::Relaxed),
             refused: refused.load(Ordering::Relaxed),
         }
@@ -246,5 +276,6 @@ impl Limiter {
     }
 }
 
+mod share;
 #[cfg(test)]
 mod tests;

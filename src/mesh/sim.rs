@@ -2,6 +2,8 @@
 
 pub mod election;
 
+pub mod quota;
+
 pub mod memberlist;
 
 pub mod membership;

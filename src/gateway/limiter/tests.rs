@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::mesh::quota::{Holding, share::TOKEN};
 
 fn quota(per_second: f64, burst: f64) -> Option<Quota> {
     Some(Quota { per_second, burst })
@@ -182,4 +183,102 @@ proptest! {
         let allowed = f64::from(rate) * (now - start).as_secs_f64() + f64::from(burst);
         prop_assert!(500.0 >= 0.999 * allowed - 1.0, "{allowed}");
     }
+}
+
+fn holding(tokens: (u64, u64), until: Instant, credit: u64) -> Holding {
+    Holding { share: Share::of_tokens(tokens.0, tokens.1), until, credit: credit * TOKEN }
+}
+
+#[test]
+fn a_share_begins_empty_and_ends_with_its_lease() {
+    let start = Instant::now();
+    let at = |ms| start + Duration::from_millis(ms);
+    let limiter = Limiter::new(None, start);
+    assert_eq!(limiter.hold(start, &holding((10, 5), at(500), 0)), 0, "nothing is shared out");
+    assert_eq!(limiter.admit(start), Ok(false));
+    limiter.share_out(Quota { per_second: 30.0, burst: 9.0 }, start);
+    let refused = limiter.admit(start).unwrap_err();
+    assert_eq!((refused.limit, refused.retry_after), (30, UNLEASED_RETRY), "nothing is held yet");
+    limiter.hold(start, &holding((10, 5), at(400), 0));
+    for (case, ms, expected) in [
+        ("nothing at first", 0, 0),
+        ("a token", 100, 1),
+        ("two", 300, 2),
+        ("the end of the lease", 400, 0),
+        ("after it", 900, 0),
+    ] {
+        assert_eq!(admitted(&limiter, 10, at(ms)), expected, "{case}");
+    }
+    assert_eq!(limiter.stats(at(900)).remaining, Some(0));
+    limiter.hold(at(1000), &holding((10, 5), at(1400), 0));
+    assert_eq!(admitted(&limiter, 10, at(1000)), 0, "what was there before the gap is gone");
+    assert_eq!(admitted(&limiter, 10, at(1200)), 2);
+    limiter.hold(at(1300), &holding((10, 5), at(1800), 0));
+    assert_eq!(admitted(&limiter, 10, at(1700)), 5, "a lease in time keeps them");
+}
+
+#[test]
+fn tokens_stay_as_far_as_there_is_room() {
+    let start = Instant::now();
+    let until = start + Duration::from_secs(10);
+    for (case, to, credit, given, there) in [
+        ("the same", (10, 6), 0, 0, 6),
+        ("more room, without tokens", (10, 9), 0, 0, 6),
+        ("more room, with some", (10, 9), 2, 0, 8),
+        ("more tokens than room", (10, 7), 3, 2, 7),
+        ("less room", (10, 2), 0, 4, 2),
+        ("another rate", (1000, 6), 0, 0, 6),
+        ("nothing", (0, 0), 0, 6, 0),
+    ] {
+        let limiter = Limiter::new(None, start);
+        limiter.share_out(Quota { per_second: 30.0, burst: 9.0 }, start);
+        limiter.hold(start, &holding((10, 6), until, 6));
+        assert_eq!(limiter.stats(start).remaining, Some(6), "{case}");
+        let found = limiter.hold(start, &holding(to, until, credit));
+        assert!(found.abs_diff(given * TOKEN) <= 2, "{case}: {found}");
+        // A billionth of a token may be lost on the way.
+        let later = start + Duration::from_micros(10);
+        assert_eq!(admitted(&limiter, 20, later), there, "{case}");
+    }
+}
+
+#[test]
+fn a_limit_of_its_own_and_a_shared_one_take_turns() {
+    let start = Instant::now();
+    let whole = Quota { per_second: 10.0, burst: 4.0 };
+    let limiter = Limiter::new(Some(whole), start);
+    limiter.share_out(whole, start);
+    assert_eq!(admitted(&limiter, 9, start), 0, "a share begins empty");
+    limiter.hold(start, &holding((10, 4), start + Duration::from_secs(1), 4));
+    limiter.share_out(Quota { per_second: 20.0, burst: 4.0 }, start);
+    assert_eq!(admitted(&limiter, 9, start), 4, "what is held stays");
+    limiter.set(None, start);
+    assert_eq!(admitted(&limiter, 9, start), 9);
+    limiter.set(Some(whole), start);
+    assert_eq!(admitted(&limiter, 9, start + Duration::from_secs(5)), 4, "no lease any more");
+}
+
+/// Cores that race while shares move to and fro admit no more than what was lent.
+#[test]
+fn shares_hold_among_cores() {
+    let start = Instant::now();
+    let limiter = Limiter::new(None, start);
+    limiter.share_out(Quota { per_second: 1e6, burst: 1000.0 }, start);
+    let forever = start + Duration::from_secs(3600);
+    let admitted: usize = std::thread::scope(|scope| {
+        let racing: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| (0..100_000).filter(|_| limiter.admit(Instant::now()).is_ok()).count()))
+            .collect();
+        let mut pool = 0;
+        for n in 0..1000 {
+            let share = if n % 2 == 0 { (1_000_000, 1000) } else { (100_000, 100) };
+            let credit = if n % 2 == 0 { pool } else { 0 };
+            let now = Instant::now();
+            let holding = Holding { share: Share::of_tokens(share.0, share.1), until: forever, credit };
+            pool = limiter.hold(now, &holding).min(900 * TOKEN);
+        }
+        racing.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    let allowed = 1e6 * start.elapsed().as_secs_f64() + 1000.0;
+    assert!(admitted as f64 <= allowed, "{admitted} of {allowed}");
 }

@@ -1,0 +1,299 @@
+//! Who may admit how much: limits of the whole cluster, cut into rights, as a pure machine.
+//!
+//! *Rights.* A limit is a rate and a burst; a right is a part of both. At any instant each part of a limit is in at most one
+//! node's hands, so over any time τ the cluster admits no more than limit·τ + burst: tokens come from rates in force
+//! alone, and no more than the burst of them are ever kept, because a node keeps no more than the burst that it holds. It
+//! is escrow (O'Neil 1986; "The Escrow Transactional Method"), with leases (Gray and Cheriton 1989) for holders that die.
+//!
+//! *Leases.* The leader of the [`election`](crate::mesh::election) keeps the table of owners ([`issuer`]). A node asks for
+//! rights about ten times a second ([`holder`]). A grant holds for [`Timing::lease`] from when the question was *sent*, on
+//! the holder's clock; the leader counts [`Timing::hold`] from when it *answered*, on its own, and lends nothing of it to
+//! anybody else before. The lease is over first even where each of the clocks is 10 % wrong. The rate is that of the holder's
+//! clock: one that is a part too fast admits by that part more of its share.
+//!
+//! *Moving.* Shares follow the demand that nodes report ([`allot`]). What one node is to get, another gives up first: a
+//! smaller grant counts as long as its holder has not said that it is in force, or the older has run out. Tokens move along:
+//! what finds no room in a share that shrank is the leader's again, and goes with the next share that grows. Rights begin
+//! without tokens otherwise, also after a lease that ran out: nothing comes of nothing.
+//!
+//! *A new leader* knows nothing. It draws a number for its reign and lends nothing for [`Timing::hold`]: then everything
+//! that an earlier leader lent has run out. What a node says that it still holds, once it knows the number, it keeps
+//! meanwhile: nobody has lent anything since the reign began, so what is held after that is disjoint. A leader that resigns
+//! is so followed without a gap.
+//!
+//! *Without a leader* everybody's rights run out, and nothing is admitted until there is one.
+//!
+//! *Changes* of a limit are replicated by the caller. The leader cuts what it knows of; a lower limit holds when the rights
+//! to the higher one are given up, at the latest after [`Timing::hold`].
+//!
+//! Bounds: [`LIMITS_MAX`](message::LIMITS_MAX) limits, [`issuer::HOLDERS_MAX`] holders, [`holder::ASKED_MAX`] questions that
+//! may still be answered, [`issuer::OUTSTANDING_MAX`] grants of one holder that may be in force.
+
+pub mod allot;
+pub mod holder;
+pub mod issuer;
+pub mod message;
+pub mod share;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+use self::{
+    holder::Holder,
+    issuer::{Issuer, Owner},
+    message::{LIMITS_MAX, Message, Transmit},
+    share::{LimitId, Share},
+};
+use crate::mesh::node::NodeName;
+
+/// Steps between a leader and itself for one input: a question, a number, a question, a grant, and what it changes.
+const LOCAL_STEPS_MAX: usize = 8;
+
+/// Durations of the protocol.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Timing {
+    /// Between two questions of a node. Default 100 ms.
+    pub ask: Duration,
+    /// How long a grant holds, on the holder's clock, after the question was sent. Default 405 ms: 450 ms of true time
+    /// where that clock is 10 % slow.
+    pub lease: Duration,
+    /// How long the leader takes it to hold, on its own clock, after the answer. Default 500 ms: 454 ms of true time where
+    /// it is 10 % fast.
+    pub hold: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { ask: Duration::from_millis(100), lease: Duration::from_millis(405), hold: Duration::from_millis(500) }
+    }
+}
+
+/// What a node holds of one limit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Holding {
+    /// How much.
+    pub share: Share,
+    /// Until when.
+    pub until: Instant,
+    /// Micro-tokens that come with it, once.
+    pub credit: u64,
+}
+
+/// The buckets that rights are spent from. No call may wait.
+pub trait Buckets {
+    /// Puts a holding in force. Tokens that are there stay, and the credit is added, as far as there is room. A bucket whose
+    /// last holding has run out is empty. Returns the micro-tokens, at most the burst that is given up, which found no
+    /// room.
+    fn hold(&self, now: Instant, limit: LimitId, holding: &Holding) -> u64;
+
+    /// Requests that came so far, refused ones included.
+    fn arrivals(&self, limit: LimitId) -> u64;
+}
+
+/// One bucket of [`Buckets`], for callers that make them.
+pub trait Bucket: fmt::Debug + Send + Sync {
+    /// As [`Buckets::hold`].
+    fn hold(&self, now: Instant, holding: &Holding) -> u64;
+
+    /// As [`Buckets::arrivals`].
+    fn arrivals(&self) -> u64;
+}
+
+/// That this node leads.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Lead {
+    /// In which term.
+    pub term: u64,
+    /// The end of its lease.
+    pub until: Instant,
+}
+
+/// What happened since the start.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Grants that came into force here.
+    pub granted: u64,
+    /// Leases that ran out here before they were renewed.
+    pub lapsed: u64,
+    /// Questions that this node answered with rights as the leader.
+    pub lent: u64,
+    /// Owners whose lease ran out while this node led: their rights were lent anew.
+    pub reissued: u64,
+}
+
+/// The machine of one node. After each `handle_*` drain [`poll_transmit`](Self::poll_transmit).
+#[derive(Clone, Debug)]
+pub struct Escrow {
+    node: NodeName,
+    timing: Timing,
+    rng: Pcg64Mcg,
+    limits: BTreeMap<LimitId, Share>,
+    leader: Option<NodeName>,
+    holder: Holder,
+    issuer: Option<Issuer>,
+    counts: Counts,
+    transmits: VecDeque<Transmit>,
+    /// Messages of this node to itself.
+    local: VecDeque<Message>,
+}
+
+impl Escrow {
+    /// A node that knows of no limit and no leader. `seed` drives every random choice.
+    #[must_use]
+    pub fn new(node: NodeName, timing: Timing, now: Instant, seed: u64) -> Self {
+        Self {
+            node,
+            timing,
+            rng: Pcg64Mcg::seed_from_u64(seed),
+            limits: BTreeMap::new(),
+            leader: None,
+            holder: Holder::new(now),
+            issuer: None,
+            counts: Counts::default(),
+            transmits: VecDeque::new(),
+            local: VecDeque::new(),
+        }
+    }
+
+    /// Takes the limits that are in force in the cluster, as far as this node knows; the first [`LIMITS_MAX`] by id count.
+    pub fn handle_limits(&mut self, now: Instant, limits: &BTreeMap<LimitId, Share>, buckets: &dyn Buckets) {
+        self.limits = limits.iter().take(LIMITS_MAX).map(|(id, limit)| (*id, *limit)).collect();
+        self.holder.ask_now(now);
+        self.run(now, buckets);
+    }
+
+    /// Takes what the election knows: who leads, and whether it is this node. To be called after each input of the election,
+    /// before anything else: nothing is lent on a lease that is older than the last call said.
+    pub fn handle_leader(
+        &mut self,
+        now: Instant,
+        leader: Option<&NodeName>,
+        lead: Option<Lead>,
+        buckets: &dyn Buckets,
+    ) {
+        match (&mut self.issuer, lead) {
+            (Some(issuer), Some(lead)) if issuer.term() == lead.term => issuer.prolong(lead.until),
+            (_, Some(lead)) => {
+                let reign = self.rng.random_range(1..=u64::MAX);
+                self.issuer = Some(Issuer::new(reign, lead, self.timing, now));
+            }
+            (_, None) => self.issuer = None,
+        }
+        if self.leader.as_ref() != leader {
+            self.leader = leader.cloned();
+            self.holder.ask_now(now);
+        }
+        self.run(now, buckets);
+    }
+
+    /// Takes one message of `from`, which membership or the transport vouches for.
+    pub fn handle_message(&mut self, now: Instant, from: &NodeName, message: &Message, buckets: &dyn Buckets) {
+        self.on_message(now, from, message, buckets);
+        self.run(now, buckets);
+    }
+
+    /// Asks, when that is due.
+    pub fn handle_timeout(&mut self, now: Instant, buckets: &dyn Buckets) {
+        self.run(now, buckets);
+    }
+
+    /// This node leaves: it gives its rights back once no request has come for a while, and takes none any more.
+    pub fn leave(&mut self, now: Instant, buckets: &dyn Buckets) {
+        self.holder.leave();
+        self.run(now, buckets);
+    }
+
+    /// The next message for a peer.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.may_ask().then(|| self.holder.ask_due())
+    }
+
+    /// What this node holds of a limit at `now`.
+    #[must_use]
+    pub fn held(&self, now: Instant, limit: LimitId) -> Share {
+        self.holder.share(now, limit)
+    }
+
+    /// Until when that holds; none when nothing is held.
+    #[must_use]
+    pub fn lease_until(&self, now: Instant) -> Option<Instant> {
+        self.holder.until().filter(|until| now < *until)
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The table of owners of a limit, when this node leads.
+    #[must_use]
+    pub fn owners(&self, limit: LimitId) -> Option<Vec<Owner>> {
+        self.issuer.as_ref().map(|issuer| issuer.owners(limit))
+    }
+
+    fn may_ask(&self) -> bool {
+        self.leader.is_some() && !self.limits.is_empty() && !self.holder.is_gone()
+    }
+
+    /// Whatever is due, and what this node says to itself.
+    fn run(&mut self, now: Instant, buckets: &dyn Buckets) {
+        self.counts.lapsed += u64::from(self.holder.note_lapse(now));
+        for _ in 0..LOCAL_STEPS_MAX {
+            if self.may_ask() && self.holder.ask_due() <= now {
+                self.ask(now, buckets);
+            }
+            let Some(message) = self.local.pop_front() else { return };
+            let node = self.node.clone();
+            self.on_message(now, &node, &message, buckets);
+        }
+        self.local.clear();
+    }
+
+    fn ask(&mut self, now: Instant, buckets: &dyn Buckets) {
+        let Some(leader) = self.leader.clone() else { return };
+        let ask = self.holder.ask(now, &leader, &self.limits, &self.timing, buckets);
+        self.send(leader, Message::Ask(ask));
+    }
+
+    fn on_message(&mut self, now: Instant, from: &NodeName, message: &Message, buckets: &dyn Buckets) {
+        match message {
+            Message::Ask(ask) => {
+                let Some(issuer) = &mut self.issuer else { return };
+                let before = issuer.reissued();
+                let answer = issuer.on_ask(now, from, ask, &self.limits);
+                self.counts.reissued += issuer.reissued() - before;
+                if let Some(grant) = answer {
+                    self.counts.lent += u64::from(grant.seq > 0);
+                    self.send(from.clone(), Message::Grant(grant));
+                }
+            }
+            Message::Grant(grant) => {
+                let taken = self.holder.on_grant(now, from, grant, &self.timing, buckets);
+                self.counts.granted += u64::from(taken);
+            }
+        }
+    }
+
+    fn send(&mut self, to: NodeName, message: Message) {
+        if to == self.node {
+            self.local.push_back(message);
+        } else {
+            self.transmits.push_back(Transmit { to, message });
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Who should hold how much: a pure function of what each node needs.
+//!
+//! Shares follow the demand, so that a client is refused as often at one gateway as at another, like with one bucket for
+//! all. Every node keeps 1/25 of an even share of the rate, and one token of the burst where the burst has so many: a first
+//! request to an idle node is not refused. Where there are more nodes than tokens, a token each, which is the least that
+//! admits anything, goes to as many as there are tokens, those with demand first, in turns.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use crate::mesh::{
+    node::NodeName,
+    quota::share::{Share, TOKEN, scale},
+};
+
+/// How long a turn lasts where there are more nodes than tokens.
+pub const TURN: Duration = Duration::from_secs(3);
+
+/// One part of so many of the rate is spread evenly over all nodes.
+const EVEN_PART: u64 = 25;
+
+/// Everybody's needs, added up.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Survey {
+    /// Nodes that share the limit.
+    nodes: u64,
+    /// Sum of the weights of those that hold anything.
+    weights: u64,
+    /// Nobody has any use for it: all weigh the same.
+    is_idle: bool,
+    /// With more nodes than tokens, those whose turn it is.
+    chosen: Option<BTreeSet<NodeName>>,
+}
+
+impl Survey {
+    /// Of all that share a limit with a burst, in the turn of that number.
+    #[must_use]
+    pub fn of(limit: Share, demands: &BTreeMap<&NodeName, u64>, turn: u64) -> Self {
+        let nodes = demands.len() as u64;
+        let is_idle = demands.values().all(|demand| *demand == 0);
+        let tokens = limit.burst / TOKEN;
+        let chosen = (tokens < nodes).then(|| choose(demands, usize::try_from(tokens).unwrap_or(0), turn));
+        let counts = |name: &NodeName| chosen.as_ref().is_none_or(|chosen| chosen.contains(name));
+        let counted = demands.iter().filter(|(name, _)| counts(name));
+        let weights = counted.fold(0_u64, |sum, (_, demand)| sum.saturating_add(weight(*demand, is_idle)));
+        Self { nodes, weights, is_idle, chosen }
+    }
+
+    /// What a node with that demand should hold. Over all nodes of the survey no more than the limit.
+    #[must_use]
+    pub fn share_of(&self, limit: Share, node: &NodeName, demand: u64) -> Share {
+        let weight = weight(demand, self.is_idle).min(self.weights);
+        match &self.chosen {
+            _ if self.nodes == 0 => Share::NONE,
+            Some(chosen) if chosen.contains(node) => Share {
+                rate: scale(limit.rate, weight, self.weights),
+                burst: limit.burst / (chosen.len() as u64).max(1),
+            },
+            Some(_) => Share::NONE,
+            None => {
+                let least = Share { rate: limit.rate / EVEN_PART / self.nodes, burst: TOKEN };
+                let even = Share { rate: least.rate * self.nodes, burst: least.burst * self.nodes };
+                least.plus(limit.minus(even).part(weight, self.weights))
+            }
+        }
+    }
+}
+
+/// Idle nodes of a busy cluster weigh nothing but their least share; a chosen one never holds a burst without a rate.
+fn weight(demand: u64, is_idle: bool) -> u64 {
+    if is_idle { 1 } else { demand }
+}
+
+fn choose(demands: &BTreeMap<&NodeName, u64>, count: usize, turn: u64) -> BTreeSet<NodeName> {
+    let in_turn = |has_demand: bool| {
+        let names: Vec<_> = demands.iter().filter(|(_, demand)| (**demand > 0) == has_demand).collect();
+        let start = usize::try_from(turn % (names.len() as u64).max(1)).unwrap_or(0);
+        let count = names.len();
+        names.into_iter().cycle().skip(start).take(count).map(|(name, _)| (*name).clone()).collect::<Vec<_>>()
+    };
+    in_turn(true).into_iter().chain(in_turn(false)).take(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn names(count: usize) -> Vec<NodeName> {
+        (0..count).map(|n| format!("n{n:02}").parse().unwrap()).collect()
+    }
+
+    fn shares(limit: Share, demands: &[u64], turn: u64) -> Vec<Share> {
+        let names = names(demands.len());
+        let by_name = names.iter().zip(demands.iter().map(|tokens| tokens * TOKEN)).collect();
+        let survey = Survey::of(limit, &by_name, turn);
+        names.iter().map(|name| survey.share_of(limit, name, by_name[name])).collect()
+    }
+
+    #[test]
+    fn shares_follow_the_demand() {
+        for (case, demands, turn, expected) in [
+            ("idle", [0, 0, 0], 0, [(33, 6), (33, 6), (33, 6)]),
+            ("even", [90, 90, 90], 0, [(33, 6), (33, 6), (33, 6)]),
+            ("all on one", [500, 0, 0], 0, [(97, 18), (1, 1), (1, 1)]),
+            ("two to one", [200, 100, 0], 0, [(65, 12), (33, 6), (1, 1)]),
+        ] {
+            let found = shares(Share::of_tokens(100, 20), &demands, turn);
+            let whole: Vec<_> = found.iter().map(|share| (share.rate / TOKEN, share.burst / TOKEN)).collect();
+            assert_eq!(whole, expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn few_tokens_go_round() {
+        let limit = Share::of_tokens(10, 1);
+        let holders = |demands: &[u64], turn| shares(limit, demands, turn).iter().position(|share| *share == limit);
+        for (turn, holder) in [(0, 0), (1, 1), (2, 2), (3, 0)] {
+            assert_eq!(holders(&[5, 5, 5], turn), Some(holder), "all in turn {turn}");
+            assert_eq!(holders(&[0, 5, 0], turn), Some(1), "one in turn {turn}");
+        }
+        let two = shares(Share::of_tokens(10, 2), &[5, 0, 5], 0);
+        assert_eq!(two, [Share::of_tokens(5, 1), Share::NONE, Share::of_tokens(5, 1)]);
+        assert_eq!(shares(Share::NONE, &[1, 2], 0), [Share::NONE; 2]);
+    }
+
+    proptest! {
+        /// Whatever the needs, no more than the limit is shared out, and next to nothing is left over where anybody has
+        /// use for it.
+        #[test]
+        fn all_of_the_limit_and_no_more(
+            rate in 1..=10_000_000_u64,
+            burst in 1..=10_000_000_u64,
+            demands in proptest::collection::vec(0..20_000_000_u64, 1..12),
+            turn in 0..9_u64,
+        ) {
+            let limit = Share::of_tokens(rate, burst);
+            let total = shares(limit, &demands, turn).into_iter().fold(Share::NONE, Share::plus);
+            prop_assert!(limit.covers(total), "{total:?} of {limit:?}");
+            let lost = limit.minus(total);
+            prop_assert!(lost.rate <= 24 && lost.burst <= 24, "{lost:?} is left of {limit:?}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The side that asks: what this node holds, until when, and what it needs.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Buckets, Holding, Timing,
+    message::{Ask, Grant, LIMITS_MAX, Want},
+    share::{AMOUNT_MAX, LimitId, Share},
+};
+use crate::mesh::node::NodeName;
+
+/// Questions whose answer still counts; at ten a second more than a lease of them.
+pub const ASKED_MAX: usize = 16;
+
+/// Shortest time between two questions, also where there is news.
+const ASK_MIN: Duration = Duration::from_millis(10);
+
+/// Over about this time the demand is averaged: long enough for few requests to say something, and a shift is all but
+/// forgotten after 2 s.
+const DEMAND_OVER: Duration = Duration::from_millis(400);
+
+/// A demand below a request in 20 s is none.
+const DEMAND_MIN: f64 = 0.05;
+
+/// A node that leaves returns its rights once no request has come for this long.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// What this node holds.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// The reign that it speaks with, and the newest grant of it that is in force; 0: none.
+    reign: u64,
+    held: u64,
+    shares: BTreeMap<LimitId, Share>,
+    until: Option<Instant>,
+    /// Tokens given up when `held` came into force.
+    given: BTreeMap<LimitId, u64>,
+    seq: u64,
+    /// Questions under way: number, when each was sent, and to whom.
+    asked: VecDeque<(u64, Instant, NodeName)>,
+    asked_at: Option<Instant>,
+    due: Instant,
+    demands: BTreeMap<LimitId, Demand>,
+    leaves: bool,
+    busy_at: Instant,
+    is_gone: bool,
+}
+
+/// How many requests come, averaged exponentially.
+#[derive(Clone, Copy, Debug)]
+struct Demand {
+    arrivals: u64,
+    at: Instant,
+    per_second: f64,
+}
+
+impl Demand {
+    fn update(&mut self, now: Instant, arrivals: u64) {
+        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+        if elapsed <= 0.0 {
+            return;
+        }
+        let newest = arrivals.saturating_sub(self.arrivals) as f64 / elapsed;
+        let weight = elapsed / (elapsed + DEMAND_OVER.as_secs_f64());
+        self.per_second += (newest - self.per_second) * weight;
+        (self.arrivals, self.at) = (arrivals, now);
+    }
+
+    /// In millionths per second.
+    fn millionths(&self) -> u64 {
+        if self.per_second < DEMAND_MIN { 0 } else { ((self.per_second * 1e6) as u64).min(AMOUNT_MAX) }
+    }
+}
+
+impl Holder {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            reign: 0,
+            held: 0,
+            shares: BTreeMap::new(),
+            until: None,
+            given: BTreeMap::new(),
+            seq: 0,
+            asked: VecDeque::new(),
+            asked_at: None,
+            due: now,
+            demands: BTreeMap::new(),
+            leaves: false,
+            busy_at: now,
+            is_gone: false,
+        }
+    }
+
+    pub(super) fn ask_due(&self) -> Instant {
+        self.due
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
+    pub(super) fn leave(&mut self) {
+        self.leaves = true;
+    }
+
+    /// There is news: ask as soon as may be.
+    pub(super) fn ask_now(&mut self, now: Instant) {
+        let earliest = self.asked_at.map_or(now, |at| at + ASK_MIN);
+        self.due = self.due.min(earliest.max(now));
+    }
+
+    pub(super) fn share(&self, now: Instant, limit: LimitId) -> Share {
+        if self.is_lapsed(now) { Share::NONE } else { self.shares.get(&limit).copied().unwrap_or_default() }
+    }
+
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    fn is_lapsed(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
+
+    /// Forgets what has run out; whether something has.
+    pub(super) fn note_lapse(&mut self, now: Instant) -> bool {
+        let lapses = self.until.is_some() && self.is_lapsed(now);
+        if lapses {
+            self.until = None;
+            self.shares.clear();
+            self.given.clear();
+        }
+        lapses
+    }
+
+    /// The question for `leader`.
+    pub(super) fn ask(
+        &mut self,
+        now: Instant,
+        leader: &NodeName,
+        limits: &BTreeMap<LimitId, Share>,
+        timing: &Timing,
+        buckets: &dyn Buckets,
+    ) -> Ask {
+        self.measure(now, limits, buckets);
+        self.is_gone = self.leaves && now.saturating_duration_since(self.busy_at) >= QUIET;
+        if self.is_gone {
+            self.give_up(now, buckets);
+        }
+        self.seq += 1;
+        if self.asked.len() == ASKED_MAX {
+            self.asked.pop_front();
+        }
+        self.asked.push_back((self.seq, now, leader.clone()));
+        (self.asked_at, self.due) = (Some(now), now + timing.ask);
+        let mut wants: Vec<Want> = limits.keys().map(|id| self.want(*id)).collect();
+        wants.extend(self.shares.keys().filter(|id| !limits.contains_key(id)).map(|id| self.want(*id)));
+        wants.truncate(LIMITS_MAX);
+        Ask { reign: self.reign, seq: self.seq, held: self.held, leaves: self.is_gone, wants }
+    }
+
+    fn measure(&mut self, now: Instant, limits: &BTreeMap<LimitId, Share>, buckets: &dyn Buckets) {
+        self.demands.retain(|id, _| limits.contains_key(id));
+        for id in limits.keys() {
+            let arrivals = buckets.arrivals(*id);
+            let demand = self.demands.entry(*id).or_insert(Demand { arrivals, at: now, per_second: 0.0 });
+            if arrivals > demand.arrivals {
+                self.busy_at = now;
+            }
+            demand.update(now, arrivals);
+        }
+    }
+
+    fn want(&self, limit: LimitId) -> Want {
+        Want {
+            limit,
+            demand: self.demands.get(&limit).map_or(0, Demand::millionths),
+            given: self.given.get(&limit).copied().unwrap_or(0),
+            held: self.shares.get(&limit).copied().unwrap_or_default(),
+        }
+    }
+
+    fn give_up(&mut self, now: Instant, buckets: &dyn Buckets) {
+        for limit in std::mem::take(&mut self.shares).into_keys() {
+            let given = buckets.hold(now, limit, &Holding { share: Share::NONE, until: now, credit: 0 });
+            self.given.insert(limit, given);
+        }
+        self.until = None;
+    }
+
+    /// Takes an answer; whether it put rights in force, or prolonged them.
+    pub(super) fn on_grant(
+        &mut self,
+        now: Instant,
+        from: &NodeName,
+        grant: &Grant,
+        timing: &Timing,
+        buckets: &dyn Buckets,
+    ) -> bool {
+        let asked = self.asked.iter().find(|(seq, _, to)| *seq == grant.ask && to == from);
+        let Some((_, sent, _)) = asked.cloned() else { return false };
+        if self.is_gone || grant.reign == 0 {
+            return false;
+        }
+        if grant.seq == 0 {
+            if grant.reign != self.reign {
+                // From now on nothing of an older reign comes into force here: what is reported to the new one is all.
+                (self.reign, self.held) = (grant.reign, 0);
+                self.given.clear();
+                self.ask_now(now);
+            }
+            return false;
+        }
+        let until = sent + Duration::from_millis(grant.lease_ms.into()).min(timing.lease);
+        if grant.reign != self.reign || grant.seq < self.held || until <= now {
+            return false;
+        }
+        self.note_lapse(now);
+        self.put_in_force(now, grant, until, buckets);
+        true
+    }
+
+    fn put_in_force(&mut self, now: Instant, grant: &Grant, until: Instant, buckets: &dyn Buckets) {
+        let is_new = grant.seq > self.held;
+        let until = self.until.map_or(until, |known| if is_new { until } else { known.max(until) });
+        let old = std::mem::take(&mut self.shares);
+        let mut gives_up = false;
+        if is_new {
+            self.given.clear();
+        }
+        for right in &grant.rights {
+            let credit = if is_new { right.credit } else { 0 };
+            let given = buckets.hold(now, right.limit, &Holding { share: right.share, until, credit });
+            let before = old.get(&right.limit).copied().unwrap_or_default();
+            gives_up |= !right.share.covers(before);
+            self.note_given(right.limit, given, is_new);
+            self.shares.insert(right.limit, right.share);
+        }
+        for limit in old.into_keys() {
+            if !self.shares.contains_key(&limit) {
+                let given = buckets.hold(now, limit, &Holding { share: Share::NONE, until, credit: 0 });
+                self.note_given(limit, given, is_new);
+                gives_up = true;
+            }
+        }
+        (self.held, self.until) = (grant.seq, Some(until));
+        if gives_up {
+            // Somebody waits for it.
+            self.ask_now(now);
+        }
+    }
+
+    fn note_given(&mut self, limit: LimitId, given: u64, is_new: bool) {
+        if is_new && given > 0 {
+            self.given.insert(limit, given);
+        }
+    }
+}

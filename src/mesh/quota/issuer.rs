@@ -1,0 +1,344 @@
+//! The leader's side: the table of owners, and what may be lent of each limit.
+//!
+//! Invariant: a grant, new or prolonged, leaves in no more than what the limit has beyond all that any other holder may
+//! have in force at that instant. What a holder may have in force is the largest of its grants that it has not
+//! replaced and whose lease may still run.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Lead, Timing,
+    allot::{Survey, TURN},
+    message::{Ask, Grant, Right, Want},
+    share::{LimitId, Share, scale},
+};
+use crate::mesh::node::NodeName;
+
+/// Nodes that hold rights at a time at most; others get none, and refuse what is limited.
+pub const HOLDERS_MAX: usize = 4096;
+
+/// Grants of one holder that may be in force at most; a holder that confirms none of them is left to run out.
+pub const OUTSTANDING_MAX: usize = 4;
+
+/// The needs of all are added up, and what has run out is looked for, this often at most.
+const SURVEY_EVERY: Duration = Duration::from_millis(10);
+
+/// A share is lowered when it is more than this part of itself too large; smaller steps would only be on their way all the
+/// time.
+const SLACK_PART: u64 = 8;
+
+/// One line of the table of owners.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Owner {
+    /// Who.
+    pub node: NodeName,
+    /// What it was lent last.
+    pub share: Share,
+    /// What it may have in force.
+    pub bound: Share,
+    /// Requests that come to it, in millionths per second.
+    pub demand: u64,
+}
+
+/// A time of leading.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    reign: u64,
+    term: u64,
+    since: Instant,
+    /// The end of the leader's own lease.
+    until: Instant,
+    timing: Timing,
+    entries: BTreeMap<NodeName, Entry>,
+    pools: BTreeMap<LimitId, Pool>,
+    seq: u64,
+    surveyed_at: Option<Instant>,
+    reissued: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    /// Grants that may be in force, oldest first; the last is the newest. Never empty in the table.
+    grants: Vec<Outstanding>,
+    demands: BTreeMap<LimitId, u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Outstanding {
+    seq: u64,
+    shares: BTreeMap<LimitId, Share>,
+    expires: Instant,
+    is_confirmed: bool,
+}
+
+/// What nobody holds of a limit.
+#[derive(Clone, Debug, Default)]
+struct Pool {
+    /// Tokens that holders gave up, and that came at the rate that nobody holds; at most the burst that nobody holds.
+    tokens: u64,
+    free: Share,
+    at: Option<Instant>,
+    /// What all may have in force, added up.
+    bound: Share,
+    survey: Survey,
+}
+
+impl Entry {
+    fn bound(&self, limit: LimitId) -> Share {
+        self.grants.iter().filter_map(|grant| grant.shares.get(&limit)).fold(Share::NONE, |sum, share| sum.max(*share))
+    }
+
+    fn newest(&self, limit: LimitId) -> Share {
+        self.grants.last().and_then(|grant| grant.shares.get(&limit)).copied().unwrap_or_default()
+    }
+
+    fn is_confirmed(&self) -> bool {
+        self.grants.last().is_none_or(|grant| grant.is_confirmed)
+    }
+
+    fn limits(&self) -> impl Iterator<Item = LimitId> + '_ {
+        self.grants.iter().flat_map(|grant| grant.shares.keys().copied())
+    }
+}
+
+impl Pool {
+    /// Adds what came at the rate that nobody held since the last look.
+    fn accrue(&mut self, now: Instant) {
+        let elapsed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let came = scale(self.free.rate, micros, 1_000_000);
+        self.tokens = self.tokens.saturating_add(came).min(self.free.burst);
+        self.at = Some(now);
+    }
+
+    fn set_free(&mut self, free: Share) {
+        self.free = free;
+        self.tokens = self.tokens.min(free.burst);
+    }
+}
+
+impl Issuer {
+    pub(super) fn new(reign: u64, lead: Lead, timing: Timing, now: Instant) -> Self {
+        Self {
+            reign,
+            term: lead.term,
+            since: now,
+            until: lead.until,
+            timing,
+            entries: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            seq: 0,
+            surveyed_at: None,
+            reissued: 0,
+        }
+    }
+
+    pub(super) fn term(&self) -> u64 {
+        self.term
+    }
+
+    pub(super) fn prolong(&mut self, until: Instant) {
+        self.until = self.until.max(until);
+    }
+
+    pub(super) fn reissued(&self) -> u64 {
+        self.reissued
+    }
+
+    pub(super) fn owners(&self, limit: LimitId) -> Vec<Owner> {
+        let owner = |(node, entry): (&NodeName, &Entry)| Owner {
+            node: node.clone(),
+            share: entry.newest(limit),
+            bound: entry.bound(limit),
+            demand: entry.demands.get(&limit).copied().unwrap_or(0),
+        };
+        self.entries.iter().map(owner).collect()
+    }
+
+    /// Rights of an earlier reign may still be in force somewhere.
+    fn is_young(&self, now: Instant) -> bool {
+        now < self.since + self.timing.hold
+    }
+
+    /// Answers a question; none when there is nothing to say.
+    pub(super) fn on_ask(
+        &mut self,
+        now: Instant,
+        from: &NodeName,
+        ask: &Ask,
+        limits: &BTreeMap<LimitId, Share>,
+    ) -> Option<Grant> {
+        if self.until <= now {
+            return None;
+        }
+        if ask.reign != self.reign {
+            return Some(Grant { reign: self.reign, ask: ask.seq, ..Grant::default() });
+        }
+        self.survey(now, limits);
+        let known = self.entries.remove(from);
+        let before = known.clone().unwrap_or_default();
+        let is_new = known.is_none();
+        let mut entry = known.unwrap_or_default();
+        self.confirm(&mut entry, ask);
+        if ask.leaves || (is_new && self.entries.len() >= HOLDERS_MAX) {
+            self.replace(now, &before, &Entry::default(), limits);
+            return None;
+        }
+        entry.demands = ask.wants.iter().map(|want| (want.limit, want.demand)).collect();
+        let credits = match is_new && self.is_young(now) {
+            true => self.adopt(now, &mut entry, &ask.wants),
+            false => self.renew(now, from, &mut entry, &before, limits),
+        };
+        self.replace(now, &before, &entry, limits);
+        let answer = credits.map(|credits| self.grant(ask.seq, &entry, &credits));
+        if !entry.grants.is_empty() {
+            self.entries.insert(from.clone(), entry);
+        }
+        answer
+    }
+
+    /// Drops what the holder has replaced, and takes the tokens that it gave up for it.
+    fn confirm(&mut self, entry: &mut Entry, ask: &Ask) {
+        if !entry.grants.iter().any(|grant| grant.seq == ask.held) {
+            return;
+        }
+        let bounds: BTreeMap<LimitId, u64> = ask.wants.iter().map(|w| (w.limit, entry.bound(w.limit).burst)).collect();
+        entry.grants.retain(|grant| grant.seq >= ask.held);
+        let Some(held) = entry.grants.first_mut().filter(|grant| !grant.is_confirmed) else { return };
+        held.is_confirmed = true;
+        for Want { limit, given, .. } in &ask.wants {
+            let kept = held.shares.get(limit).map_or(0, |share| share.burst);
+            let freed = bounds.get(limit).map_or(0, |burst| burst.saturating_sub(kept));
+            let pool = self.pools.entry(*limit).or_default();
+            pool.tokens = pool.tokens.saturating_add((*given).min(freed));
+        }
+    }
+
+    /// Lets a holder keep what an earlier leader lent it: asked for with the number of this reign, it was in force after the
+    /// reign began, and nobody has lent anything since.
+    fn adopt(&mut self, now: Instant, entry: &mut Entry, wants: &[Want]) -> Option<BTreeMap<LimitId, u64>> {
+        let shares = wants.iter().filter(|want| want.held != Share::NONE).map(|want| (want.limit, want.held)).collect();
+        self.push_grant(now, entry, shares);
+        Some(BTreeMap::new())
+    }
+
+    /// Prolongs what a holder has, or lends it what it should have, as far as nobody else may have that in force. The
+    /// credits that go with it; none when it has to run out.
+    fn renew(
+        &mut self,
+        now: Instant,
+        from: &NodeName,
+        entry: &mut Entry,
+        before: &Entry,
+        limits: &BTreeMap<LimitId, Share>,
+    ) -> Option<BTreeMap<LimitId, u64>> {
+        let mut shares = BTreeMap::new();
+        for (id, limit) in limits {
+            let share = self.decide(now, from, entry, before, *id, *limit);
+            if share != Share::NONE {
+                shares.insert(*id, share);
+            }
+        }
+        let newest = entry.grants.last_mut();
+        if let Some(newest) = newest.filter(|newest| newest.shares == shares) {
+            newest.expires = now + self.timing.hold;
+            return Some(BTreeMap::new());
+        }
+        if entry.grants.len() >= OUTSTANDING_MAX {
+            return None;
+        }
+        let mut credits = BTreeMap::new();
+        for (id, share) in &shares {
+            let grown = share.burst.saturating_sub(entry.bound(*id).burst);
+            let pool = self.pools.entry(*id).or_default();
+            let credit = pool.tokens.min(grown);
+            pool.tokens -= credit;
+            credits.insert(*id, credit);
+        }
+        self.push_grant(now, entry, shares);
+        Some(credits)
+    }
+
+    fn decide(&self, now: Instant, from: &NodeName, entry: &Entry, before: &Entry, id: LimitId, limit: Share) -> Share {
+        let current = entry.newest(id);
+        let Some(pool) = self.pools.get(&id) else { return Share::NONE };
+        let target = pool.survey.share_of(limit, from, entry.demands.get(&id).copied().unwrap_or(0));
+        let may_grow = entry.is_confirmed() && !self.is_young(now);
+        let step = |target: u64, current: u64| match () {
+            () if target > current && may_grow => target,
+            () if target < current - current / SLACK_PART => target,
+            () => current,
+        };
+        let wanted = Share { rate: step(target.rate, current.rate), burst: step(target.burst, current.burst) };
+        let others = pool.bound.minus(before.bound(id));
+        wanted.min(limit.minus(others))
+    }
+
+    fn push_grant(&mut self, now: Instant, entry: &mut Entry, shares: BTreeMap<LimitId, Share>) {
+        self.seq += 1;
+        let expires = now + self.timing.hold;
+        entry.grants.push(Outstanding { seq: self.seq, shares, expires, is_confirmed: false });
+    }
+
+    fn grant(&self, ask: u64, entry: &Entry, credits: &BTreeMap<LimitId, u64>) -> Grant {
+        let newest = entry.grants.last();
+        let right = |(limit, share): (&LimitId, &Share)| Right {
+            limit: *limit,
+            share: *share,
+            credit: credits.get(limit).copied().unwrap_or(0),
+        };
+        Grant {
+            reign: self.reign,
+            ask,
+            seq: newest.map_or(0, |grant| grant.seq),
+            lease_ms: u32::try_from(self.timing.lease.as_millis()).unwrap_or(u32::MAX),
+            rights: newest.map(|grant| grant.shares.iter().map(right).collect()).unwrap_or_default(),
+        }
+    }
+
+    /// Corrects the sums for a line of the table that changed.
+    fn replace(&mut self, now: Instant, before: &Entry, after: &Entry, limits: &BTreeMap<LimitId, Share>) {
+        let ids: Vec<LimitId> = before.limits().chain(after.limits()).collect();
+        for id in ids.into_iter().collect::<std::collections::BTreeSet<_>>() {
+            let is_young = self.is_young(now);
+            let pool = self.pools.entry(id).or_default();
+            pool.bound = pool.bound.minus(before.bound(id)).plus(after.bound(id));
+            let limit = limits.get(&id).copied().filter(|_| !is_young).unwrap_or_default();
+            pool.set_free(limit.minus(pool.bound));
+        }
+    }
+
+    /// Lets go of what has run out, and adds everybody's needs up.
+    fn survey(&mut self, now: Instant, limits: &BTreeMap<LimitId, Share>) {
+        self.pools.values_mut().for_each(|pool| pool.accrue(now));
+        if self.surveyed_at.is_some_and(|at| now < at + SURVEY_EVERY) {
+            return;
+        }
+        self.surveyed_at = Some(now);
+        let count = self.entries.len();
+        for entry in self.entries.values_mut() {
+            entry.grants.retain(|grant| now < grant.expires);
+        }
+        self.entries.retain(|_, entry| !entry.grants.is_empty());
+        self.reissued += (count - self.entries.len()) as u64;
+        let held: Vec<LimitId> = self.entries.values().flat_map(Entry::limits).collect();
+        self.pools.retain(|id, _| limits.contains_key(id) || held.contains(id));
+        let turn = now.saturating_duration_since(self.since).as_secs() / TURN.as_secs();
+        let is_young = self.is_young(now);
+        let ids: Vec<LimitId> = limits.keys().copied().chain(self.pools.keys().copied()).collect();
+        for id in ids {
+            let limit = limits.get(&id).copied().unwrap_or_default();
+            let demand = |entry: &Entry| entry.demands.get(&id).copied().unwrap_or(0);
+            let demands = self.entries.iter().map(|(name, entry)| (name, demand(entry))).collect();
+            let bound = self.entries.values().fold(Share::NONE, |sum, entry| sum.plus(entry.bound(id)));
+            let pool = self.pools.entry(id).or_default();
+            pool.at = pool.at.or(Some(now));
+            pool.survey = Survey::of(limit, &demands, turn);
+            pool.bound = bound;
+            pool.set_free(if is_young { Share::NONE } else { limit.minus(bound) });
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Steps of the machine that histories alone hardly meet; histories are in [`crate::mesh::sim::quota`].
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    cell::{Cell, RefCell},
+    time::{Duration, Instant},
+};
+
+use super::{
+    message::{Ask, Grant, Want},
+    *,
+};
+
+const ID: LimitId = 1;
+
+fn name(text: &str) -> NodeName {
+    text.parse().unwrap()
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn limit() -> BTreeMap<LimitId, Share> {
+    [(ID, Share::of_tokens(90, 30))].into()
+}
+
+/// Notes what it is told; it gives up what it is told to.
+#[derive(Debug, Default)]
+struct Noted {
+    held: RefCell<Vec<Holding>>,
+    gives: Cell<u64>,
+    arrivals: Cell<u64>,
+}
+
+impl Buckets for Noted {
+    fn hold(&self, _: Instant, _: LimitId, holding: &Holding) -> u64 {
+        self.held.borrow_mut().push(*holding);
+        self.gives.get()
+    }
+
+    fn arrivals(&self, _: LimitId) -> u64 {
+        self.arrivals.get()
+    }
+}
+
+/// A leader `a` since `start`, whose lease does not end.
+fn leader(start: Instant) -> Escrow {
+    let mut machine = Escrow::new(name("a"), Timing::default(), start, 1);
+    machine.handle_limits(start, &limit(), &Noted::default());
+    let lead = Lead { term: 1, until: start + Duration::from_secs(3600) };
+    machine.handle_leader(start, Some(&name("a")), Some(lead), &Noted::default());
+    machine
+}
+
+/// What the leader answers `from`.
+fn answer(machine: &mut Escrow, now: Instant, from: &str, ask: Ask) -> Option<Grant> {
+    machine.handle_message(now, &name(from), &Message::Ask(ask), &Noted::default());
+    let grants = std::iter::from_fn(|| machine.poll_transmit()).map(|sent| match sent.message {
+        Message::Grant(grant) => grant,
+        Message::Ask(ask) => panic!("{ask:?}"),
+    });
+    grants.last()
+}
+
+fn ask(reign: u64, seq: u64, held: u64, want: Share, demand: u64) -> Ask {
+    let want = Want { limit: ID, demand: demand * share::TOKEN, given: 0, held: want };
+    Ask { reign, seq, held, leaves: false, wants: vec![want] }
+}
+
+fn share_of(grant: &Grant) -> Share {
+    grant.rights.first().map_or(Share::NONE, |right| right.share)
+}
+
+fn reign_of(machine: &mut Escrow, now: Instant) -> u64 {
+    let welcome = answer(machine, now, "z", Ask { seq: 1, ..Ask::default() }).unwrap();
+    assert_eq!((welcome.seq, welcome.rights.len()), (0, 0), "only its number");
+    welcome.reign
+}
+
+#[test]
+fn a_new_leader_waits_until_all_that_it_does_not_know_has_run_out() {
+    let start = Instant::now();
+    let mut machine = leader(start);
+    let reign = reign_of(&mut machine, start);
+    let mut held = 0;
+    for (after, expected) in [(0, false), (250, false), (499, false), (700, true)] {
+        let now = start + millis(after);
+        let grant = answer(&mut machine, now, "b", ask(reign, 1, held, Share::NONE, 50)).unwrap();
+        assert_eq!(share_of(&grant) != Share::NONE, expected, "after {after} ms");
+        held = grant.seq;
+    }
+}
+
+#[test]
+fn what_an_earlier_leader_lent_is_kept_by_who_reports_it_in_time() {
+    let start = Instant::now();
+    let kept = Share::of_tokens(40, 10);
+    for (after, expected) in [(100, kept), (501, Share::NONE)] {
+        let mut machine = leader(start);
+        let reign = reign_of(&mut machine, start);
+        let now = start + millis(after);
+        let grant = answer(&mut machine, now, "b", ask(reign, 1, 0, kept, 0)).unwrap();
+        assert_eq!(share_of(&grant), expected, "after {after} ms");
+    }
+}
+
+#[test]
+fn what_one_is_to_lose_counts_until_it_says_so_or_its_lease_is_over() {
+    let start = Instant::now();
+    for confirms in [true, false] {
+        let mut machine = leader(start);
+        let reign = reign_of(&mut machine, start);
+        let mut now = start + millis(600);
+        let mut held = 0;
+        // `b` has all the demand and nearly all of the limit.
+        for _ in 0..5 {
+            now += millis(100);
+            held = answer(&mut machine, now, "b", ask(reign, 1, held, Share::NONE, 90)).unwrap().seq;
+        }
+        let first = answer(&mut machine, now, "b", ask(reign, 2, held, Share::NONE, 90)).unwrap();
+        assert!(share_of(&first).rate > 80 * share::TOKEN, "{first:?}");
+        // `c` has as much demand now, but `b` has not given up anything.
+        now += millis(20);
+        let of_c = |machine: &mut Escrow, now, held| answer(machine, now, "c", ask(reign, 1, held, Share::NONE, 90));
+        let nothing = of_c(&mut machine, now, 0).unwrap();
+        now += millis(20);
+        let less = answer(&mut machine, now, "b", ask(reign, 3, first.seq, Share::NONE, 90)).unwrap();
+        assert!(share_of(&less).rate < 50 * share::TOKEN, "{less:?}");
+        now += millis(20);
+        let still = of_c(&mut machine, now, nothing.seq).unwrap();
+        let left = limit()[&ID].minus(share_of(&first));
+        assert!(left.covers(share_of(&still)), "{still:?} of {left:?}");
+        if confirms {
+            answer(&mut machine, now, "b", ask(reign, 4, less.seq, Share::NONE, 90)).unwrap();
+        } else {
+            now += Timing::default().hold;
+        }
+        let mut more = still;
+        for _ in 0..2 {
+            now += millis(20);
+            more = of_c(&mut machine, now, more.seq).unwrap();
+        }
+        assert!(share_of(&more).rate > 30 * share::TOKEN, "{more:?}");
+    }
+}
+
+#[test]
+fn tokens_that_are_given_up_are_lent_once() {
+    let start = Instant::now();
+    let mut machine = leader(start);
+    let reign = reign_of(&mut machine, start);
+    let mut now = start + millis(600);
+    let mut held = 0;
+    for _ in 0..5 {
+        now += millis(100);
+        held = answer(&mut machine, now, "b", ask(reign, 1, held, Share::NONE, 90)).unwrap().seq;
+    }
+    let nothing = answer(&mut machine, now, "c", ask(reign, 1, 0, Share::NONE, 90)).unwrap();
+    now += millis(20);
+    let less = answer(&mut machine, now, "b", ask(reign, 2, held, Share::NONE, 90)).unwrap();
+    let mut gives = ask(reign, 3, less.seq, Share::NONE, 90);
+    gives.wants[0].given = 7 * share::TOKEN;
+    // The same word twice, as the network may have it.
+    answer(&mut machine, now, "b", gives.clone()).unwrap();
+    answer(&mut machine, now, "b", gives).unwrap();
+    let mut credit = 0;
+    let mut held = nothing.seq;
+    for _ in 0..5 {
+        let grant = answer(&mut machine, now, "c", ask(reign, 2, held, Share::NONE, 90)).unwrap();
+        credit += grant.rights.first().map_or(0, |right| right.credit);
+        held = grant.seq;
+    }
+    assert_eq!(credit, 7 * share::TOKEN);
+}
+
+#[test]
+fn a_grant_counts_from_the_question_and_no_longer() {
+    let start = Instant::now();
+    let bucket = Noted::default();
+    let right = message::Right { limit: ID, share: Share::of_tokens(9, 3), credit: 0 };
+    for (case, reign, lease_ms, after, expected) in [
+        ("in time", 5, 405, 100, Some(405)),
+        ("a shorter lease", 5, 200, 100, Some(200)),
+        ("a longer lease than this node knows", 5, 9999, 100, Some(405)),
+        ("too late", 5, 405, 405, None),
+        ("of another reign", 6, 405, 100, None),
+    ] {
+        let mut machine = Escrow::new(name("b"), Timing::default(), start, 1);
+        machine.handle_limits(start, &limit(), &bucket);
+        machine.handle_leader(start, Some(&name("a")), None, &bucket);
+        machine.handle_message(
+            start,
+            &name("a"),
+            &Message::Grant(Grant { reign: 5, ask: 1, ..Grant::default() }),
+            &bucket,
+        );
+        let grant = Grant { reign, ask: 1, seq: 1, lease_ms, rights: vec![right] };
+        machine.handle_message(start + millis(after), &name("a"), &Message::Grant(grant.clone()), &bucket);
+        let until = machine.lease_until(start + millis(after));
+        assert_eq!(until, expected.map(|ms| start + millis(ms)), "{case}");
+        machine.handle_message(start + millis(after), &name("c"), &Message::Grant(grant), &bucket);
+        assert_eq!(machine.lease_until(start + millis(after)), until, "{case}, from another");
+    }
+}
+
+#[test]
+fn who_leaves_returns_its_rights_once_it_is_quiet() {
+    let start = Instant::now();
+    let bucket = Noted::default();
+    let mut machine = leader(start);
+    let mut now = start;
+    let mut run = |machine: &mut Escrow, for_ms: u64, requests: u64| {
+        for _ in 0..for_ms / 10 {
+            now += millis(10);
+            bucket.arrivals.set(bucket.arrivals.get() + requests);
+            machine.handle_timeout(now, &bucket);
+        }
+        now
+    };
+    let now = run(&mut machine, 1500, 1);
+    assert_eq!(machine.held(now, ID), limit()[&ID], "alone it has all");
+    machine.leave(now, &bucket);
+    let now = run(&mut machine, 1000, 1);
+    assert_eq!(machine.held(now, ID), limit()[&ID], "requests still come");
+    let now = run(&mut machine, 700, 0);
+    assert_eq!((machine.held(now, ID), machine.poll_timeout()), (Share::NONE, None));
+    assert_eq!(bucket.held.borrow().last().unwrap().share, Share::NONE);
+    assert_eq!(machine.owners(ID).unwrap(), []);
+}

@@ -1,0 +1,198 @@
+//! What the design promises of limits, and that the checkers notice when it does not hold.
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::BTreeSet, time::Duration};
+
+use rand::RngExt;
+
+use super::{Cluster, Plan};
+use crate::mesh::quota::{Timing, share::Share};
+
+fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A cluster with a leader, and rights that have settled; `demand` requests a second in all, evenly.
+fn settled(plan: Plan, seed: u64, demand: f64) -> Cluster {
+    let mut cluster = Cluster::new(plan, seed);
+    let nodes = cluster.plan.nodes;
+    (0..nodes).for_each(|n| cluster.set_demand(n, demand / nodes as f64));
+    cluster.run_for(secs(6));
+    assert!(cluster.leader().is_some(), "seed {seed}: nobody leads");
+    cluster
+}
+
+fn all_on(cluster: &mut Cluster, node: usize, demand: f64) {
+    for n in 0..cluster.plan.nodes {
+        cluster.set_demand(n, if n == node { demand } else { 0.0 });
+    }
+}
+
+#[test]
+fn an_even_load_uses_the_limit() {
+    for (nodes, limit, burst, demand) in
+        [(1, 100, 20, 300.0), (3, 100, 20, 300.0), (5, 100, 20, 300.0), (5, 1000, 1000, 1500.0), (9, 500, 50, 1000.0)]
+    {
+        for seed in 0..3 {
+            let mut cluster = settled(Plan { nodes, limit, burst, ..Plan::default() }, seed, demand);
+            let used = cluster.run_for(secs(20));
+            let case = format!("{nodes} nodes, {limit}/s, burst {burst}, seed {seed}: {used}");
+            assert!((0.95..=1.02).contains(&used), "{case}");
+            assert_eq!(cluster.violations, 0, "{case}");
+        }
+    }
+}
+
+#[test]
+fn all_on_one_node_uses_the_limit() {
+    for nodes in [3, 5] {
+        for seed in 0..3 {
+            let mut cluster = settled(Plan { nodes, ..Plan::default() }, seed, 0.0);
+            all_on(&mut cluster, 1, 300.0);
+            cluster.run_for(secs(2));
+            let used = cluster.run_for(secs(20));
+            assert!(used >= 0.90, "{nodes} nodes, seed {seed}: {used}");
+            assert_eq!(cluster.violations, 0, "{nodes} nodes, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_load_that_shifts_is_followed_within_2_s() {
+    for seed in 0..5 {
+        let mut cluster = settled(Plan { nodes: 5, ..Plan::default() }, seed, 0.0);
+        let mut used = Vec::new();
+        for turn in 0..10 {
+            all_on(&mut cluster, turn % 5, 300.0);
+            cluster.run_for(secs(2));
+            used.push(cluster.run_for(secs(1)));
+        }
+        let mean = used.iter().sum::<f64>() / used.len() as f64;
+        assert!(mean >= 0.90, "seed {seed}: {mean} of {used:?}");
+        assert_eq!(cluster.violations, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn after_a_kill_the_others_use_the_limit_within_8_s() {
+    for seed in 0..10 {
+        let mut cluster = settled(Plan { nodes: 5, ..Plan::default() }, seed, 500.0);
+        let leader = cluster.leader().unwrap();
+        let victim = if seed % 2 == 0 { leader } else { (leader + 1) % 5 };
+        cluster.crash(victim);
+        cluster.run_for(secs(4));
+        let used = cluster.run_for(secs(4));
+        assert!(used >= 0.90, "seed {seed}: {used}");
+        assert_eq!(cluster.violations, 0, "seed {seed}");
+    }
+}
+
+/// One fault; the leader, when there is one, is its victim more often than others.
+fn fault(cluster: &mut Cluster) {
+    let count = cluster.plan.nodes;
+    let any = cluster.rng().random_range(0..count);
+    let victim = cluster.leader().filter(|_| cluster.rng().random_bool(0.5)).unwrap_or(any);
+    match cluster.rng().random_range(0..9) {
+        0 => {
+            cluster.count("crash");
+            cluster.crash(victim);
+        }
+        1 => {
+            cluster.count("restart");
+            cluster.crash(victim);
+            let gap = millis(cluster.rng().random_range(0..300));
+            cluster.run_for(gap);
+            cluster.start(victim);
+        }
+        2 => {
+            cluster.count("stall");
+            let time = millis(cluster.rng().random_range(50..4000));
+            cluster.stall(victim, time);
+        }
+        3 => {
+            cluster.count("partition");
+            let one: BTreeSet<usize> = (0..count).filter(|_| cluster.rng().random_bool(0.5)).collect();
+            cluster.partition(&one);
+        }
+        4 => {
+            cluster.count("one-way cut");
+            let other = cluster.rng().random_range(0..count);
+            if other != victim {
+                cluster.cut(victim, other);
+            }
+        }
+        5 => {
+            cluster.count("heavy loss");
+            cluster.plan.loss = cluster.rng().random_range(0.0..0.4);
+        }
+        6 => {
+            cluster.count("shift");
+            all_on(cluster, any, 400.0);
+        }
+        7 => {
+            cluster.count("limit");
+            let limit = Share::of_tokens(cluster.rng().random_range(1..300), cluster.rng().random_range(1..60));
+            cluster.set_limit(limit);
+        }
+        _ => {
+            cluster.count("leave");
+            cluster.leave(victim);
+        }
+    }
+}
+
+/// Faults one after the other, now and then all is mended.
+fn storm(plan: Plan, seed: u64, faults: u32) -> Cluster {
+    let loss = plan.loss;
+    let mut cluster = settled(plan, seed, 300.0);
+    for n in 0..faults {
+        fault(&mut cluster);
+        let gap = millis(cluster.rng().random_range(0..2500));
+        cluster.run_for(gap);
+        if n % 4 == 3 {
+            cluster.heal();
+            cluster.plan.loss = loss;
+            for node in 0..cluster.plan.nodes {
+                if cluster.escrow(node).is_none() || cluster.nodes[node].leaving {
+                    cluster.start(node);
+                }
+                cluster.set_demand(node, 80.0);
+            }
+            cluster.run_for(secs(4));
+        }
+    }
+    cluster
+}
+
+fn rough(nodes: usize) -> Plan {
+    let delay = (Duration::from_micros(100), millis(150));
+    Plan { nodes, drift: 0.1, loss: 0.05, duplicates: 0.05, delay, ..Plan::default() }
+}
+
+/// Admitted(τ) ≤ limit·τ + burst in every window, whatever happens.
+#[test]
+fn the_limit_holds_in_a_storm() {
+    let seeds = std::env::var("SMG_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(6);
+    for seed in 0..seeds {
+        let plan = if seed % 3 == 0 { Plan { drift: 0.0, ..rough(5) } } else { rough(3 + seed as usize % 3) };
+        let cluster = storm(plan, seed, 120);
+        assert_eq!(cluster.violations, 0, "seed {seed}");
+        assert!(cluster.admitted > 5000, "seed {seed}: {} admitted", cluster.admitted);
+        for what in ["crash", "restart", "stall", "partition", "one-way cut", "loss", "cut", "shift", "limit", "leave"]
+        {
+            assert!(cluster.faults.contains_key(what), "seed {seed}: no {what}");
+        }
+    }
+}
+
+/// The checkers see what they are there for: a leader that lends what a holder may still have breaks the limit.
+#[test]
+fn lending_before_a_lease_is_over_is_found() {
+    let timing = Timing { hold: millis(150), ..Timing::default() };
+    let found = (0..20).any(|seed| storm(Plan { timing, ..rough(3) }, seed, 60).violations > 0);
+    assert!(found, "no schedule lent a right twice");
+}
