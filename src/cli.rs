@@ -36,6 +36,8 @@ pub enum Command {
     Demo(crate::demo::Args),
     /// Make a certificate authority and certificates of nodes, and inspect them
     Certs(crate::certs::Args),
+    /// Show, follow and check a cluster, or have one of its nodes leave
+    Cluster(crate::cluster::Args),
 }
 
 /// What the command line asks for.
@@ -49,6 +51,8 @@ pub enum Invocation {
     Demo(crate::demo::Args),
     /// Make or inspect certificates.
     Certs(crate::certs::Args),
+    /// Look at a cluster.
+    Cluster(crate::cluster::Args),
 }
 
 /// Why nothing is run: `--help` and `--version` asked for a text, or a value cannot be used.
@@ -105,6 +109,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &Environment) -> Res
         }
         Some(("demo", given)) => return Ok(Invocation::Demo(crate::demo::Args::from_arg_matches(given)?)),
         Some(("certs", given)) => return Ok(Invocation::Certs(crate::certs::Args::from_arg_matches(given)?)),
+        Some(("cluster", given)) => return Ok(Invocation::Cluster(crate::cluster::Args::from_arg_matches(given)?)),
         Some((_, launch)) => launch,
     };
     let layered = sources::layer(&launch_command(), given, flag_args(&args), env)?;

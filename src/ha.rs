@@ -52,6 +52,8 @@ pub struct Ha {
     pub auth: Arc<Auth>,
     /// Policy of models that have none of their own.
     pub policy: PolicyKind,
+    /// What it was told at its start.
+    pub about: status::About,
     /// Cancelled by `POST /ha/shutdown`, and by whoever else ends the process; while it is, this node is draining.
     pub shutdown: CancellationToken,
 }
@@ -96,7 +98,7 @@ async fn health(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {
 }
 
 async fn cluster(State(ha): State<Ha>) -> Json<status::Status> {
-    Json(status::cluster(&ha.mesh.view(), &ha.mesh.leadership(), &ha.registry.routing().load()))
+    Json(status::cluster(&ha.mesh.view(), &ha.mesh.leadership(), &ha.registry.routing().load(), &ha.about))
 }
 
 async fn list_workers(State(ha): State<Ha>) -> Json<Value> {
@@ -110,7 +112,7 @@ async fn show_worker(State(ha): State<Ha>, Named(key): Named) -> Result<Json<wor
 }
 
 async fn follow(State(ha): State<Ha>) -> Response {
-    match events::subscribe(&ha.mesh, &ha.registry.routing().load(), ha.shutdown.clone()) {
+    match events::subscribe(&ha.mesh, &ha.registry.routing().load(), &ha.about, ha.shutdown.clone()) {
         Some(events) => events.into_response(),
         None => GatewayError::TooManyStreams.into_response(),
     }

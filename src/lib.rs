@@ -2,7 +2,8 @@
 //!
 //! A tour in reading order: [`cli`] turns flags, variables and a file into a [`config`]; [`run`] starts and ends one
 //! gateway of it. [`mesh`] knows who is in the cluster and what the cluster knows; [`gateway`] serves clients from that
-//! knowledge; [`ha`] and [`telemetry`] show it. [`certs`] makes and shows the certificates of nodes; [`sim_worker`] and
+//! knowledge; [`ha`] and [`telemetry`] show it. [`certs`] makes and shows the certificates of nodes, [`cluster`] shows a cluster in a
+//! terminal; [`sim_worker`] and
 //! [`demo`] are for trying it all on one machine.
 //! `ARCHITECTURE.md` has the map and the invariants.
 
@@ -23,6 +24,8 @@ pub mod telemetry;
 mod rotation;
 
 pub mod certs;
+
+pub mod cluster;
 
 pub mod sim_worker;
 

@@ -8,7 +8,7 @@ use std::{
 use smg::{
     certs,
     cli::{self, Invocation, Refusal},
-    demo, run, sim_worker, telemetry,
+    cluster, demo, run, sim_worker, telemetry,
 };
 
 #[global_allocator]
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     use_small_pages();
     match cli::parse(std::env::args_os(), &cli::environment()) {
         Ok(invocation) => match start(invocation) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => code,
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "smg ends");
                 say(&mut stderr(), &format!("error: {error:#}\n"));
@@ -53,7 +53,7 @@ fn say(to: &mut dyn Write, text: &str) {
     let _ = to.write_all(text.as_bytes());
 }
 
-fn start(invocation: Invocation) -> anyhow::Result<()> {
+fn start(invocation: Invocation) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("smg-control")
@@ -62,10 +62,16 @@ fn start(invocation: Invocation) -> anyhow::Result<()> {
     match invocation {
         Invocation::Launch(config) => {
             let _telemetry = telemetry::init(&config.telemetry)?;
-            runtime.block_on(run::run(*config))
+            runtime.block_on(run::run(*config))?;
         }
-        Invocation::SimWorker(args) => runtime.block_on(async { sim_worker::run(args, run::ended_by_signal()?).await }),
-        Invocation::Certs(args) => certs::run(&args),
-        Invocation::Demo(args) => runtime.block_on(async { demo::run(args, run::ended_by_signal()?).await }),
+        Invocation::SimWorker(args) => {
+            runtime.block_on(async { sim_worker::run(args, run::ended_by_signal()?).await })?;
+        }
+        Invocation::Certs(args) => certs::run(&args)?,
+        Invocation::Demo(args) => runtime.block_on(async { demo::run(args, run::ended_by_signal()?).await })?,
+        Invocation::Cluster(args) => {
+            return runtime.block_on(async { cluster::run(args, run::ended_by_signal()?).await });
+        }
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -98,7 +98,8 @@ fn control_routes(
 ) -> axum::Router {
     let (mesh, registry, auth) = (mesh.clone(), registry.clone(), Arc::new(config.auth.clone()));
     let admin = Admin { mesh: mesh.clone(), registry: registry.clone(), auth: auth.clone() };
-    let ha = Ha { mesh, registry, auth, policy: config.policy, shutdown: shutdown.clone() };
+    let about = ha::status::About::of(&config.mesh);
+    let ha = Ha { mesh, registry, auth, policy: config.policy, about, shutdown: shutdown.clone() };
     admin::router(admin).merge(ha::router(ha))
 }
 

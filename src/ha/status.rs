@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
+    config::Mesh,
     gateway::view::RoutingView,
     mesh::{
         driver::handle::{Leadership, View},
@@ -32,6 +33,50 @@ pub struct Status {
     pub quorum: bool,
     /// Who elects the leader, sorted; empty before it is known.
     pub voters: Vec<String>,
+    /// The process that answers.
+    pub gateway: Gateway,
+}
+
+/// The process that answers.
+#[derive(Debug, Serialize)]
+pub struct Gateway {
+    /// Its release.
+    pub version: &'static str,
+    /// Its clock, in RFC 3339, UTC, milliseconds.
+    pub time: String,
+    /// Label of its cluster.
+    pub cluster: String,
+    /// What carries its datagrams: udp or quic.
+    pub transport: &'static str,
+    /// Descriptors that it may open at most; null where the system does not say.
+    pub descriptors_max: Option<u64>,
+}
+
+/// What a process is told at its start and `/ha/status` shows.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Label of its cluster.
+    pub cluster: String,
+    /// What carries its datagrams: udp or quic.
+    pub transport: &'static str,
+}
+
+impl About {
+    /// As the configuration has it.
+    #[must_use]
+    pub fn of(mesh: &Mesh) -> Self {
+        Self { cluster: mesh.cluster.clone(), transport: if mesh.tls.is_some() { "quic" } else { "udp" } }
+    }
+
+    fn gateway(&self) -> Gateway {
+        Gateway {
+            version: env!("CARGO_PKG_VERSION"),
+            time: humantime::format_rfc3339_millis(SystemTime::now().max(SystemTime::UNIX_EPOCH)).to_string(),
+            cluster: self.cluster.clone(),
+            transport: self.transport,
+            descriptors_max: rlimit::Resource::NOFILE.get_soft().ok(),
+        }
+    }
 }
 
 /// One node.
@@ -43,6 +88,8 @@ pub struct Node {
     pub status: &'static str,
     /// Its mesh address, `host:port`.
     pub address: String,
+    /// Its availability zone; empty when it has told none.
+    pub zone: String,
 }
 
 /// The replicated stores.
@@ -84,11 +131,12 @@ pub struct Store {
 
 /// The cluster as this node sees it.
 #[must_use]
-pub fn cluster(view: &View, leadership: &Leadership, routing: &RoutingView) -> Status {
+pub fn cluster(view: &View, leadership: &Leadership, routing: &RoutingView, about: &About) -> Status {
     let nodes = view.nodes.iter().map(|node| Node {
         name: node.name.to_string(),
         status: node.status.as_str(),
         address: node.address.clone(),
+        zone: node.zone.clone(),
     });
     let store =
         |entry_count, root| Store { entry_count, last_sync: view.last_sync.map(rfc3339), root: format!("{root:016x}") };
@@ -100,6 +148,7 @@ pub fn cluster(view: &View, leadership: &Leadership, routing: &RoutingView) -> S
         term: leadership.term,
         quorum: leadership.has_quorum,
         voters: leadership.voters.iter().map(ToString::to_string).collect(),
+        gateway: about.gateway(),
         stores: Stores {
             workers: store(view.workers.len(), view.roots.workers),
             policies: store(view.policies.len(), view.roots.policies),

@@ -21,6 +21,7 @@ mod failover;
 mod leader;
 mod limits;
 mod manual;
+mod operator;
 mod routes;
 mod serving_tls;
 mod sessions;
