@@ -150,6 +150,7 @@ impl Swim {
             since: now,
             source: member::Source::Heard,
             rtt: RttEstimate::default(),
+            heard_at: None,
             refuted_at: Vec::new(),
         };
         let members = Members::of(me, now);

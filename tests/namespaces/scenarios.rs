@@ -311,7 +311,6 @@ pub async fn partitioned(cluster: &mut Cluster, time: Duration) -> Row {
     for (n, url) in [(1, first), (cluster.size, last)] {
         cluster.hosts.post(n, "/workers", &serde_json::json!({"url": url}).to_string());
     }
-    row.false_deaths = false_deaths_across(cluster, since, minority, &mut row.down);
     (1..=minority).for_each(|n| cluster.heal(n));
     note_whole(cluster, &mut row).await;
     let has_both = |cluster: &Cluster, n| {
@@ -323,6 +322,7 @@ pub async fn partitioned(cluster: &mut Cluster, time: Duration) -> Row {
             (1..=cluster.size).all(|n| has_both(cluster, n))
         })
         .await;
+    row.false_deaths = false_deaths_across(cluster, since, minority, &mut row.down);
     row.rounds = 1;
     let [took, equal] = [took, equal].map(|time| time.as_secs_f64());
     row.note = format!("split in {took:.1} s, held {} s, equal state {equal:.1} s after that", time.as_secs());

@@ -27,6 +27,11 @@ impl Swim {
         }
         if via == Via::Datagram && self.members.get(&packet.node).is_some_and(|member| member.addr == from) {
             self.members.vouch(&packet.node, Source::Heard);
+            self.members.note(&packet.node, |member| {
+                if member.boot_epoch_ms == packet.epoch_ms {
+                    member.heard_at = Some(now);
+                }
+            });
         }
     }
 
@@ -48,6 +53,10 @@ impl Swim {
         if update.name == self.config.node {
             return self.on_own_record(now, update);
         }
+        if self.is_verdict_of_afar(now, update, from) {
+            let doubt = Update { status: NodeStatus::Suspected, accusers: Vec::new(), ..update.clone() };
+            return self.learn(now, &doubt, from);
+        }
         match self.floor(&update.name) {
             Some(floor) if self.config.is_older(update.key(), floor) => return self.tell_forgotten(now, update, from),
             Some(floor) if update.key() == floor => return self.merge_accusers(now, update),
@@ -63,6 +72,8 @@ impl Swim {
             // At a new address it has to be heard anew.
             member.source = if before.addr == member.addr { before.source } else { before.source.min(Source::List) };
             member.refuted_at.clone_from(&before.refuted_at);
+            let is_same = (before.addr, before.boot_epoch_ms) == (member.addr, member.boot_epoch_ms);
+            member.heard_at = before.heard_at.filter(|_| is_same);
         }
         let first_hand = update.name == *from;
         let reason = if first_hand { ChangeReason::Direct } else { ChangeReason::Rumour };
@@ -87,6 +98,16 @@ impl Swim {
         } else {
             self.spread(now, &update.name);
         }
+    }
+
+    /// Whether others called a peer DOWN that was heard here after their verdict: they were cut off from it, and this node
+    /// was not. Taken for a suspicion, without an accuser whom it would be held against; the peer refutes, and comes back
+    /// on the other side without having gone on this one. memberlist takes every such rumour so (`mergeState`); here a
+    /// verdict about a node that is silent stays one.
+    fn is_verdict_of_afar(&self, now: Instant, update: &Update, from: &NodeName) -> bool {
+        let Some(member) = self.members.get(&update.name).filter(|member| member.is_live()) else { return false };
+        let is_of_this_process = member.boot_epoch_ms == update.epoch_ms && update.name != *from;
+        update.status == NodeStatus::Down && is_of_this_process && member.was_heard_within(now, update.age)
     }
 
     /// The order below which nothing is believed of `name`.

@@ -52,6 +52,8 @@ pub struct Member {
     pub since: Instant,
     pub(super) source: Source,
     pub(super) rtt: RttEstimate,
+    /// When a datagram of this process came from its address last.
+    pub(super) heard_at: Option<Instant>,
     /// Refuted suspicions of the last minute, newest last; at most 8 are kept.
     pub(super) refuted_at: Vec<Instant>,
 }
@@ -83,6 +85,11 @@ impl Member {
         rank(self.status) < rank(NodeStatus::Down)
     }
 
+    /// Whether a datagram of this process came from its address less than `time` ago.
+    pub(in crate::mesh) fn was_heard_within(&self, now: Instant, time: Duration) -> bool {
+        self.heard_at.is_some_and(|at| now.saturating_duration_since(at) < time)
+    }
+
     pub(super) fn from_update(update: &Update, now: Instant) -> Self {
         Self {
             name: update.name.clone(),
@@ -95,6 +102,7 @@ impl Member {
             since: now.checked_sub(update.age).unwrap_or(now),
             source: Source::Rumour,
             rtt: RttEstimate::default(),
+            heard_at: None,
             refuted_at: Vec::new(),
         }
     }

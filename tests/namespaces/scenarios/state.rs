@@ -58,8 +58,6 @@ pub async fn diverged(cluster: &mut Cluster, count: usize, slack: Duration) -> R
     let wrote = start.elapsed();
     assert!(is_split(cluster, minority), "the sides stayed apart: {:?}", cluster.views());
 
-    row.false_deaths = false_deaths_across(cluster, since, minority, &mut row.down);
-
     let left: BTreeSet<String> = keys(0, 5).chain(keys(200, 345)).map(worker_url).collect();
     (1..=minority).for_each(|n| cluster.heal(n));
     let healed = tokio::time::Instant::now();
@@ -72,6 +70,7 @@ pub async fn diverged(cluster: &mut Cluster, count: usize, slack: Duration) -> R
         (left.difference(&found).take(5).collect(), found.difference(&left).take(5).collect());
     assert!(lost.is_empty() && back.is_empty(), "lost {lost:?}, back from removal {back:?}");
     let rate = 4.0 * count as f64 / wrote.as_secs_f64();
+    row.false_deaths = false_deaths_across(cluster, since, minority, &mut row.down);
     row.rounds = 1;
     row.note = format!(
         "{} writes in {:.1} s ({rate:.0}/s), equal {:.2} s after the healing, {} workers left",

@@ -70,6 +70,30 @@ fn design_3_2_after_the_timeout_three_relays_of_other_zones_first_and_the_stream
 }
 
 #[test]
+fn a_verdict_from_across_a_cut_is_a_suspicion_of_who_was_heard_since() {
+    use NodeStatus::{Down, Suspected};
+    for (case, heard_ago, verdict_ago, epoch_ms, expected) in [
+        ("heard after the verdict", ms(900), ms(5000), 500, Suspected),
+        ("silent since the verdict", ms(5000), ms(900), 500, Down),
+        ("a verdict of this moment", ms(900), ms(0), 500, Down),
+        ("a verdict on a later process", ms(900), ms(5000), 501, Down),
+    ] {
+        let start = Instant::now();
+        let mut swim = among(start, &[("b", "x"), ("c", "x")]);
+        let from_c = Packet { node: name("c"), ..packet(Body::Gossip { seq: 0 }, vec![]) };
+        swim.handle_datagram(start, addr(3), Via::Datagram, &wire::encode("smg", &from_c)).unwrap();
+        let said = Update { age: verdict_ago, epoch_ms, ..update("c", Down, 0, 3) };
+        hear(&mut swim, start + heard_ago, &packet(Body::Gossip { seq: 0 }, vec![said]));
+        assert_eq!(status(&swim, "c"), expected, "{case}");
+        // Who is told of it in time refutes: it never was DOWN here. Who stays silent is.
+        let all = run(&mut swim, start + heard_ago, ms(20_000), &[3]);
+        let told = all.iter().any(|(_, t, said)| t.to == addr(3) && said.updates.iter().any(|u| u.name == name("c")));
+        assert!(told || expected == Down, "{case}: the suspect is told");
+        assert_eq!(status(&swim, "c"), Down, "{case}: silence is DOWN in the end");
+    }
+}
+
+#[test]
 fn design_3_3_a_suspicion_that_is_heard_is_looked_into_within_a_quarter_interval() {
     for (case, silent, says_so) in [("the suspect answers and is told", &[][..], false), ("silence", &[3][..], true)] {
         let start = Instant::now();
