@@ -6,7 +6,7 @@ mod syntax;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use smg_certs::{AllowedNodes, ClientFiles, IdentityFiles, PairFiles};
+use smg_certs::{AllowList, ClientFiles, IdentityFiles, PairFiles};
 
 use crate::mesh::{election::voters::Voters, node::NodeName};
 
@@ -336,7 +336,7 @@ pub struct MeshTls {
     /// Files of this node's identity.
     pub files: IdentityFiles,
     /// The nodes that are let in, this one among them; none: every node that the authorities name.
-    pub allowed: Option<AllowedNodes>,
+    pub allowed: Option<AllowList>,
 }
 
 #[cfg(test)]

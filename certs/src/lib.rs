@@ -11,6 +11,7 @@
 //! Nothing here reads a clock: the instant is an argument. All cryptography is aws-lc-rs, through rustls and rcgen.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod allow_list;
 mod authority;
 mod calling;
 mod certificate;
@@ -24,6 +25,7 @@ mod serving;
 mod write;
 
 pub use self::{
+    allow_list::{AllowList, AllowListError},
     authority::{AUTHORITY_DAYS_MAX, Authority, IssueError, Issued, NODE_DAYS_DEFAULT, NODE_DAYS_MAX, NodeRequest},
     calling::{ClientFiles, ClientMaterial},
     certificate::{Certificate, MalformedCertificate, rfc3339},

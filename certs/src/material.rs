@@ -5,7 +5,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -26,6 +26,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use time::OffsetDateTime;
 
 use crate::{
+    allow_list::{AllowList, AllowListError},
     certificate::{Certificate, MalformedCertificate},
     identity::{Identity, IdentityError, IdentityFiles},
     names::{AllowedNodes, NodeNames},
@@ -34,7 +35,8 @@ use crate::{
 /// Certificate, key and authorities of a node, replaced as a whole while connections use them.
 pub struct Material {
     files: IdentityFiles,
-    allowed: Option<AllowedNodes>,
+    list: Option<AllowList>,
+    allowed: ArcSwapOption<AllowedNodes>,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Current>,
 }
@@ -60,6 +62,9 @@ pub enum MaterialError {
         /// Where it is.
         certificate: PathBuf,
     },
+    /// The list of nodes that are let in cannot be read, or lacks this node.
+    #[error("the list of allowed nodes {0}")]
+    AllowList(#[from] AllowListError),
     /// The TLS library refuses the key or an authority.
     #[error("the certificates in {} or the key cannot be used for TLS", .certificate.display())]
     Tls {
@@ -80,27 +85,49 @@ impl Material {
         Self::open_for(files, None, now)
     }
 
-    /// The same, where besides being trusted a peer must be on a list of nodes; none: every node is.
+    /// The same, where besides being trusted a peer must be on a list of nodes; none: every node is let in.
     ///
     /// # Errors
-    /// As [`Material::open`].
+    /// As [`Material::open`], and when the list cannot be used.
     pub fn open_for(
         files: IdentityFiles,
-        allowed: Option<AllowedNodes>,
+        list: Option<AllowList>,
         now: OffsetDateTime,
     ) -> Result<Arc<Self>, MaterialError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let current = ArcSwap::from_pointee(Current::load(&files, &provider, now)?);
-        Ok(Arc::new(Self { files, allowed, provider, current }))
+        let allowed = ArcSwapOption::from_pointee(list.as_ref().map(AllowList::read).transpose()?);
+        Ok(Arc::new(Self { files, list, allowed, provider, current }))
     }
 
     /// Reads the files again; true when what they hold is new and is used from now on. `is_ours` says whether the names
-    /// of a certificate are those that its owner needs.
+    /// of a certificate are those that its owner needs. The list of nodes and the identity do not wait for each other: a
+    /// node is put out also while a new certificate is bad.
     ///
     /// # Errors
-    /// When the files are half written, no pair, expired, not trusted or another's. Nothing has changed then; try again
-    /// later.
+    /// When the files are half written, no pair, expired, not trusted or another's, or the list cannot be used. What is
+    /// bad has not changed anything then; try again later.
     pub fn reload_if(&self, now: OffsetDateTime, is_ours: &dyn Fn(&NodeNames) -> bool) -> Result<bool, MaterialError> {
+        let list = self.reload_list();
+        let identity = self.reload_identity(now, is_ours);
+        Ok(list? | identity?)
+    }
+
+    fn reload_list(&self) -> Result<bool, AllowListError> {
+        let Some(list) = &self.list else { return Ok(false) };
+        let new = list.read()?;
+        let is_new = self.allowed.load().as_deref() != Some(&new);
+        if is_new {
+            self.allowed.store(Some(Arc::new(new)));
+        }
+        Ok(is_new)
+    }
+
+    fn reload_identity(
+        &self,
+        now: OffsetDateTime,
+        is_ours: &dyn Fn(&NodeNames) -> bool,
+    ) -> Result<bool, MaterialError> {
         let new = Current::load(&self.files, &self.provider, now)?;
         if !is_ours(&new.identity.certificate().node_names()) {
             return Err(MaterialError::OtherNode { certificate: self.files.certificate.clone() });
@@ -144,14 +171,14 @@ impl Material {
     pub fn peer_names(&self, chain: &[CertificateDer<'_>]) -> Result<NodeNames, MalformedCertificate> {
         let Some(leaf) = chain.first() else { return Ok(NodeNames::default()) };
         let names = Certificate::from_der(leaf.clone().into_owned())?.node_names();
-        Ok(match &self.allowed {
+        Ok(match self.allowed.load().as_deref() {
             Some(allowed) => names.only(allowed),
             None => names,
         })
     }
 
     fn admit(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
-        if self.allowed.is_none() {
+        if self.list.is_none() {
             return Ok(());
         }
         match self.peer_names(std::slice::from_ref(leaf)) {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::HeaderName;
-use smg_certs::{AllowedNodes, ClientFiles, IdentityFiles, PairFiles};
+use smg_certs::{AllowList, ClientFiles, IdentityFiles, PairFiles};
 
 use super::{
     Environment,
@@ -351,20 +351,24 @@ impl Check<'_> {
         Some(MeshTls { files: files?, allowed })
     }
 
-    fn allowed_nodes(&mut self, flags: &MeshFlags, node: &NodeName, cluster: &str) -> Option<AllowedNodes> {
-        let mut nodes = BTreeSet::new();
+    fn allowed_nodes(&mut self, flags: &MeshFlags, node: &NodeName, cluster: &str) -> Option<AllowList> {
+        let (mut named, mut files) = (BTreeSet::new(), Vec::new());
         for text in entries(&flags.mesh_allowed_nodes) {
+            if let Some(file) = text.strip_prefix('@') {
+                files.push(PathBuf::from(file));
+                continue;
+            }
             let name = text.parse::<NodeName>().map_err(|error| error.to_string());
-            nodes.extend(self.accept("mesh-allowed-nodes", text, name).map(|name| name.to_string()));
+            named.extend(self.accept("mesh-allowed-nodes", text, name).map(|name| name.to_string()));
         }
-        if nodes.is_empty() {
+        if named.is_empty() && files.is_empty() {
             return None;
         }
-        if !nodes.contains(node.as_str()) {
-            let what = format!("lacks this node, {node}: add it, so that one list serves all nodes");
-            self.problem("mesh-allowed-nodes", &what);
+        let list = AllowList { cluster: cluster.to_owned(), own: node.to_string(), named, files };
+        if let Err(error) = list.read() {
+            self.problem("mesh-allowed-nodes", &format!("{:#}", anyhow::Error::new(error)));
         }
-        Some(AllowedNodes { cluster: cluster.to_owned(), nodes })
+        Some(list)
     }
 
     /// The files of the node's identity; none when the mesh is to be plain.

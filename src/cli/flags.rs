@@ -317,7 +317,7 @@ pub struct MeshFlags {
     /// Directory with `tls.crt`, `tls.key` and `ca.crt`, as of `smg certs issue` or a Kubernetes secret, instead of the three files
     #[arg(long, value_name = "DIR")]
     pub mesh_tls_dir: Option<String>,
-    /// Nodes that may be in this mesh, comma separated, this one among them; others stay out although an authority names them; none lets in every node that one names
+    /// Nodes that may be in this mesh, comma separated, this one among them; others stay out although an authority names them. `@FILE` holds one name per line and is read again every 5 s. None lets in every node that an authority names
     #[arg(long, num_args = 1.., value_name = "NAME")]
     pub mesh_allowed_nodes: Vec<String>,
     /// Datagrams of the mesh: `quic` with TLS, `udp` without; anything else is refused

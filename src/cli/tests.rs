@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use smg_certs::{AllowedNodes, IdentityFiles};
+use smg_certs::{AllowList, IdentityFiles};
 
 use super::{sources::Origin, *};
 use crate::config::{PolicyKind, RateLimit};
@@ -441,7 +441,16 @@ fn a_list_of_allowed_nodes_names_this_node_and_needs_tls() {
     let more = ["--mesh-allowed-nodes=n3, n1", "--mesh-allowed-nodes=n2,n1"];
     let tls = accepted(&[&base[..], &more].concat()).mesh.tls.unwrap();
     let nodes = ["n1", "n2", "n3"].map(str::to_owned).into();
-    assert_eq!(tls.allowed, Some(AllowedNodes { cluster: "prod".to_owned(), nodes }));
+    let list = AllowList { cluster: "prod".to_owned(), own: "n1".to_owned(), named: nodes, files: Vec::new() };
+    assert_eq!(tls.allowed, Some(list));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("nodes");
+    std::fs::write(&file, "n1\nn2\n").unwrap();
+    let from_file = format!("--mesh-allowed-nodes=@{}", file.display());
+    let tls = accepted(&[&base[..], &[&from_file]].concat()).mesh.tls.unwrap();
+    assert_eq!(tls.allowed.unwrap().files, [file]);
+    let absent = ["--mesh-allowed-nodes=@/nowhere/nodes"];
+    assert_refused("no file", &[&base[..], &absent].concat(), &["--mesh-allowed-nodes:", "/nowhere/nodes"]);
     let own = ["--mesh-allowed-nodes=n2"];
     assert_refused("without this node", &[&base[..], &own].concat(), &["--mesh-allowed-nodes:", "n1"]);
     let bad = ["--mesh-allowed-nodes=n1,n/2"];

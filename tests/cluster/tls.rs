@@ -4,6 +4,8 @@ use std::{io::Write as _, net::TcpStream, path::Path, process::Command, time::In
 
 use crate::harness::{Gateway, Network, SMG, all_alive, eventually, joined, s};
 
+mod flood;
+mod rotation;
 mod strangers;
 
 fn certs(dir: &Path, line: &str) {

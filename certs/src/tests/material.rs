@@ -59,9 +59,9 @@ fn material_is_replaced_whole_and_only_by_what_is_good() {
 fn peers_are_checked_against_clock_authorities_and_list() {
     let (ca, other) = (authority(), authority());
     let dir = identity_dir(&ca, "n1");
-    let allowed = AllowedNodes { cluster: "smg".into(), nodes: ["n1", "n2"].map(str::to_owned).into() };
-    let open = |allowed| Material::open_for(IdentityFiles::in_dir(dir.path()), allowed, now()).unwrap();
-    let (any, listed) = (open(None), open(Some(allowed)));
+    let list = list(&["n1", "n2"], &[]);
+    let open = |list| Material::open_for(IdentityFiles::in_dir(dir.path()), list, now()).unwrap();
+    let (any, listed) = (open(None), open(Some(list)));
     let chain_of = |authority: &Authority, node: &str| {
         let pem = authority.issue(&NodeRequest { days: Some(5), ..request(node) }, now()).unwrap().chain_pem;
         [CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()]
@@ -82,4 +82,40 @@ fn peers_are_checked_against_clock_authorities_and_list() {
     let unlisted = chain_of(&ca, "n3");
     assert!(any.peer_names(&unlisted).unwrap().allow("smg", "n3"));
     assert!(listed.peer_names(&unlisted).unwrap().is_empty());
+}
+
+fn list(named: &[&str], files: &[&Path]) -> AllowList {
+    AllowList {
+        cluster: "smg".into(),
+        own: "n1".into(),
+        named: named.iter().map(|&name| name.to_owned()).collect(),
+        files: files.iter().map(|&file| file.to_owned()).collect(),
+    }
+}
+
+#[test]
+fn the_list_of_nodes_is_read_again_and_a_bad_one_changes_nothing() {
+    let ca = authority();
+    let dir = identity_dir(&ca, "n1");
+    let file = dir.path().join("nodes");
+    fs::write(&file, "n1\nn2 # of zone b\n\n").unwrap();
+    let files = IdentityFiles::in_dir(dir.path());
+    let material = Material::open_for(files.clone(), Some(list(&["n4"], &[&file])), now()).unwrap();
+    let pem = |node: &str| ca.issue(&NodeRequest { days: Some(5), ..request(node) }, now()).unwrap().chain_pem;
+    let chain_of = |node: &str| [CertificateDer::from_pem_slice(pem(node).as_bytes()).unwrap()];
+    let chains = ["n2", "n3", "n4"].map(chain_of);
+    let let_in = || chains.each_ref().map(|chain| material.check_peer(chain, unix(now())).is_ok());
+    assert_eq!(let_in(), [true, false, true]);
+    for (case, text) in
+        [("without the reader", "n3"), ("no name", "n1\nn/3"), ("empty", ""), ("too large", &"n1\n".repeat(1024 * 512))]
+    {
+        fs::write(&file, text).unwrap();
+        let error = material.reload_if(now(), &|_| true).unwrap_err();
+        assert!(matches!(error, MaterialError::AllowList(_)), "{case}: {error}");
+        assert_eq!(let_in(), [true, false, true], "{case}");
+    }
+    fs::write(&file, "n1\nn3\n").unwrap();
+    fs::write(&files.key, "half").unwrap();
+    material.reload_if(now(), &|_| true).unwrap_err();
+    assert_eq!(let_in(), [false, true, true], "the list does not wait for the key");
 }

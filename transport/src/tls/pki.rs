@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use rustls::{ClientConfig, SignatureScheme, client::ResolvesClientCert, sign::CertifiedKey};
-use smg_certs::{AllowedNodes, Authority, IdentityFiles, Material, NodeRequest};
+use smg_certs::{AllowList, Authority, IdentityFiles, Material, NodeRequest};
 use time::{Duration, OffsetDateTime};
 
 /// One authority of the cluster `smg`, ten years old and valid for ten more.
@@ -34,9 +34,9 @@ impl Pki {
     pub(crate) fn exclusive(&self, node: &str, allowed: &[&str]) -> Arc<Material> {
         let now = OffsetDateTime::now_utc();
         let dir = tempfile::tempdir().unwrap();
-        let nodes = allowed.iter().map(|&node| node.to_owned()).collect();
-        let allowed = AllowedNodes { cluster: "smg".into(), nodes };
-        Material::open_for(self.write(dir.path(), node, now), Some(allowed), now).unwrap()
+        let named = allowed.iter().chain([&node]).map(|&node| node.to_owned()).collect();
+        let list = AllowList { cluster: "smg".into(), own: node.into(), named, files: Vec::new() };
+        Material::open_for(self.write(dir.path(), node, now), Some(list), now).unwrap()
     }
 
     /// Puts what a node needs for 5 days from an instant into a directory.
