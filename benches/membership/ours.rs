@@ -1,7 +1,8 @@
 //! The measures, taken of clusters of the machines that ship.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use smg::mesh::{node::NodeStatus, sim::membership::Cluster};
 
 /// Longest wait for anything.
@@ -15,9 +16,9 @@ pub struct Detections {
     pub missed: usize,
     pub seeds: u64,
     pub hash: u64,
-    /// Virtual by real time, after the forming.
+    /// Virtual time by time of the processor, after the forming.
     pub speed: f64,
-    /// Real time that one cluster took to form.
+    /// Time of the processor that one cluster took to form.
     pub forming: Duration,
 }
 
@@ -41,6 +42,12 @@ fn mix(hash: u64, cluster: &Cluster) -> u64 {
     hash.rotate_left(1) ^ cluster.trace.hash()
 }
 
+/// Time of the processor that this process has used: what else runs on the machine does not count.
+fn processor_time() -> Duration {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(used.tv_sec.unsigned_abs(), used.tv_nsec as u32)
+}
+
 /// A cluster that has formed and has nothing more to tell.
 fn settled(seed: u64, count: usize) -> Cluster {
     let mut cluster = Cluster::converged(seed, count);
@@ -58,15 +65,15 @@ pub fn detection(count: usize, crashes: usize, kernel_alive: bool) -> Detections
     let mut found = Detections { seeds: crashes.div_ceil(each) as u64, ..Detections::default() };
     let (mut running, mut virtual_time) = (Duration::ZERO, Duration::ZERO);
     for seed in 1..=found.seeds {
-        let began = Instant::now();
+        let began = processor_time();
         let mut cluster = settled(seed, count);
-        found.forming += began.elapsed();
-        let (began, formed) = (Instant::now(), cluster.elapsed());
+        found.forming += processor_time() - began;
+        let (began, formed) = (processor_time(), cluster.elapsed());
         for victim in 1..=each {
             crash(&mut cluster, victim, kernel_alive, &mut found);
         }
         virtual_time += cluster.elapsed() - formed;
-        running += began.elapsed();
+        running += processor_time() - began;
         found.hash = mix(found.hash, &cluster);
     }
     found.speed = virtual_time.as_secs_f64() / running.as_secs_f64();
@@ -109,14 +116,25 @@ pub fn spread(count: usize, seeds: u64) -> (Vec<Duration>, u64) {
     (took, hash)
 }
 
-/// Bytes that an idle node sends per second, IPv4 and UDP headers included.
-pub fn idle(count: usize) -> (u64, u64) {
+/// What an idle cluster takes.
+pub struct Idle {
+    /// Bytes that a node sends per second, IPv4 and UDP headers included.
+    pub bytes: u64,
+    /// Virtual time by time of the processor.
+    pub speed: f64,
+    pub hash: u64,
+}
+
+pub fn idle(count: usize) -> Idle {
+    const SPAN: Duration = Duration::from_secs(20);
     let mut cluster = settled(1, count);
     cluster.run_for(Duration::from_secs(10));
     let sent = |cluster: &Cluster| cluster.nodes.iter().map(|node| node.sent_bytes).sum::<u64>();
-    let before = sent(&cluster);
-    cluster.run_for(Duration::from_secs(20));
-    ((sent(&cluster) - before) / 20 / count as u64, mix(0, &cluster))
+    let (before, began) = (sent(&cluster), processor_time());
+    cluster.run_for(SPAN);
+    let speed = SPAN.as_secs_f64() / (processor_time() - began).as_secs_f64();
+    let bytes = (sent(&cluster) - before) / SPAN.as_secs() / count as u64;
+    Idle { bytes, speed, hash: mix(0, &cluster) }
 }
 
 /// Verdicts over healthy nodes while datagrams get lost.

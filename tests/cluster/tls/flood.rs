@@ -72,7 +72,7 @@ async fn flood(from: SocketAddr, target: SocketAddr, material: Arc<Material>, ra
     let mut tick = tokio::time::interval(s(1) / u32::try_from(rate).unwrap());
     loop {
         tick.tick().await;
-        if begun.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
+        if begun.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
             tokio::spawn(shake_stream(config.clone(), target));
         } else {
             // A new transport is a new stranger: one that was refused would wait 5 s.
