@@ -102,8 +102,10 @@ fn measure(load: &Load) {
     let mut donor = Node::start(dir.path(), "node1", load);
     donor.ask("fill");
     let donor_before = donor.number("settled");
+    donor.ask("mark");
     let mut joiner = Node::start(dir.path(), "node2", load);
     let seconds = joiner.number("join");
+    let probes = [donor.ask("probes"), joiner.ask("probes")];
     let (donor_peak, joiner_peak) = (donor.number("peak"), joiner.number("peak"));
     let joiner_after = joiner.number("settled");
     let raw = (load.entries * (load.value_bytes + 40)) as f64;
@@ -115,8 +117,9 @@ fn measure(load: &Load) {
         joiner_peak - joiner_after,
         load.goal,
     );
-    println!("  probes of the donor: {}", donor.ask("probes"));
-    println!("  probes of the joiner: {}", joiner.ask("probes"));
+    for (side, probes) in ["donor", "joiner"].into_iter().zip(probes) {
+        println!("  probes of the {side} meanwhile: {probes}");
+    }
 }
 
 /// What a process of the cluster does.
@@ -153,6 +156,7 @@ fn node(args: &[String]) {
         let mesh = driver::start(config, metrics.clone(), None).await.unwrap();
         let stdin = std::io::stdin();
         let mut line = String::new();
+        let mut mark = Probes::default();
         while stdin.lock().read_line(&mut line).unwrap() > 0 {
             match line.trim() {
                 "fill" => {
@@ -180,7 +184,11 @@ fn node(args: &[String]) {
                     std::fs::write("/proc/self/clear_refs", "5").unwrap();
                 }
                 "peak" => println!("{}", memory_mib("VmHWM:")),
-                "probes" => println!("{}", probes(&metrics.encode())),
+                "mark" => {
+                    mark = Probes::of(&metrics.encode());
+                    println!("marked");
+                }
+                "probes" => println!("{}", Probes::of(&metrics.encode()).since(&mark)),
                 _ => return,
             }
             line.clear();
@@ -207,15 +215,38 @@ fn memory_mib(what: &str) -> f64 {
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }
 
-/// Probe round trips and suspicions as the scrape shows them.
-fn probes(scrape: &str) -> String {
-    let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
-    let buckets = scrape.lines().filter(|line| line.starts_with("smg_mesh_probe_rtt_seconds_bucket"));
-    let mut shown = Vec::new();
-    for line in buckets {
-        let bound = line.split("le=\"").nth(1).unwrap().split('"').next().unwrap();
-        shown.push(format!("≤{bound}s {}", value(line)));
+/// Probe round trips and suspicions, as a scrape shows them.
+#[derive(Default)]
+struct Probes {
+    /// Upper bounds in seconds, and how many round trips took no longer.
+    buckets: Vec<(f64, f64)>,
+    suspicions: f64,
+}
+
+impl Probes {
+    fn of(scrape: &str) -> Self {
+        let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+        let bound = |line: &str| line.split("le=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
+        let buckets = scrape.lines().filter(|line| line.starts_with("smg_mesh_probe_rtt_seconds_bucket"));
+        let suspicions = scrape.lines().filter(|line| line.starts_with("smg_mesh_suspicions_total{"));
+        Self {
+            buckets: buckets.map(|line| (bound(line), value(line))).collect(),
+            suspicions: suspicions.map(value).sum(),
+        }
     }
-    let sum = |name: &str| scrape.lines().filter(|line| line.starts_with(name)).map(value).sum::<f64>();
-    format!("{}; suspicions {}", shown.join(", "), sum("smg_mesh_suspicions_total{"))
+
+    /// What came since an earlier scrape: how many, and bounds of their quantiles.
+    fn since(&self, mark: &Self) -> String {
+        let before = |index: usize| mark.buckets.get(index).map_or(0.0, |(_, count)| *count);
+        let counts = self.buckets.iter().enumerate().map(|(index, (bound, count))| (*bound, count - before(index)));
+        let counts: Vec<(f64, f64)> = counts.collect();
+        let total = counts.last().map_or(0.0, |(_, count)| *count);
+        let quantile = |share: f64| {
+            let (bound, _) = counts.iter().find(|(_, count)| *count >= share * total).unwrap();
+            bound * 1000.0
+        };
+        let (p50, p99, max) = (quantile(0.5), quantile(0.99), quantile(1.0));
+        let suspicions = self.suspicions - mark.suspicions;
+        format!("{total} answered, p50 ≤ {p50} ms, p99 ≤ {p99} ms, max ≤ {max} ms; {suspicions} suspicions")
+    }
 }

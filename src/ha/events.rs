@@ -111,10 +111,16 @@ pub fn between(old: &View, new: &View) -> Vec<Change> {
         changes.push(Change { event: "leader", data: json!({ "leader": leader, "term": new.term }) });
     }
     let workers = |view: &View| view.workers.iter().map(|worker| (worker.id.clone(), worker.clone())).collect();
-    for (_, old, new) in differences::<_, Arc<WorkerView>>(workers(old), workers(new)) {
-        changes.push(Change { event: "worker", data: worker(old.as_deref(), new.as_deref()) });
+    // A list in which nothing changed is the same.
+    if !Arc::ptr_eq(&old.workers, &new.workers) {
+        for (_, old, new) in differences::<_, Arc<WorkerView>>(workers(old), workers(new)) {
+            changes.push(Change { event: "worker", data: worker(old.as_deref(), new.as_deref()) });
+        }
     }
-    let set = |view: &View| view.policies.iter().cloned().collect();
+    if Arc::ptr_eq(&old.policies, &new.policies) {
+        return changes;
+    }
+    let set = |view: &View| view.policies.iter().cloned().collect::<BTreeMap<_, _>>();
     for (model, _, spec) in differences(set(old), set(new)) {
         // A policy that was set can be set anew but not unset.
         changes.extend(spec.map(|spec| Change { event: "policy", data: json!(policies::shown(&model, &spec)) }));
@@ -207,9 +213,9 @@ mod tests {
             node: "n1".parse().unwrap(),
             mesh_enabled: true,
             nodes: nodes.iter().map(node).collect(),
-            workers: workers.iter().map(worker).collect(),
+            workers: Arc::new(workers.iter().map(worker).collect()),
             rate_limit: None,
-            policies: policy.into_iter().map(|spec| ("m".to_owned(), spec)).collect(),
+            policies: Arc::new(policy.into_iter().map(|spec| ("m".into(), Arc::new(spec))).collect()),
             routing: RoutingFacts::default(),
             last_sync: None,
             roots: Roots::default(),

@@ -67,7 +67,7 @@ pub fn read(body: &[u8]) -> Result<PolicySpec, String> {
 /// The default as `*`, then those that were set and those of models with a prefix index, sorted by model.
 #[must_use]
 pub fn all(view: &View, default: PolicyKind, routing: &RoutingView) -> Vec<Shown> {
-    let set = view.policies.iter().map(|(model, _)| model.as_str()).filter(|model| *model != DEFAULT_MODEL);
+    let set = view.policies.iter().map(|(model, _)| &**model).filter(|model| *model != DEFAULT_MODEL);
     let indexed = routing.models.iter().filter(|(_, route)| route.index_stats().is_some());
     let models: BTreeSet<&str> = set.chain(indexed.map(|(model, _)| &**model)).collect();
     let shown = models.into_iter().filter_map(|model| one(view, default, model, routing));
@@ -101,7 +101,8 @@ fn default_of(view: &View, default: PolicyKind, model: &str) -> Shown {
 }
 
 fn set<'a>(view: &'a View, model: &str) -> Option<&'a PolicySpec> {
-    view.policies.iter().find(|(name, _)| name == model).map(|(_, spec)| spec)
+    let index = view.policies.binary_search_by(|(name, _)| (**name).cmp(model)).ok()?;
+    Some(&view.policies[index].1)
 }
 
 /// One policy as it is shown.

@@ -160,8 +160,9 @@ async fn policies_list_the_default_and_those_set() {
     let f = fixture();
     let default = json!({ "model": "*", "policy": "power_of_two", "config": {} });
     assert_eq!(f.get("/ha/policies").await, (200, json!({ "policies": [default.clone()] })));
-    let spec_of = |config: &str| PolicySpec { policy: "least_load".into(), config_json: config.into() };
-    f.mesh.edit(|view| view.policies = vec![("a/b".into(), spec_of(r#"{"x":1}"#)), ("c".into(), spec_of("junk"))]);
+    let spec_of = |config: &str| Arc::new(PolicySpec { policy: "least_load".into(), config_json: config.into() });
+    let set = vec![("a/b".into(), spec_of(r#"{"x":1}"#)), ("c".into(), spec_of("junk"))];
+    f.mesh.edit(|view| view.policies = Arc::new(set));
     let set = json!({ "model": "a/b", "policy": "least_load", "config": { "x": 1 } });
     let junk = json!({ "model": "c", "policy": "least_load", "config": {} });
     assert_eq!(f.get("/ha/policies").await.1, json!({ "policies": [default.clone(), set.clone(), junk] }));

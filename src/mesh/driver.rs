@@ -13,6 +13,7 @@ pub mod data;
 pub mod identity;
 mod leader;
 pub mod net;
+mod picture;
 mod pipes;
 mod report;
 mod resolve;
@@ -47,6 +48,7 @@ use crate::{
             identity::TlsError,
             leader::Podium,
             net::{Input, Net, NetError, Outlets},
+            picture::Picture,
             sessions::{Sessions, Table},
             sharing::SHARED_MAX,
         },
@@ -60,8 +62,19 @@ use crate::{
 /// Inputs handled between two looks at the timers.
 const BATCH_MAX: usize = 1024;
 
-/// A new picture is published at most this often, so that a burst of changes costs few of them.
+/// Once inputs were handled for this long, only packets are read before the timers fire: a sync frame may take a
+/// millisecond to join, and a probe is not to wait for many of them.
+const BATCH_TIME: Duration = Duration::from_millis(2);
+
+/// A new view is published at most this often, so that a burst of changes costs few of them.
 const VIEW_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A view is also no more often made than this many times the time that the last one took: they cost a twentieth of a
+/// core at most, whatever they show.
+const VIEW_PAUSE: u32 = 20;
+
+/// However large the views are, one is published this often.
+const VIEW_INTERVAL_MAX: Duration = Duration::from_millis(500);
 
 /// The time of the last exchange alone is shown no later than this: an idle cluster costs its readers nothing more often.
 const SYNC_TIME_INTERVAL: Duration = Duration::from_secs(5);
@@ -114,6 +127,7 @@ struct Driver {
     metrics: Arc<Metrics>,
     node: NodeName,
     stores: Stores,
+    picture: Picture,
     net: Option<Net>,
     commands: mpsc::Receiver<Command>,
     sessions: Arc<Table>,
@@ -123,6 +137,8 @@ struct Driver {
     leadership: watch::Sender<Leadership>,
     view_due: Option<Instant>,
     view_published: Instant,
+    /// From one view to the next, at least.
+    view_interval: Duration,
     leaving: Vec<oneshot::Sender<()>>,
     data: Option<Data>,
     /// Answers to writes that are not to be told yet: at most as many as there are askers.
@@ -171,6 +187,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         config,
         metrics: metrics.clone(),
         node,
+        picture: Picture::of(&stores),
         stores,
         net,
         commands: inbox,
@@ -181,6 +198,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         leadership,
         view_due: Some(now),
         view_published: now - VIEW_INTERVAL,
+        view_interval: VIEW_INTERVAL,
         leaving: Vec::new(),
         data,
         unconfirmed: Vec::new(),
@@ -254,10 +272,23 @@ impl Driver {
             self.handle(now, input);
             for _ in 1..BATCH_MAX {
                 // Outside the runtime's budget, which would end the batch while packets still wait.
-                let Some(input) = unconstrained(self.next_input(None)).now_or_never() else { break };
+                let next = if now.elapsed() < BATCH_TIME {
+                    unconstrained(self.next_input(None)).now_or_never()
+                } else {
+                    unconstrained(self.next_packet()).now_or_never()
+                };
+                let Some(input) = next else { break };
                 let Some(input) = input else { return Ok(()) };
                 self.handle(now, input);
             }
+        }
+    }
+
+    /// Waits for a packet of the datagram plane.
+    async fn next_packet(&mut self) -> Option<Input> {
+        match &mut self.net {
+            Some(net) => Some(net.next_packet().await),
+            None => std::future::pending().await,
         }
     }
 
@@ -265,6 +296,8 @@ impl Driver {
     async fn next_input(&mut self, deadline: Option<Instant>) -> Option<Input> {
         let timer = async {
             match deadline {
+                // What goes on at once does not wait for the runtime's clock, but lets other tasks have a turn.
+                Some(at) if at <= Instant::now() => tokio::task::yield_now().await,
                 Some(at) => tokio::time::sleep_until(at.into()).await,
                 None => std::future::pending().await,
             }
@@ -379,15 +412,11 @@ impl Driver {
         let mut changed = false;
         while let Some(event) = self.stores.poll_event() {
             report::store_event(&event);
+            changed |= self.picture.note(&event, &self.stores);
             match event {
                 StoreEvent::SessionChanged(key) => self.sessions.set(key, self.stores.session(key)),
-                StoreEvent::ManyChanged => {
-                    self.sessions.replace(self.stores.sessions());
-                    changed = true;
-                }
-                StoreEvent::WorkerChanged(_) | StoreEvent::PolicyChanged(_) | StoreEvent::RoutingChanged => {
-                    changed = true;
-                }
+                StoreEvent::ManyChanged => self.sessions.replace(self.stores.sessions()),
+                StoreEvent::WorkerChanged(_) | StoreEvent::PolicyChanged(_) | StoreEvent::RoutingChanged => {}
             }
         }
         if changed {
@@ -426,7 +455,7 @@ impl Driver {
 
     /// Has a new picture published once the last one is `interval` old.
     fn touch(&mut self, now: Instant, interval: Duration) {
-        let due = (self.view_published + interval).max(now);
+        let due = (self.view_published + interval.max(self.view_interval)).max(now);
         self.view_due = Some(self.view_due.map_or(due, |at| at.min(due)));
     }
 
@@ -442,8 +471,8 @@ impl Driver {
             mesh_enabled: self.net.is_some(),
             nodes,
             synced: self.net.as_ref().is_none_or(Net::synced),
-            workers: self.stores.workers().into_iter().map(Arc::new).collect(),
-            policies: self.stores.policies(),
+            workers: self.picture.workers(),
+            policies: self.picture.policies(),
             routing: RoutingFacts { hash_key: self.stores.hash_key(), generations: self.stores.generations() },
             rate_limit: self.stores.rate_limit(),
             last_sync: self.net.as_ref().and_then(Net::last_sync),
@@ -453,6 +482,7 @@ impl Driver {
             },
         };
         self.view.send_replace(Arc::new(view));
+        self.view_interval = (now.elapsed() * VIEW_PAUSE).clamp(VIEW_INTERVAL, VIEW_INTERVAL_MAX);
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -480,6 +510,7 @@ impl Driver {
         self.stores = self.stores.renamed(boot_epoch_ms, self.node.clone(), boot_epoch_ms);
         seed(&self.config, &mut self.stores);
         self.sessions.replace(self.stores.sessions());
+        self.picture = Picture::of(&self.stores);
         // The directory is that of the name that was taken.
         let podium = Podium { shown: self.leadership.clone(), votes: None };
         let outlets = Outlets { podium, shared: self.shared.clone() };
@@ -498,8 +529,8 @@ impl View {
             mesh_enabled,
             nodes: Vec::new(),
             synced: false,
-            workers: Vec::new(),
-            policies: Vec::new(),
+            workers: Arc::default(),
+            policies: Arc::default(),
             routing: RoutingFacts::default(),
             leader: None,
             term: 0,

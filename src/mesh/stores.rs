@@ -341,6 +341,16 @@ impl Stores {
         self.read_policies().0
     }
 
+    /// The policy of one model, when it was set.
+    #[must_use]
+    pub fn policy(&self, model: &str) -> Option<PolicySpec> {
+        if model == RATE_LIMIT {
+            return None;
+        }
+        let newest = lww_register::read(self.map(Namespace::Policies), model.as_bytes())?;
+        state::decode_policy(newest.payload).ok()
+    }
+
     /// The rate limit that was set, as an operator said it.
     #[must_use]
     pub fn rate_limit(&self) -> Option<PolicySpec> {

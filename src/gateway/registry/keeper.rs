@@ -28,7 +28,7 @@ use crate::{
         worker::Worker,
     },
     mesh::{
-        driver::handle::{MeshHandle, View},
+        driver::handle::{MeshHandle, PolicyEntry, View},
         node::NodeName,
         stores::{PolicySpec, WorkerId, WorkerObservation, WorkerState, WorkerView},
     },
@@ -62,7 +62,7 @@ pub(super) struct Keeper<P> {
     metrics: Arc<Metrics>,
     prober: Prober<P>,
     policies: Policies,
-    policies_set: Vec<(String, PolicySpec)>,
+    policies_set: Arc<Vec<PolicyEntry>>,
     /// None before the cluster has one: until then prompts are not looked at.
     hash_key: Option<Arc<HashKey>>,
     /// Workers that came back and have their generation to be raised; bounded by the workers.
@@ -131,7 +131,7 @@ impl<P: Probe> Keeper<P> {
             policies: Policies::new(settings.policy, &[]),
             hash_key: None,
             lost_caches: BTreeSet::new(),
-            policies_set: Vec::new(),
+            policies_set: Arc::default(),
             is_joining: true,
             startup_deadline: now.checked_add(settings.startup_timeout),
             mesh,
@@ -195,7 +195,7 @@ impl<P: Probe> Keeper<P> {
             self.remove(&id);
         }
         self.refused.retain(|id| view.workers.binary_search_by(|worker| worker.id.cmp(id)).is_ok());
-        for worker in &view.workers {
+        for worker in view.workers.iter() {
             if self.slots.get(&worker.id).is_none_or(|slot| slot.view != *worker) {
                 self.upsert(worker, &view);
             }

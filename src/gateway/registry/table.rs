@@ -14,7 +14,7 @@ use crate::{
         registry::roster::Entry,
         view::{Affinity, Registered, Route, RoutingView},
     },
-    mesh::stores::{PolicySpec, WorkerState},
+    mesh::{driver::handle::PolicyEntry, stores::WorkerState},
 };
 
 /// Name that stands for "every model without a policy of its own".
@@ -24,7 +24,7 @@ pub const DEFAULT_MODEL: &str = "*";
 #[derive(Clone, Debug)]
 pub struct Policies {
     default: PolicyKind,
-    by_model: BTreeMap<String, PolicyKind>,
+    by_model: BTreeMap<Arc<str>, PolicyKind>,
     affinity: Option<Affinity>,
 }
 
@@ -32,13 +32,13 @@ impl Policies {
     /// From what was set through the API, `*` included; `default` for the rest, and where a name is unknown here (a
     /// newer gateway may know more of them).
     #[must_use]
-    pub fn new(default: PolicyKind, set: &[(String, PolicySpec)]) -> Self {
+    pub fn new(default: PolicyKind, set: &[PolicyEntry]) -> Self {
         let mut by_model = BTreeMap::new();
         for (model, spec) in set {
             match spec.policy.parse() {
                 Ok(kind) => drop(by_model.insert(model.clone(), kind)),
                 Err(UnknownPolicy) => {
-                    tracing::warn!(model, policy = spec.policy, "policy unknown here, the default is used");
+                    tracing::warn!(model = &**model, policy = spec.policy, "policy unknown here, the default is used");
                 }
             }
         }
@@ -149,10 +149,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::gateway::{
-        policy::{self, Facts},
-        registry::roster::tests::entry,
-        view::Lookup,
+    use crate::{
+        gateway::{
+            policy::{self, Facts},
+            registry::roster::tests::entry,
+            view::Lookup,
+        },
+        mesh::stores::PolicySpec,
     };
 
     fn policies() -> Policies {
@@ -249,7 +252,7 @@ mod tests {
     fn the_index_goes_on_until_its_key_changes() {
         let key = |seed| Arc::new(crate::gateway::prefix::chain::tests::key(seed));
         let spec =
-            |policy: &str| vec![("m".to_owned(), PolicySpec { policy: policy.into(), config_json: "{}".into() })];
+            |policy: &str| vec![("m".into(), Arc::new(PolicySpec { policy: policy.into(), config_json: "{}".into() }))];
         let rules = Cache { index_bytes: 1 << 16, ..Cache::default() };
         let with = |set: &[_], key: &Arc<HashKey>| {
             Policies::new(PolicyKind::CacheAware, set).with_affinity(key.clone(), rules)
@@ -274,9 +277,9 @@ mod tests {
 
     #[test]
     fn policies_by_model_with_a_default() {
-        let spec = |policy: &str| PolicySpec { policy: policy.into(), config_json: "{}".into() };
-        let set =
-            [("*".to_owned(), spec("random")), ("m".into(), spec("least_load")), ("n".into(), spec("from_the_future"))];
+        let spec = |policy: &str| Arc::new(PolicySpec { policy: policy.into(), config_json: "{}".into() });
+        let set: [PolicyEntry; 3] =
+            [("*".into(), spec("random")), ("m".into(), spec("least_load")), ("n".into(), spec("from_the_future"))];
         for (case, set, model, expected) in [
             ("nothing set", &set[..0], "m", PolicyKind::RoundRobin),
             ("default set", &set[..], "x", PolicyKind::Random),

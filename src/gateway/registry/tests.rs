@@ -50,8 +50,8 @@ impl FakeMesh {
             node: "node1".parse().unwrap(),
             mesh_enabled: true,
             nodes: vec![node("node1", 39527), node("node2", 39527)],
-            workers: Vec::new(),
-            policies: Vec::new(),
+            workers: Arc::default(),
+            policies: Arc::default(),
             routing: RoutingFacts::default(),
             rate_limit: None,
             last_sync: None,
@@ -110,7 +110,7 @@ impl FakeMesh {
 fn put(view: &watch::Sender<Arc<View>>, spec: WorkerSpec) -> WorkerId {
     let id = WorkerId::of_url(&spec.url);
     view.send_modify(|view| {
-        let workers = &mut Arc::make_mut(view).workers;
+        let workers = Arc::make_mut(&mut Arc::make_mut(view).workers);
         let observed = workers.iter().find(|w| w.id == id).map(|w| w.observed.clone()).unwrap_or_default();
         workers.retain(|worker| worker.id != id);
         workers.push(Arc::new(WorkerView { id: id.clone(), spec, observed }));
@@ -121,7 +121,8 @@ fn put(view: &watch::Sender<Arc<View>>, spec: WorkerSpec) -> WorkerId {
 
 fn change(view: &watch::Sender<Arc<View>>, id: &WorkerId, patch: &WorkerPatch) -> bool {
     view.send_modify(|view| {
-        for worker in Arc::make_mut(view).workers.iter_mut().filter(|worker| worker.id == *id) {
+        let workers = Arc::make_mut(&mut Arc::make_mut(view).workers);
+        for worker in workers.iter_mut().filter(|worker| worker.id == *id) {
             patch.apply(&mut Arc::make_mut(worker).spec);
         }
     });
@@ -130,13 +131,14 @@ fn change(view: &watch::Sender<Arc<View>>, id: &WorkerId, patch: &WorkerPatch) -
 
 fn remove(view: &watch::Sender<Arc<View>>, id: &WorkerId) -> bool {
     let before = view.borrow().workers.len();
-    view.send_modify(|view| Arc::make_mut(view).workers.retain(|worker| worker.id != *id));
+    view.send_modify(|view| Arc::make_mut(&mut Arc::make_mut(view).workers).retain(|worker| worker.id != *id));
     view.borrow().workers.len() < before
 }
 
 fn observe(view: &watch::Sender<Arc<View>>, id: &WorkerId, node: &str, seen: &WorkerObservation) {
     view.send_modify(|view| {
-        for worker in Arc::make_mut(view).workers.iter_mut().filter(|worker| worker.id == *id) {
+        let workers = Arc::make_mut(&mut Arc::make_mut(view).workers);
+        for worker in workers.iter_mut().filter(|worker| worker.id == *id) {
             Arc::make_mut(worker).observed.insert(node.parse().unwrap(), seen.clone());
         }
     });
@@ -146,7 +148,7 @@ fn set_policy(view: &mut View, model: String, spec: PolicySpec) {
     if model == RATE_LIMIT {
         view.rate_limit = Some(spec);
     } else {
-        view.policies.push((model, spec));
+        Arc::make_mut(&mut view.policies).push((model.into(), Arc::new(spec)));
     }
 }
 
@@ -397,7 +399,7 @@ async fn policies_follow_the_mesh() {
     let policy = PolicySpec { policy: "least_load".into(), config_json: "{}".into() };
     let mut roster = registry.roster.clone();
     roster.mark_unchanged();
-    mesh.edit(|view| view.policies = vec![("m".into(), policy)]);
+    mesh.edit(|view| view.policies = Arc::new(vec![("m".into(), Arc::new(policy))]));
     roster.changed().await.unwrap();
     assert_eq!(registry.routing.load().models["m"].policy, PolicyKind::LeastLoad);
     assert_eq!(registry.routing.load().any.policy, PolicyKind::PowerOfTwo);

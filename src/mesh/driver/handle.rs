@@ -22,6 +22,9 @@ use crate::mesh::{
 /// Commands waiting for the driver at most; senders wait for room beyond that.
 pub const COMMANDS_MAX: usize = 1024;
 
+/// A model and its policy.
+pub type PolicyEntry = (Arc<str>, Arc<PolicySpec>);
+
 /// An immutable picture of the cluster as this node sees it. Readers never wait for the mesh.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -35,9 +38,9 @@ pub struct View {
     /// answered within 2 s of the start. Until then its workers may be of the past, and it routes no request.
     pub synced: bool,
     /// Every live worker entry, sorted by id.
-    pub workers: Vec<Arc<WorkerView>>,
+    pub workers: Arc<Vec<Arc<WorkerView>>>,
     /// Policies set through the API, sorted by model.
-    pub policies: Vec<(String, PolicySpec)>,
+    pub policies: Arc<Vec<PolicyEntry>>,
     /// What routing by prompt must agree on.
     pub routing: RoutingFacts,
     /// Who leads, when this picture was made; [`Leadership`] says until when.

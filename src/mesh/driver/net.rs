@@ -50,6 +50,10 @@ use crate::{
 /// How long a starting node waits for a peer's state before it serves with what it has.
 const SYNC_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// Frames of replication are built for this long, then packets and other inputs have a turn: a chunk of a snapshot takes
+/// about a millisecond, and a probe is not to wait for many of them.
+const BUILD_TIME: Duration = Duration::from_millis(2);
+
 /// Ports tried when `--mesh-port 0` asks for one that is free on both planes.
 const FREE_PORT_TRIES: usize = 16;
 
@@ -128,6 +132,8 @@ pub(super) struct Net {
     last_sync: Option<SystemTime>,
     story: Story,
     broken: Option<io::Error>,
+    /// Since when frames are to be built that the last turn had no time for.
+    unbuilt: Option<Instant>,
     /// When this node serves although no peer has sent its state; none once one has.
     sync_due: Option<Instant>,
 }
@@ -190,6 +196,7 @@ impl Net {
             absent: Absent::default(),
             last_sync: None,
             broken: None,
+            unbuilt: None,
             sync_due: (!config.peers.is_empty()).then_some(now + SYNC_WAIT_MAX),
             story: Story::default(),
         })
@@ -203,6 +210,11 @@ impl Net {
             seeds = self.seeds.recv() => Input::Seeds(seeds),
             count = self.chair.next_saved() => Input::Ballot(count),
         }
+    }
+
+    /// Waits for a packet of the datagram plane. Dropping the future loses nothing.
+    pub(super) async fn next_packet(&mut self) -> Input {
+        Input::Datagram(self.transport.recv().await)
     }
 
     pub(super) fn handle(&mut self, now: Instant, wall_ms: u64, stores: &mut Stores, input: Input) {
@@ -270,7 +282,7 @@ impl Net {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let masks = self.absent.poll_timeout();
         let machines = [self.swim.poll_timeout(), self.chair.poll_timeout(), self.replicator.poll_timeout()];
-        let others = [self.pipes.poll_timeout(), masks, self.sync_due];
+        let others = [self.pipes.poll_timeout(), masks, self.sync_due, self.unbuilt];
         machines.into_iter().chain(others).flatten().min()
     }
 
@@ -449,7 +461,12 @@ impl Net {
     fn drain_replication(&mut self, now: Instant, stores: &Stores, outcome: &mut Outcome) {
         let streams = &self.streams;
         let room = |pipe: replication::PipeId| streams.has_room(PipeId(pipe.0));
-        while let Some((pipe, payload)) = self.replicator.poll_transmit(now, stores, &room) {
+        let start = Instant::now();
+        self.unbuilt = None;
+        while self.unbuilt.is_none()
+            && let Some((pipe, payload)) = self.replicator.poll_transmit(now, stores, &room)
+        {
+            self.unbuilt = (start.elapsed() >= BUILD_TIME).then_some(now);
             if let Err(error) = streams.try_send(PipeId(pipe.0), Lane::Sync, payload) {
                 // The pipe ended between the look and the send; its end is reported as an event of its own.
                 debug!(%error, "replication frame lost on its pipe");

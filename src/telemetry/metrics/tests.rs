@@ -150,7 +150,7 @@ fn samples_have_their_values() {
         r#"smg_mesh_suspicions_total{source="peer"} 0"#,
         "smg_mesh_false_suspicions_total 1",
         "smg_mesh_refutations_total 1",
-        r#"smg_mesh_probe_rtt_seconds_bucket{le="0.025"} 0"#,
+        r#"smg_mesh_probe_rtt_seconds_bucket{le="0.02"} 0"#,
         r#"smg_mesh_probe_rtt_seconds_bucket{le="0.05"} 1"#,
         "smg_mesh_local_health_score 3",
         r#"smg_mesh_gossip_messages_total{direction="sent",kind="ping"} 1"#,
