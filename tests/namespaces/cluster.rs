@@ -36,6 +36,8 @@ pub struct Setup {
     pub rules: Option<Rules>,
     /// Further arguments of each process.
     pub args: Vec<String>,
+    /// `--mesh-tls`, with a certificate for each node from `smg certs`.
+    pub is_tls: bool,
 }
 
 /// Hosts 1 to `size`, a process on each unless it was killed.
@@ -45,6 +47,7 @@ pub struct Cluster {
     pub size: usize,
     pub relay: Option<Relay>,
     setup: Setup,
+    certs: Option<tempfile::TempDir>,
     processes: BTreeMap<usize, Process>,
     /// Turns told by processes that have ended.
     past: Vec<Turn>,
@@ -65,7 +68,8 @@ impl Cluster {
                 return None;
             }
         }
-        let mut cluster = Self { hosts, size, relay, setup, processes: BTreeMap::new(), past: Vec::new() };
+        let certs = setup.is_tls.then(|| issue_certs(size));
+        let mut cluster = Self { hosts, size, relay, setup, certs, processes: BTreeMap::new(), past: Vec::new() };
         for n in 1..=size {
             cluster.spawn(n);
             cluster.nft(n, "add table inet smg");
@@ -78,13 +82,15 @@ impl Cluster {
 
     /// Starts the process of host `n`.
     pub fn spawn(&mut self, n: usize) {
-        let program = std::env::var("SMG_BIN").unwrap_or_else(|_| SMG.to_owned());
-        let mut command = self.hosts.command(n, &program);
+        let mut command = self.hosts.command(n, &program());
         command.args(["--enable-mesh", "--mesh-server-name", &format!("node{n}"), "--log-json", "--port", "8000"]);
         command.args(["--mesh-peer-urls", "node1:39527,node2:39527,node3:39527"]);
         command.args(["--shutdown-grace-period-secs", "1", "--drain-settle-secs", "0"]);
         if let Some(rules) = &self.setup.rules {
             command.args(["--mesh-zone", &format!("zone{}", n % rules.zones)]);
+        }
+        if let Some(certs) = &self.certs {
+            command.arg("--mesh-tls").arg("--mesh-tls-dir").arg(certs.path().join(format!("node{n}")));
         }
         command.args(&self.setup.args);
         let process = Process::start_command(&format!("node{n}"), &mut command, &[("RUST_LOG", "info".to_owned())]);
@@ -254,6 +260,25 @@ impl Drop for Quota {
             let _ = std::fs::remove_dir(group);
         }
     }
+}
+
+/// The program under test.
+pub fn program() -> String {
+    std::env::var("SMG_BIN").unwrap_or_else(|_| SMG.to_owned())
+}
+
+/// An authority, and a folder `node1`, `node2`, … of `tls.crt`, `tls.key` and `ca.crt` for each node.
+fn issue_certs(size: usize) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let certs = |args: &[&str]| {
+        let output = Command::new(program()).arg("certs").args(args).current_dir(&dir).output().unwrap();
+        assert!(output.status.success(), "smg certs {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    certs(&["ca", "--out", "ca"]);
+    for node in (1..=size).map(|n| format!("node{n}")) {
+        certs(&["issue", "--ca", "ca", "--node", &node, "--out", &node]);
+    }
+    dir
 }
 
 fn turns(observer: usize, log: &str) -> Vec<Turn> {

@@ -1,25 +1,26 @@
-//! HTTP clients that live on the hosts: many requests at a time, and whether all nodes hold the same.
+//! Clients that live on the hosts: many requests at a time, and whether all nodes hold the same.
 
-use std::{fs::File, future::Future, thread, time::Duration};
+use std::{fs::File, future::Future, thread};
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::future::join_all;
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, http::Connection};
 
-/// Requests under way at a time, per client.
-const AT_ONCE: usize = 128;
+/// Connections of one client, each with one request under way.
+const CONNECTIONS: usize = 128;
 
 /// Runs `work` on a thread and runtime of its own on host `n`: it connects from there, to 127.0.0.1 among others.
 ///
 /// # Panics
 /// When `work` does.
-pub fn on_host<T, F>(cluster: &Cluster, n: usize, work: impl FnOnce() -> F + Send + 'static) -> impl Future<Output = T>
+pub fn on_host<T, F, W>(cluster: &Cluster, n: usize, work: W) -> impl Future<Output = T> + use<T, F, W>
 where
     T: Send + 'static,
     F: Future<Output = T>,
+    W: FnOnce() -> F + Send + 'static,
 {
     let namespace = File::open(format!("/run/netns/{}", cluster.hosts.name(n))).unwrap();
     let (done, result) = oneshot::channel();
@@ -29,16 +30,6 @@ where
         let _ = done.send(runtime.block_on(work()));
     });
     async move { result.await.unwrap_or_else(|_| panic!("the client on host {n} ended without a result")) }
-}
-
-/// A client without a proxy.
-pub fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap()
-}
-
-/// URL of a path at the node of the host where this runs.
-pub fn local(path: &str) -> String {
-    format!("http://127.0.0.1:8000{path}")
 }
 
 /// The worker with this number. Nobody probes it: its models are said, and health checks are off.
@@ -53,26 +44,27 @@ pub enum Change {
     Remove(usize),
 }
 
-/// Makes the changes at the node of host `n`; each is acknowledged when this ends.
-pub fn make(cluster: &Cluster, n: usize, changes: Vec<Change>) -> impl Future<Output = ()> {
+/// Makes the changes, of different keys, at the node of host `n`; each is acknowledged when this ends.
+pub fn make(cluster: &Cluster, n: usize, changes: Vec<Change>) -> impl Future<Output = ()> + use<> {
     on_host(cluster, n, move || async move {
-        let client = client();
-        let answers = stream::iter(changes).map(|change| {
-            let request = match change {
-                Change::Add(number) => client
-                    .post(local("/workers"))
-                    .json(&serde_json::json!({"url": worker_url(number), "models": ["m"]})),
-                Change::Remove(number) => {
-                    let encoded = worker_url(number).replace(':', "%3A").replace('/', "%2F");
-                    client.delete(local(&format!("/workers/{encoded}")))
-                }
-            };
-            async move { (change, request.send().await.map(|answer| answer.status().as_u16())) }
-        });
-        let mut answers = answers.buffer_unordered(AT_ONCE);
-        while let Some((change, answer)) = answers.next().await {
-            assert!(matches!(answer, Ok(202)), "{change:?}: {answer:?}");
-        }
+        let changes = &changes;
+        join_all((0..CONNECTIONS).map(|start| async move {
+            let mut connection = Connection::open().await.unwrap();
+            for change in changes.iter().skip(start).step_by(CONNECTIONS) {
+                let (status, body) = match change {
+                    Change::Add(number) => {
+                        let body = serde_json::json!({"url": worker_url(*number), "models": ["m"]}).to_string();
+                        connection.send("POST", "/workers", &body).await.unwrap()
+                    }
+                    Change::Remove(number) => {
+                        let encoded = worker_url(*number).replace(':', "%3A").replace('/', "%2F");
+                        connection.send("DELETE", &format!("/workers/{encoded}"), "").await.unwrap()
+                    }
+                };
+                assert_eq!(status, 202, "{change:?}: {}", String::from_utf8_lossy(&body));
+            }
+        }))
+        .await;
     })
 }
 
@@ -84,7 +76,7 @@ pub fn store(cluster: &Cluster, n: usize, name: &str) -> Option<(String, u64)> {
 }
 
 /// Every node holds the same in this store, of `entries`.
-pub fn is_equal(cluster: &Cluster, name: &str, entries: u64) -> bool {
+pub fn is_equal(cluster: &Cluster, name: &str, entries: usize) -> bool {
     let Some(first) = store(cluster, 1, name) else { return false };
-    first.1 == entries && (2..=cluster.size).all(|n| store(cluster, n, name).is_some_and(|store| store == first))
+    first.1 == entries as u64 && (2..=cluster.size).all(|n| store(cluster, n, name).is_some_and(|store| store == first))
 }

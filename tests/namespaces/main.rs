@@ -1,8 +1,8 @@
 //! Clusters of real processes in network namespaces: what a simulator cannot show, the kernel, TCP, signals, quotas.
 //!
 //! `cargo test` runs a short slice with five processes. `tests/namespaces/run` runs everything with 5 and 20 processes of
-//! the release build and prints a table; `tests/namespaces/run loss mtu` only the scenarios with one of these words. Both need root,
-//! `ip`, `nft` and `curl`, and say so where these are missing. Loss and cuts are `nft` rules on receiving hosts, so they
+//! the release build and prints a table; `tests/namespaces/run loss mtu` only the scenarios with one of these words,
+//! `--tls` before them all that by mutual TLS. Both need root, `ip`, `nft` and `curl`, and say so where these are missing. Loss and cuts are `nft` rules on receiving hosts, so they
 //! hit both planes. Delay, reordering and duplicates come from `relay.py`, a switch in user space: it does the same on every
 //! kernel, `netem` or not, counts what it did, and needs `python3`.
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
@@ -12,7 +12,9 @@ mod cluster;
 #[allow(dead_code, reason = "shared with the suite that speaks HTTP")]
 mod harness;
 mod hosts;
+mod http;
 mod inside;
+mod load;
 mod relay;
 mod report;
 mod scenarios;
@@ -23,7 +25,11 @@ use futures_util::FutureExt as _;
 
 use cluster::{Cluster, Setup};
 use report::{HEADER, Row};
-use scenarios::{paths, state};
+use scenarios::{
+    capture, paths,
+    slow::{self, Burden},
+    state,
+};
 
 /// Slack of the slice: it runs beside other tests and with an unoptimised program.
 const SLICE_SLACK: Duration = Duration::from_secs(2);
@@ -92,6 +98,29 @@ async fn both_sides_of_a_partition_keep_what_they_wrote() {
     nobody_dies(&state::diverged(&mut cluster, 400, SLICE_SLACK).await);
 }
 
+#[tokio::test]
+async fn a_slow_peer_costs_the_others_no_memory_and_catches_up() {
+    let Some(mut cluster) = Cluster::start(5, "slow peer", setup("slow peer")).await else { return };
+    nobody_dies(&slow::burdened(&mut cluster, Burden::SlowLink, "peer at 10 kB/s", seconds(5), seconds(10)).await);
+}
+
+#[tokio::test]
+async fn with_tls_a_killed_process_is_down_everywhere_as_soon() {
+    let Some(mut cluster) = Cluster::start(5, "kill -9 by TLS", Setup { is_tls: true, ..Setup::default() }).await
+    else {
+        return;
+    };
+    let row = scenarios::killed(&mut cluster, 1).await;
+    nobody_dies(&row);
+    scenarios::KILLED.check(&row, SLICE_SLACK);
+}
+
+#[tokio::test]
+async fn a_tap_reads_nothing_of_a_mesh_by_tls() {
+    let Some(mut cluster) = Cluster::start(5, "capture", setup("capture")).await else { return };
+    nobody_dies(&capture::compared(&mut cluster).await);
+}
+
 /// Everything, when `SMG_NAMESPACES` is set, to `all` or to words of which one is in the name of each scenario wanted.
 #[tokio::test]
 async fn full_set() {
@@ -99,6 +128,7 @@ async fn full_set() {
         eprintln!("SKIPPED full_set: tests/namespaces/run starts it");
         return;
     };
+    println!("mesh: {}", if is_tls() { "mutual TLS, datagrams by QUIC" } else { "plain, datagrams by UDP" });
     println!("{HEADER}");
     let mut failed = Vec::new();
     for size in [5, 20] {
@@ -117,7 +147,7 @@ async fn full_set() {
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
-const SCENARIOS: [&str; 19] = [
+const SCENARIOS: [&str; 22] = [
     "idle",
     "kill",
     "silent",
@@ -137,10 +167,18 @@ const SCENARIOS: [&str; 19] = [
     "delay",
     "reorder",
     "state",
+    "slow peer",
+    "stopped peer",
+    "capture",
 ];
 
 /// What is the same with more nodes, or too much for one machine.
-const OF_FIVE: [&str; 1] = ["state"];
+const OF_FIVE: [&str; 4] = ["state", "slow peer", "stopped peer", "capture"];
+
+/// Whether `tests/namespaces/run --tls` was asked for.
+fn is_tls() -> bool {
+    std::env::var_os("SMG_NAMESPACES_TLS").is_some()
+}
 
 fn setup(scenario: &str) -> Setup {
     let rules = match scenario {
@@ -150,7 +188,7 @@ fn setup(scenario: &str) -> Setup {
     };
     // Thousands of workers that are not there.
     let args: &[&str] = if scenario == "state" { &["--disable-health-check"] } else { &[] };
-    Setup { rules, args: args.iter().map(ToString::to_string).collect() }
+    Setup { rules, args: args.iter().map(ToString::to_string).collect(), is_tls: is_tls() || scenario == "capture" }
 }
 
 async fn run(scenario: &str, cluster: &mut Cluster) {
@@ -175,6 +213,9 @@ async fn run(scenario: &str, cluster: &mut Cluster) {
         "delay" => paths::delayed(cluster, seconds(30)).await,
         "reorder" => paths::reordered(cluster, seconds(30)).await,
         "state" => state::diverged(cluster, 10_000, FULL_SLACK).await,
+        "slow peer" => slow::burdened(cluster, Burden::SlowLink, "peer at 10 kB/s", seconds(30), seconds(300)).await,
+        "stopped peer" => slow::burdened(cluster, Burden::Stopped, "peer stopped", seconds(30), seconds(60)).await,
+        "capture" => capture::compared(cluster).await,
         other => panic!("no scenario {other}"),
     };
     row.print();
@@ -186,6 +227,9 @@ async fn run(scenario: &str, cluster: &mut Cluster) {
     // At 30 % DESIGN §3 promises nothing; the figure is printed.
     if scenario != "loss30" {
         nobody_dies(&row);
+    }
+    if let Some(p99) = row.spread_p99 {
+        assert!(p99 <= slow::SPREAD_P99_MAX, "updates to the other peers: {row}");
     }
     if scenario == "delay" {
         assert_eq!(row.suspicions, 0, "distance alone makes nobody suspect: {row}");

@@ -16,6 +16,8 @@ pub struct Row {
     pub false_deaths: usize,
     /// SUSPECTED said before anything was wrong, in views; only where that is looked at.
     pub suspicions: usize,
+    /// What 99 of 100 updates took at most to be seen at a peer that is well; only where that is looked at.
+    pub spread_p99: Option<Duration>,
     /// From the end of the fault until everybody sees everybody ALIVE, per round.
     pub converged: Vec<Duration>,
     pub note: String,

@@ -1,6 +1,8 @@
 //! What goes wrong, and what must hold then: DESIGN §3's table.
 
+pub mod capture;
 pub mod paths;
+pub mod slow;
 pub mod state;
 
 use std::{

@@ -9,7 +9,8 @@ use std::{
 use super::{DOWN_WITHIN, false_deaths_across, is_split, note_whole, split};
 use crate::{
     cluster::Cluster,
-    inside::{Change, is_equal, local, make, on_host, worker_url},
+    http::Connection,
+    inside::{Change, is_equal, make, on_host, worker_url},
     report::Row,
 };
 
@@ -36,7 +37,7 @@ pub async fn diverged(cluster: &mut Cluster, count: usize, slack: Duration) -> R
     make(cluster, 1, adds(keys(0, 120)).collect()).await;
     cluster
         .wait_for(Duration::from_secs(20), "the same before the partition", |cluster| {
-            is_equal(cluster, "workers", key(120) as u64)
+            is_equal(cluster, "workers", key(120))
         })
         .await;
 
@@ -61,7 +62,7 @@ pub async fn diverged(cluster: &mut Cluster, count: usize, slack: Duration) -> R
     let left: BTreeSet<String> = keys(0, 5).chain(keys(200, 345)).map(worker_url).collect();
     (1..=minority).for_each(|n| cluster.heal(n));
     let healed = tokio::time::Instant::now();
-    let is_same = |cluster: &Cluster| is_equal(cluster, "workers", left.len() as u64);
+    let is_same = |cluster: &Cluster| is_equal(cluster, "workers", left.len());
     cluster.wait_for(Duration::from_secs(30), "the same after the healing", is_same).await;
     let equal = healed.elapsed();
     note_whole(cluster, &mut row).await;
@@ -85,8 +86,7 @@ pub async fn diverged(cluster: &mut Cluster, count: usize, slack: Duration) -> R
 
 /// URLs of all workers that the node of this host lists.
 async fn registered() -> BTreeSet<String> {
-    let answer = crate::inside::client().get(local("/ha/workers")).send().await.unwrap();
-    let listed: serde_json::Value = answer.json().await.unwrap();
+    let listed = Connection::open().await.unwrap().get("/ha/workers").await.unwrap();
     let workers = listed["workers"].as_array().unwrap();
     workers.iter().map(|worker| worker["url"].as_str().unwrap().to_owned()).collect()
 }
