@@ -164,7 +164,7 @@ async fn show_rate_limit(State(ha): State<Ha>) -> Json<rate_limit::Shown> {
 }
 
 async fn rate_limit_stats(State(ha): State<Ha>) -> Json<rate_limit::Stats> {
-    Json(rate_limit::stats(&ha.mesh.view(), &ha.registry.limiter(), Instant::now()))
+    Json(rate_limit::stats(&ha.mesh.view(), &ha.mesh.rights(), &ha.registry.limiter(), Instant::now()))
 }
 
 async fn set_rate_limit(

@@ -161,7 +161,8 @@ pub struct LimitFlags {
     /// Longest wait; then the answer is 408
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
     pub queue_timeout_secs: u64,
-    /// Serving requests that this gateway admits per second, one token each; further ones get 429; none is no bound
+    /// Serving requests admitted per second, with the mesh by all gateways together (give all the same): one token each;
+    /// further ones get 429; none is no bound
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=RATE_MAX as i64))]
     pub rate_limit_tokens_per_second: Option<u32>,
     /// Most of them at once after a pause; without it as many as per second

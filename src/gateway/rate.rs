@@ -4,8 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{RATE_MAX, RateLimit},
-    mesh::stores::PolicySpec,
+    mesh::{quota::share::LimitId, stores::PolicySpec},
 };
+
+/// What the limit of all requests is called among the limits that the cluster shares.
+pub const ID: LimitId = 1;
 
 /// What the entry's policy is called.
 const NAME: &str = "rate_limit";

@@ -128,6 +128,10 @@ impl Registry {
     ) -> (Self, impl Future<Output = ()> + Send) {
         let prober = Prober::new(probe, settings.health.clone());
         let limiter = Arc::new(Limiter::of(settings.rate));
+        if let Some(rate) = settings.rate.filter(|_| mesh.view().mesh_enabled) {
+            // Nothing is admitted before the leader has lent something.
+            limiter.share_out(rate.into(), Instant::now());
+        }
         let (roster_sender, roster) = watch::channel(Arc::default());
         let (waiters, waiting) = mpsc::channel(WAITERS_MAX);
         let registry = Self { routing: Arc::default(), roster, suspicions: prober.suspicions(), limiter, waiters };

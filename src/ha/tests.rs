@@ -218,7 +218,7 @@ async fn operators_read_and_set_the_rate_limit() {
     {
         assert_eq!(f.send(method, path, [10, 0, 0, 1]).await.0, 403, "{path}");
     }
-    let shown = |limit, burst, source| json!({ "limit_per_second": limit, "burst": burst, "source": source, "scope": "gateway" });
+    let shown = |limit, burst, source| json!({ "limit_per_second": limit, "burst": burst, "source": source, "scope": "cluster" });
     assert_eq!(f.send(Method::GET, "/ha/rate-limit", local).await, (200, shown(0, 0, "flag")));
     for (body, expected) in [
         (r#"{"limit_per_second":5,"burst":9}"#, shown(5, 9, "api")),
@@ -233,6 +233,10 @@ async fn operators_read_and_set_the_rate_limit() {
     assert_eq!((status, &body["error"]["code"]), (400, &json!("invalid_request")));
     let limiter = f.ha.registry.limiter();
     let now = Instant::now();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(limiter.stats(now).remaining, Some(2), "the mesh lends what there is");
     assert_eq!((0..5).filter(|_| limiter.admit(now).is_ok()).count(), 2);
     let (_, stats) = f.send(Method::GET, "/ha/rate-limit/stats", local).await;
     let figures = ["node_name", "limit_per_second", "burst", "allowed", "rejected"].map(|key| stats[key].clone());

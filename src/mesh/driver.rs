@@ -17,6 +17,7 @@ mod picture;
 mod pipes;
 mod report;
 mod resolve;
+pub mod rights;
 mod story;
 
 pub mod handle;
@@ -49,6 +50,7 @@ use crate::{
             leader::Podium,
             net::{Input, Net, NetError, Outlets},
             picture::Picture,
+            rights::{RightsView, SharedLimit},
             sessions::{Sessions, Table},
             sharing::SHARED_MAX,
         },
@@ -135,6 +137,9 @@ struct Driver {
     expire_due: Instant,
     view: watch::Sender<Arc<View>>,
     leadership: watch::Sender<Leadership>,
+    rights: watch::Sender<RightsView>,
+    /// Kept for a mesh that starts again under another name.
+    limits: Vec<SharedLimit>,
     view_due: Option<Instant>,
     view_published: Instant,
     /// From one view to the next, at least.
@@ -162,12 +167,14 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
     let (sender, shared) = mpsc::channel(SHARED_MAX);
     let node = config.mesh.node.clone();
     let (leadership, watched_leadership) = watch::channel(Leadership::default());
+    let (rights, watched_rights) = watch::channel(RightsView::default());
     let opened = open_data(&config).await?;
     let boot_epoch_ms = opened.as_ref().map_or_else(unix_ms, |opened| opened.boot_epoch_ms);
     let net = match config.mesh.enabled {
         true => {
             let tls = identity::open(&config.mesh, &node, &metrics)?;
-            let podium = Podium::open(leadership.clone(), config.mesh.data_dir.clone(), unix_ms()).await?;
+            let data_dir = config.mesh.data_dir.clone();
+            let podium = Podium::open(leadership.clone(), rights.clone(), data_dir, unix_ms()).await?;
             let outlets = Outlets { podium, shared: sender.clone() };
             Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, outlets).await?)
         }
@@ -196,6 +203,8 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         expire_due: now + EXPIRE_INTERVAL,
         view,
         leadership,
+        rights,
+        limits: Vec::new(),
         view_due: Some(now),
         view_published: now - VIEW_INTERVAL,
         view_interval: VIEW_INTERVAL,
@@ -204,9 +213,9 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         unconfirmed: Vec::new(),
     };
     let sessions = Sessions::new(driver.sessions.clone(), commands.clone());
-    let handle = MeshHandle::new(commands, watched, watched_leadership);
+    let handle = MeshHandle::new(commands, watched, watched_leadership).with_rights(watched_rights);
     let sampled = handle.clone();
-    metrics.watch_mesh(move || sample(&sampled.view(), &sampled.leadership()));
+    metrics.watch_mesh(move || sample(&sampled.view(), &sampled.leadership(), &sampled.rights()));
     Ok(Mesh { handle, sessions, shared, task: tokio::spawn(driver.run(pod_ip)) })
 }
 
@@ -231,7 +240,7 @@ fn seed(config: &Config, stores: &mut Stores) {
     }
 }
 
-fn sample(view: &View, leadership: &Leadership) -> MeshSample {
+fn sample(view: &View, leadership: &Leadership, rights: &RightsView) -> MeshSample {
     if !view.mesh_enabled {
         return MeshSample::default();
     }
@@ -246,6 +255,7 @@ fn sample(view: &View, leadership: &Leadership) -> MeshSample {
             voters: leadership.voters.len(),
             has_quorum: leadership.has_quorum,
         }),
+        rights: Some(rights.sample(Instant::now())),
     }
 }
 
@@ -361,6 +371,12 @@ impl Driver {
             Command::PutPolicy(model, spec, reply) => {
                 let outcome = self.stores.put_policy(unix_ms(), &model, &spec);
                 self.confirm(now, move || drop(reply.send(outcome)));
+            }
+            Command::ShareLimits(limits) => {
+                self.limits.clone_from(&limits);
+                if let Some(net) = &mut self.net {
+                    net.share_limits(now, limits);
+                }
             }
             Command::LoseCache(id) => self.stores.lose_cache(unix_ms(), &id),
             Command::Share(to, frame) => {
@@ -512,10 +528,12 @@ impl Driver {
         self.sessions.replace(self.stores.sessions());
         self.picture = Picture::of(&self.stores);
         // The directory is that of the name that was taken.
-        let podium = Podium { shown: self.leadership.clone(), votes: None };
+        let podium = Podium { shown: self.leadership.clone(), rights: self.rights.clone(), votes: None };
         let outlets = Outlets { podium, shared: self.shared.clone() };
-        self.net =
-            Some(Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None, outlets).await?);
+        let mut net =
+            Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None, outlets).await?;
+        net.share_limits(Instant::now(), self.limits.clone());
+        self.net = Some(net);
         self.view_due = Some(Instant::now());
         Ok(())
     }

@@ -38,7 +38,7 @@ use caches::Caches;
 use definitions as def;
 use family::Family;
 use mesh::observe_mesh;
-pub use mesh::{ElectionSample, MeshSample};
+pub use mesh::{ElectionSample, MeshSample, RightsSample};
 
 pub use caches::CacheSample;
 pub use definitions::{ALL, DURATION_BUCKETS, Definition, Kind, RTT_BUCKETS, SYNC_BUCKETS, TTFT_BUCKETS};

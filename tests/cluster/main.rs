@@ -25,6 +25,7 @@ mod operator;
 mod routes;
 mod serving_tls;
 mod sessions;
+mod shared_limits;
 mod shutdown;
 mod steering;
 mod surface;

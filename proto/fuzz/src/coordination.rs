@@ -1,5 +1,5 @@
-//! Messages of the election: what is taken is within its bounds, reads the same once written again, and moves no machine
-//! into a panic.
+//! Messages of the election and about rights: what is taken is within its bounds, reads the same once written again, and
+//! moves no machine into a panic.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,26 @@ use smg::mesh::{
         voters::Voters,
     },
     node::NodeName,
-    wire::coordination::{Incoming, decode, encode_election},
+    quota::{
+        self, Buckets, Escrow, Holding, Lead,
+        message::{Ask, Grant, Right, Want},
+        share::{LimitId, Share},
+    },
+    wire::coordination::{Incoming, decode, encode_election, encode_quota},
 };
 
 pub(super) fn run(bytes: &[u8]) {
-    let Ok(Incoming::Election(message)) = decode(bytes) else { return };
+    match decode(bytes) {
+        Ok(Incoming::Election(message)) => run_election(&message),
+        Ok(Incoming::Quota(message)) => run_quota(&message),
+        Ok(_) | Err(_) => {}
+    }
+}
+
+fn run_election(message: &Message) {
     assert!(message.term <= TERM_MAX);
-    let again = decode(&encode_election(&message));
-    assert!(matches!(again, Ok(Incoming::Election(again)) if again == message));
+    let again = decode(&encode_election(message));
+    assert!(matches!(again, Ok(Incoming::Election(again)) if again == *message));
     let now = Instant::now();
     let config = ElectionConfig { node: name("a"), fixed: None, expected: 3, saved: None, timing: Timing::default() };
     let mut machine = Election::new(config, now, 1);
@@ -31,6 +43,42 @@ pub(super) fn run(bytes: &[u8]) {
         while machine.poll_event().is_some() {}
         let alone = machine.voters().is_some_and(|set| set.quorum() - 1 < 2 && set.contains(&name("a")));
         assert!(alone || !machine.is_leader(now), "two voices are no quorum of more than three");
+    }
+}
+
+/// Keeps what it is told, and gives nothing up.
+struct Bucket;
+
+impl Buckets for Bucket {
+    fn hold(&self, _: Instant, _: LimitId, _: &Holding) -> u64 {
+        0
+    }
+
+    fn arrivals(&self, _: LimitId) -> u64 {
+        0
+    }
+}
+
+/// As the leader and as a node that is led: no more is ever lent or held than the limit.
+fn run_quota(message: &quota::message::Message) {
+    let again = decode(&encode_quota(message));
+    assert!(matches!(again, Ok(Incoming::Quota(again)) if again == *message));
+    let limit = Share::of_tokens(100, 20);
+    for leader in ["a", "b"] {
+        let now = Instant::now();
+        let mut machine = Escrow::new(name("a"), quota::Timing::default(), now, 1);
+        machine.handle_limits(now, &[(1, limit)].into(), &Bucket);
+        for after in [0, 1, 5] {
+            let now = now + Duration::from_secs(after);
+            let lead = (leader == "a").then_some(Lead { term: 1, until: now + Duration::from_millis(800) });
+            machine.handle_leader(now, Some(&name(leader)), lead, &Bucket);
+            machine.handle_message(now, &name("b"), message, &Bucket);
+            machine.handle_timeout(now, &Bucket);
+            assert!(std::iter::from_fn(|| machine.poll_transmit()).count() < 10);
+            if leader == "a" && after > 0 {
+                assert!(limit.covers(machine.held(now, 1)), "no more than there is");
+            }
+        }
     }
 }
 
@@ -52,5 +100,15 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         Body::Hint { leader: Some(name("b")), leader_term: 3 },
         Body::Set { set: set.clone() },
     ];
-    bodies.map(|body| encode_election(&Message { term: 3, voters: set.id(), body }).to_vec()).into()
+    let election = bodies.map(|body| encode_election(&Message { term: 3, voters: set.id(), body }).to_vec());
+    let share = Share::of_tokens(10, 5);
+    let want = Want { limit: 1, demand: 9, given: 1, held: share };
+    let right = Right { limit: 1, share, credit: 2 };
+    let rights = [
+        quota::message::Message::Ask(Ask { seq: 1, wants: vec![want], ..Ask::default() }),
+        quota::message::Message::Ask(Ask { reign: 7, seq: 2, held: 3, leaves: true, wants: vec![want] }),
+        quota::message::Message::Grant(Grant { reign: 7, ask: 1, seq: 1, lease_ms: 405, rights: vec![right] }),
+        quota::message::Message::Grant(Grant { reign: 7, ask: 1, ..Grant::default() }),
+    ];
+    election.into_iter().chain(rights.map(|message| encode_quota(&message).to_vec())).collect()
 }

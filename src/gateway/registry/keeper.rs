@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use crate::{
+    config::RateLimit,
     gateway::{
         health::{Prober, Report, probe::Probe},
         limiter::{Limiter, Quota},
@@ -28,8 +29,12 @@ use crate::{
         worker::Worker,
     },
     mesh::{
-        driver::handle::{MeshHandle, PolicyEntry, View},
+        driver::{
+            handle::{MeshHandle, PolicyEntry, View},
+            rights::SharedLimit,
+        },
         node::NodeName,
+        quota::share::Share,
         stores::{PolicySpec, WorkerId, WorkerObservation, WorkerState, WorkerView},
     },
     telemetry::metrics::Metrics,
@@ -67,6 +72,9 @@ pub(super) struct Keeper<P> {
     hash_key: Option<Arc<HashKey>>,
     /// Workers that came back and have their generation to be raised; bounded by the workers.
     lost_caches: BTreeSet<WorkerId>,
+    /// The limit that was last given to the mesh to share out, and what is still to be given.
+    shared: Option<Option<RateLimit>>,
+    limits_due: Option<Vec<SharedLimit>>,
     /// The cluster's state is not here yet.
     is_joining: bool,
     slots: BTreeMap<WorkerId, Slot>,
@@ -132,6 +140,8 @@ impl<P: Probe> Keeper<P> {
             hash_key: None,
             lost_caches: BTreeSet::new(),
             policies_set: Arc::default(),
+            shared: None,
+            limits_due: None,
             is_joining: true,
             startup_deadline: now.checked_add(settings.startup_timeout),
             mesh,
@@ -166,6 +176,7 @@ impl<P: Probe> Keeper<P> {
                 report = self.prober.next() => self.on_report(report),
                 Some(waiter) = self.outputs.waiting.recv() => self.on_waiter(waiter),
                 sent = announce(&self.mesh, next_out) => drop(self.outbox.remove(&sent)),
+                () = share(&self.mesh, self.limits_due.clone()) => self.limits_due = None,
                 _ = self.breaker_check.tick() => self.check_breakers(),
                 told = tell_lost(&self.mesh, next_lost) => drop(self.lost_caches.remove(&told)),
                 now = at(self.rebuild_due) => self.rebuild(now),
@@ -186,7 +197,7 @@ impl<P: Probe> Keeper<P> {
             self.set_policies();
         }
         self.on_routing_facts(&view);
-        self.limit_rate(view.rate_limit.as_ref());
+        self.limit_rate(view.rate_limit.as_ref(), view.mesh_enabled);
         let gone: Vec<_> = {
             let is_there = |id: &WorkerId| view.workers.binary_search_by(|worker| worker.id.cmp(id)).is_ok();
             self.slots.keys().filter(|id| !is_there(id)).cloned().collect()
@@ -225,8 +236,8 @@ impl<P: Probe> Keeper<P> {
         self.mark_stale();
     }
 
-    /// Puts the rate limit of the cluster in force, else that of the flag.
-    fn limit_rate(&self, set: Option<&PolicySpec>) {
+    /// Puts the rate limit of the cluster in force, else that of the flag; with the mesh the leader lends shares of it.
+    fn limit_rate(&mut self, set: Option<&PolicySpec>, is_shared: bool) {
         let limit = match set.map(rate::of_spec) {
             Some(Ok(limit)) => limit,
             Some(Err(error)) => {
@@ -235,7 +246,21 @@ impl<P: Probe> Keeper<P> {
             }
             None => self.settings.rate,
         };
-        self.outputs.limiter.set(limit.map(Quota::from), std::time::Instant::now());
+        let now = std::time::Instant::now();
+        let limiter = &self.outputs.limiter;
+        match limit.filter(|_| is_shared) {
+            Some(limit) => limiter.share_out(limit.into(), now),
+            None => limiter.set(limit.map(Quota::from), now),
+        }
+        if is_shared && self.shared != Some(limit) {
+            self.shared = Some(limit);
+            let shared = |limit: RateLimit| SharedLimit {
+                id: rate::ID,
+                whole: Share::of_tokens(limit.per_second.into(), limit.burst.into()),
+                bucket: limiter.clone(),
+            };
+            self.limits_due = Some(limit.map(shared).into_iter().collect());
+        }
     }
 
     /// Takes in the view as it is now, and tells the waiter when the table shows it.
@@ -476,6 +501,14 @@ async fn tell_lost(mesh: &MeshHandle, next: Option<WorkerId>) -> WorkerId {
     match mesh.lose_cache(id.clone()).await {
         Ok(()) => id,
         Err(_) => pending().await,
+    }
+}
+
+/// Tells the mesh which limits are shared; waits when that is known, or when the mesh has stopped. Cancel safe.
+async fn share(mesh: &MeshHandle, limits: Option<Vec<SharedLimit>>) {
+    let Some(limits) = limits else { return pending().await };
+    if mesh.share_limits(limits).await.is_err() {
+        pending::<()>().await;
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
     mesh::{
         driver::handle::{COMMANDS_MAX, Command, Leadership, NodeView, Roots, RoutingFacts, View},
         node::NodeStatus,
+        quota::Holding,
         stores::{PolicySpec, RATE_LIMIT, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     },
 };
@@ -74,6 +75,13 @@ impl FakeMesh {
                     }
                     Command::Observe(id, seen) => observe(&applied, &id, "node1", &seen),
                     Command::HoldSession(..) | Command::Share(..) => {}
+                    // The leader, as far as this one node goes, lends it all, with a full bucket.
+                    Command::ShareLimits(limits) => limits.iter().for_each(|limit| {
+                        let now = Instant::now().into_std();
+                        let until = now + Duration::from_secs(3600);
+                        let holding = Holding { share: limit.whole, until, credit: limit.whole.burst };
+                        limit.bucket.hold(now, &holding);
+                    }),
                     Command::LoseCache(id) => applied.send_modify(|view| {
                         *Arc::make_mut(view).routing.generations.entry(id.number()).or_default() += 1;
                     }),

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::mesh::{
+    driver::rights::{RightsView, SharedLimit},
     election::Leader,
     node::{NodeName, NodeStatus},
     routing::Message,
@@ -134,6 +135,8 @@ pub enum Command {
     HoldSession(SessionKey, u64),
     /// A worker has lost its cache.
     LoseCache(WorkerId),
+    /// The limits that the cluster shares, all of them.
+    ShareLimits(Vec<SharedLimit>),
     /// Send a routing frame to one peer, or to all.
     Share(Option<NodeName>, Bytes),
     /// Announce LEAVING, wait for a quorum of acks (bounded), then stop.
@@ -146,6 +149,7 @@ pub struct MeshHandle {
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<Arc<View>>,
     leadership: watch::Receiver<Leadership>,
+    rights: watch::Receiver<RightsView>,
 }
 
 /// The driver has stopped; the process is about to exit.
@@ -161,7 +165,27 @@ impl MeshHandle {
         view: watch::Receiver<Arc<View>>,
         leadership: watch::Receiver<Leadership>,
     ) -> Self {
-        Self { commands, view, leadership }
+        Self { commands, view, leadership, rights: watch::channel(RightsView::default()).1 }
+    }
+
+    /// The same handle with news of rights, which are nothing otherwise.
+    #[must_use]
+    pub fn with_rights(self, rights: watch::Receiver<RightsView>) -> Self {
+        Self { rights, ..self }
+    }
+
+    /// What this node holds of the limits that the cluster shares, and lends.
+    #[must_use]
+    pub fn rights(&self) -> RightsView {
+        self.rights.borrow().clone()
+    }
+
+    /// Tells the mesh which limits the cluster shares, and where this node spends what it holds of them.
+    ///
+    /// # Errors
+    /// When the driver has stopped.
+    pub async fn share_limits(&self, limits: Vec<SharedLimit>) -> Result<(), Stopped> {
+        self.commands.send(Command::ShareLimits(limits)).await.map_err(|_| Stopped)
     }
 
     /// Who leads, and what is known of the voters.

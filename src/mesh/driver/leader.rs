@@ -15,6 +15,7 @@ use crate::{
             data::{DataError, Votes, record::Found},
             handle::Leadership,
             leader::disk::Disk,
+            rights::{Rights, RightsView, SharedLimit},
         },
         election::{Ballot, Election, ElectionConfig, Event, Standing, Timing},
         node::{NodeName, NodeStatus},
@@ -28,6 +29,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Podium {
     pub(super) shown: watch::Sender<Leadership>,
+    /// Of the rights that the leader lends.
+    pub(super) rights: watch::Sender<RightsView>,
     /// Where ballots are kept, and the last one that was; none without `--mesh-data-dir`.
     pub(super) votes: Option<(Votes, Option<Ballot>)>,
 }
@@ -39,10 +42,11 @@ impl Podium {
     /// When it is there and cannot be read.
     pub(super) async fn open(
         shown: watch::Sender<Leadership>,
+        rights: watch::Sender<RightsView>,
         dir: Option<PathBuf>,
         unix_ms: u64,
     ) -> Result<Self, DataError> {
-        let Some(dir) = dir else { return Ok(Self { shown, votes: None }) };
+        let Some(dir) = dir else { return Ok(Self { shown, rights, votes: None }) };
         let votes = Votes::in_dir(&dir);
         let reader = votes.clone();
         let found = spawn_blocking(move || reader.load(unix_ms / 1000)).await.map_err(io::Error::other).flatten();
@@ -54,7 +58,7 @@ impl Podium {
                 None
             }
         };
-        Ok(Self { shown, votes: Some((votes, ballot)) })
+        Ok(Self { shown, rights, votes: Some((votes, ballot)) })
     }
 }
 
@@ -74,6 +78,8 @@ pub(super) struct Chair {
     counted_term: u64,
     /// A set of voters whose size was warned about.
     warned: usize,
+    /// What the leader lends: it stands on the election.
+    rights: Rights,
 }
 
 impl Chair {
@@ -105,6 +111,7 @@ impl Chair {
             disk: votes.map(Disk::new),
             counted_term: 0,
             warned: 0,
+            rights: Rights::new(node, podium.rights, now),
         }
     }
 
@@ -119,6 +126,10 @@ impl Chair {
     pub(super) fn on_message(&mut self, now: Instant, from: &NodeName, payload: &[u8]) {
         match coordination::decode(payload) {
             Ok(Incoming::Election(message)) => self.machine.handle_message(now, from, message),
+            Ok(Incoming::Quota(message)) => {
+                self.tell_rights(now);
+                self.rights.on_message(now, from, &message);
+            }
             Err(error) => {
                 self.metrics.mesh_rejected("datagram", "malformed_user");
                 debug!(peer = %from, reason = "malformed_user", %error, "user message dropped");
@@ -145,6 +156,19 @@ impl Chair {
 
     pub(super) fn leave(&mut self, now: Instant) {
         self.machine.leave(now);
+        self.tell_rights(now);
+        self.rights.leave(now);
+    }
+
+    /// Takes the limits that the cluster shares, all of them.
+    pub(super) fn on_limits(&mut self, now: Instant, limits: Vec<SharedLimit>) {
+        self.tell_rights(now);
+        self.rights.on_limits(now, limits);
+    }
+
+    /// Nothing may be lent on an election that is over: the rights hear of it before anything else.
+    fn tell_rights(&mut self, now: Instant) {
+        self.rights.on_leader(now, self.machine.leader(now).as_ref());
     }
 
     /// Waits until one more ballot is on the disk. Dropping the future loses nothing.
@@ -160,7 +184,7 @@ impl Chair {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.machine.poll_timeout()
+        [self.machine.poll_timeout(), self.rights.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Fires what is due and drains the machine into `swim`; whether there is something new to show.
@@ -179,6 +203,12 @@ impl Chair {
             let payload: Bytes = coordination::encode_election(&transmit.message);
             // To a peer that is DOWN nothing goes; the machine repeats what matters.
             swim.send_user(now, &transmit.to, payload);
+        }
+        self.tell_rights(now);
+        self.rights.settle(now);
+        while let Some(transmit) = self.rights.poll_transmit() {
+            // One that is lost is asked or answered again.
+            swim.send_user(now, &transmit.to, coordination::encode_quota(&transmit.message));
         }
         let mut changed = false;
         while let Some(event) = self.machine.poll_event() {

@@ -34,6 +34,7 @@ use crate::{
             pipes::{Action, Pipes},
             report::{self, Refusals},
             resolve,
+            rights::SharedLimit,
             sharing::Sharing,
             story::Story,
         },
@@ -243,6 +244,11 @@ impl Net {
     /// Sends a routing frame to one peer, or to all.
     pub(super) fn share(&self, to: Option<&NodeName>, frame: &Bytes) {
         self.sharing.send(&self.streams, to, frame);
+    }
+
+    /// Takes the limits that the cluster shares.
+    pub(super) fn share_limits(&mut self, now: Instant, limits: Vec<SharedLimit>) {
+        self.chair.on_limits(now, limits);
     }
 
     pub(super) fn leave(&mut self, now: Instant) {

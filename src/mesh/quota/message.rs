@@ -1,4 +1,4 @@
-//! What nodes and the leader say to each other of rights, as values.
+//! What nodes and the leader say to each other of rights, before [`crate::mesh::wire::coordination`] makes bytes of it.
 
 use crate::mesh::{
     node::NodeName,

@@ -1,5 +1,7 @@
 //! What nodes say to each other to coordinate, to and from bytes: the payload of a user message of membership.
 
+mod rights;
+
 use bytes::Bytes;
 use prost::Message as _;
 use smg_proto::coordination as pb;
@@ -10,6 +12,7 @@ use crate::mesh::{
         voters::{FIXED_TERM, VOTERS_MAX, Voters, VotersError, VotersId},
     },
     node::NodeNameError,
+    quota,
     wire::membership::USER_BYTES_MAX,
 };
 
@@ -40,6 +43,8 @@ pub enum DecodeError {
 pub enum Incoming {
     /// For the election.
     Election(Message),
+    /// For the rights.
+    Quota(quota::message::Message),
 }
 
 /// Encodes a message of the election.
@@ -69,6 +74,12 @@ pub fn encode_election(message: &Message) -> Bytes {
     pb::Envelope { kind: Some(pb::envelope::Kind::Election(election)) }.encode_to_vec().into()
 }
 
+/// Encodes a message about rights.
+#[must_use]
+pub fn encode_quota(message: &quota::message::Message) -> Bytes {
+    pb::Envelope { kind: Some(pb::envelope::Kind::Quota(rights::to_wire(message))) }.encode_to_vec().into()
+}
+
 /// Decodes a message.
 ///
 /// # Errors
@@ -79,6 +90,7 @@ pub fn decode(bytes: &[u8]) -> Result<Incoming, DecodeError> {
     }
     match pb::Envelope::decode(bytes)?.kind {
         Some(pb::envelope::Kind::Election(election)) => Ok(Incoming::Election(election_from_wire(election)?)),
+        Some(pb::envelope::Kind::Quota(message)) => Ok(Incoming::Quota(rights::from_wire(message)?)),
         None => Err(DecodeError::Field("kind")),
     }
 }

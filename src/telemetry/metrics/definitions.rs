@@ -101,6 +101,16 @@ definitions! {
     MESH_TERM = Gauge "smg_mesh_term" [] "The newest term of a leader that this node knows.";
     MESH_VOTERS = Gauge "smg_mesh_voters" [] "Nodes that elect the leader, as this node knows them.";
     MESH_QUORUM = Gauge "smg_mesh_quorum" [] "1 while this node sees a quorum of the voters, else 0.";
+    LIMIT_RATE_HELD = Gauge "smg_mesh_limit_rate_held" []
+        "Requests per second that this node may admit now, of the limits that the cluster shares.";
+    LIMIT_BURST_HELD = Gauge "smg_mesh_limit_burst_held" []
+        "Requests that this node may admit at once, of the limits that the cluster shares.";
+    LIMIT_RATE_LENT = Gauge "smg_mesh_limit_rate_lent" []
+        "Requests per second that nodes may admit of what this node lends as the leader.";
+    LIMIT_BURST_LENT = Gauge "smg_mesh_limit_burst_lent" []
+        "Requests at once that nodes may admit of what this node lends as the leader.";
+    LIMIT_LEASES = Counter "smg_mesh_limit_leases_total" ["event"]
+        "Leases of rights to admit requests: granted to this node, lapsed here, lent by it, reissued by it.";
     MESH_MEMBERS = Gauge "smg_mesh_members" ["status"] "Known nodes by status, this one included.";
     MESH_SUSPICIONS = Counter "smg_mesh_suspicions_total" ["source"]
         "Suspicions of other nodes: from own_probe, or heard from a peer.";

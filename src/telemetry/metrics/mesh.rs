@@ -14,6 +14,60 @@ pub struct MeshSample {
     pub members: Vec<(NodeStatus, usize)>,
     /// The election; none without the mesh.
     pub election: Option<ElectionSample>,
+    /// Limits that the cluster shares; none without the mesh.
+    pub rights: Option<RightsSample>,
+}
+
+/// Limits that the cluster shares, at the time of a scrape.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RightsSample {
+    /// Tokens per second, and at once, that this node holds.
+    pub held: (f64, f64),
+    /// What nodes may hold of what this node lends as the leader.
+    pub lent: (f64, f64),
+    /// Grants that came into force here, and leases that ran out here.
+    pub granted: u64,
+    /// Leases that ran out here before they were renewed.
+    pub lapsed: u64,
+    /// Grants that this node gave as the leader.
+    pub lendings: u64,
+    /// Holders whose rights this node took back when their lease had run out.
+    pub reissued: u64,
+}
+
+fn observe_rights(meter: &Meter, source: &Source<MeshSample>) {
+    type Read = fn(RightsSample) -> f64;
+    let gauges: [(&Definition, Read); 4] = [
+        (&def::LIMIT_RATE_HELD, |rights| rights.held.0),
+        (&def::LIMIT_BURST_HELD, |rights| rights.held.1),
+        (&def::LIMIT_RATE_LENT, |rights| rights.lent.0),
+        (&def::LIMIT_BURST_LENT, |rights| rights.lent.1),
+    ];
+    for (definition, read) in gauges {
+        let source = source.clone();
+        let gauge = meter.f64_observable_gauge(definition.name).with_description(definition.help);
+        let gauge = gauge.with_callback(move |gauge| {
+            if let Some(rights) = source.load().as_ref().and_then(|source| source().rights) {
+                gauge.observe(read(rights), &[]);
+            }
+        });
+        let _registered = gauge.build();
+    }
+    let source = source.clone();
+    let leases = meter.u64_observable_counter(def::LIMIT_LEASES.name).with_description(def::LIMIT_LEASES.help);
+    let leases = leases.with_callback(move |counter| {
+        if let Some(rights) = source.load().as_ref().and_then(|source| source().rights) {
+            for (event, count) in [
+                ("granted", rights.granted),
+                ("lapsed", rights.lapsed),
+                ("lent", rights.lendings),
+                ("reissued", rights.reissued),
+            ] {
+                counter.observe(count, &[KeyValue::new("event", event)]);
+            }
+        }
+    });
+    let _registered = leases.build();
 }
 
 /// The election at the time of a scrape.
@@ -49,6 +103,7 @@ fn observe_election(meter: &Meter, source: &Source<MeshSample>) {
 
 pub(super) fn observe_mesh(meter: &Meter, source: &Source<MeshSample>) {
     observe_election(meter, source);
+    observe_rights(meter, source);
     let (all, each, members) = (source.clone(), source.clone(), source.clone());
     gauge(meter, &def::MESH_MEMBERS, move |gauge| {
         for (status, count) in members.load().iter().flat_map(|source| source().members) {

@@ -52,10 +52,12 @@ fn busy() -> Arc<Metrics> {
     let id = WorkerId::of_url("http://worker1:8000");
     metrics.watch_workers(move || vec![sample(&id)]);
     metrics.mesh_election();
-    metrics.watch_mesh(|| MeshSample {
+    let rights = RightsSample { lendings: 27, reissued: 2, ..RightsSample::default() };
+    metrics.watch_mesh(move || MeshSample {
         election: Some(ElectionSample { leads: true, term: 4, voters: 3, has_quorum: true }),
         peers: vec![("node2".parse().unwrap(), true), ("node3".parse().unwrap(), false)],
         members: vec![(NodeStatus::Alive, 2), (NodeStatus::Down, 1)],
+        rights: Some(RightsSample { held: (33.5, 6.0), lent: (100.0, 20.0), granted: 9, lapsed: 1, ..rights }),
     });
     metrics.mesh_data_save(true);
     metrics.mesh_suspicion(true);
@@ -188,6 +190,9 @@ fn series_go_with_their_source() {
         ("smg_mesh_term", "smg_mesh_term 4"),
         ("smg_mesh_voters", "smg_mesh_voters 3"),
         ("smg_mesh_quorum", "smg_mesh_quorum 1"),
+        ("smg_mesh_limit_rate_held", "smg_mesh_limit_rate_held 33.5"),
+        ("smg_mesh_limit_burst_lent", "smg_mesh_limit_burst_lent 20"),
+        ("smg_mesh_limit_leases_total{event=\"granted", "smg_mesh_limit_leases_total{event=\"granted\"} 9"),
     ] {
         assert_eq!(lines(&metrics, name), [line]);
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::mesh::driver::handle::Leadership;
+use crate::mesh::driver::{handle::Leadership, rights::RightsView};
 
 fn local() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
@@ -32,7 +32,11 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
         data_dir: None,
     };
     let outlets = Outlets {
-        podium: Podium { shown: watch::channel(Leadership::default()).0, votes: None },
+        podium: Podium {
+            shown: watch::channel(Leadership::default()).0,
+            rights: watch::channel(RightsView::default()).0,
+            votes: None,
+        },
         shared: mpsc::channel(1).0,
     };
     Net::bind(&config, &config.node, 1, metrics, None, None, outlets).await.unwrap()

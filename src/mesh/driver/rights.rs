@@ -1,0 +1,156 @@
+//! Cluster-wide limits on this node's datagrams: the machine of [`quota`], and the buckets of the gateway.
+//!
+//! [`quota`]: crate::mesh::quota
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use tokio::sync::watch;
+use tracing::{debug, info};
+
+use crate::{
+    mesh::{
+        election::Leader,
+        node::NodeName,
+        quota::{
+            Bucket, Buckets, Counts, Escrow, Holding, Lead, Timing,
+            issuer::Owner,
+            message::{LIMITS_MAX, Message, Transmit},
+            share::{LimitId, Share},
+        },
+    },
+    telemetry::metrics::RightsSample,
+};
+
+/// A limit that the cluster shares, and where this node spends what it holds of it.
+#[derive(Clone, Debug)]
+pub struct SharedLimit {
+    /// Which.
+    pub id: LimitId,
+    /// The whole of it.
+    pub whole: Share,
+    /// Where it is spent.
+    pub bucket: Arc<dyn Bucket>,
+}
+
+/// What this node holds and lends, for people and metrics. It changes about ten times a second while there is a limit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RightsView {
+    /// By limit what this node holds.
+    pub held: BTreeMap<LimitId, Share>,
+    /// Until when; none: it holds nothing.
+    pub until: Option<Instant>,
+    /// By limit who holds what, where this node leads.
+    pub owners: Option<BTreeMap<LimitId, Vec<Owner>>>,
+    /// What happened since the start.
+    pub counts: Counts,
+}
+
+impl RightsView {
+    /// For a scrape.
+    pub(super) fn sample(&self, now: Instant) -> RightsSample {
+        let is_held = self.until.is_some_and(|until| now < until);
+        let sum = |shares: &mut dyn Iterator<Item = Share>| shares.fold(Share::NONE, Share::plus);
+        let held = if is_held { sum(&mut self.held.values().copied()) } else { Share::NONE };
+        let owners = self.owners.iter().flat_map(BTreeMap::values).flatten();
+        let lent = sum(&mut owners.map(|owner| owner.bound));
+        let Counts { granted, lapsed, lent: lendings, reissued } = self.counts;
+        RightsSample { held: held.tokens(), lent: lent.tokens(), granted, lapsed, lendings, reissued }
+    }
+}
+
+/// The buckets by limit.
+#[derive(Debug, Default)]
+struct Purse(BTreeMap<LimitId, Arc<dyn Bucket>>);
+
+impl Buckets for Purse {
+    fn hold(&self, now: Instant, limit: LimitId, holding: &Holding) -> u64 {
+        self.0.get(&limit).map_or(0, |bucket| bucket.hold(now, holding))
+    }
+
+    fn arrivals(&self, limit: LimitId) -> u64 {
+        self.0.get(&limit).map_or(0, |bucket| bucket.arrivals())
+    }
+}
+
+/// The machine, and who is told of what it finds.
+pub(super) struct Rights {
+    node: NodeName,
+    machine: Escrow,
+    purse: Purse,
+    limits: BTreeMap<LimitId, Share>,
+    shown: watch::Sender<RightsView>,
+    is_holding: bool,
+}
+
+impl Rights {
+    pub(super) fn new(node: &NodeName, shown: watch::Sender<RightsView>, now: Instant) -> Self {
+        Self {
+            node: node.clone(),
+            machine: Escrow::new(node.clone(), Timing::default(), now, rand::random()),
+            purse: Purse::default(),
+            limits: BTreeMap::new(),
+            shown,
+            is_holding: false,
+        }
+    }
+
+    /// Takes the limits that are in force, all of them.
+    pub(super) fn on_limits(&mut self, now: Instant, limits: Vec<SharedLimit>) {
+        let limits = limits.into_iter().take(LIMITS_MAX);
+        let (whole, buckets) = limits.map(|limit| ((limit.id, limit.whole), (limit.id, limit.bucket))).unzip();
+        (self.limits, self.purse) = (whole, Purse(buckets));
+        self.machine.handle_limits(now, &self.limits, &self.purse);
+    }
+
+    /// Takes what the election knows: before each other input, and after each of its own.
+    pub(super) fn on_leader(&mut self, now: Instant, leader: Option<&Leader>) {
+        let lead = leader.filter(|leader| leader.name == self.node);
+        let lead = lead.map(|leader| Lead { term: leader.term, until: leader.until });
+        self.machine.handle_leader(now, leader.map(|leader| &leader.name), lead, &self.purse);
+    }
+
+    pub(super) fn on_message(&mut self, now: Instant, from: &NodeName, message: &Message) {
+        self.machine.handle_message(now, from, message, &self.purse);
+    }
+
+    pub(super) fn leave(&mut self, now: Instant) {
+        self.machine.leave(now, &self.purse);
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.machine.poll_timeout()
+    }
+
+    pub(super) fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.machine.poll_transmit()
+    }
+
+    /// Shows what is new.
+    pub(super) fn settle(&mut self, now: Instant) {
+        if self.machine.poll_timeout().is_some_and(|at| at <= now) {
+            self.machine.handle_timeout(now, &self.purse);
+        }
+        let counts = self.machine.counts();
+        if counts == self.shown.borrow().counts {
+            return;
+        }
+        let until = self.machine.lease_until(now);
+        let owners = |id: &LimitId| self.machine.owners(*id).map(|owners| (*id, owners));
+        let view = RightsView {
+            held: self.limits.keys().map(|id| (*id, self.machine.held(now, *id))).collect(),
+            until,
+            owners: self.limits.keys().map(owners).collect(),
+            counts,
+        };
+        let is_holding = until.is_some();
+        if is_holding != self.is_holding && !self.limits.is_empty() {
+            self.is_holding = is_holding;
+            match is_holding {
+                true => info!("holds rights to admit requests"),
+                false => info!("rights ran out: what is limited is refused until a leader lends some"),
+            }
+        }
+        debug!(granted = counts.granted, lapsed = counts.lapsed, "rights changed");
+        self.shown.send_replace(view);
+    }
+}

@@ -1,0 +1,187 @@
+//! A rate limit of the whole cluster, as its clients see it.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::harness::{Gateway, Network, eventually, joined, s, worker};
+
+const LIMIT: f64 = 100.0;
+const BURST: f64 = 20.0;
+
+/// What became of a request, and when it was under way.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    sent: Instant,
+    answered: Instant,
+    is_admitted: bool,
+}
+
+/// Clients that send requests at a steady pace until they are dropped.
+struct Load {
+    ended: Arc<AtomicBool>,
+    clients: JoinSet<()>,
+}
+
+impl Load {
+    /// Each of `urls` gets 100 requests a second, or as many as the machine can send.
+    fn start(urls: &[String], seen: &Arc<Mutex<Vec<Outcome>>>) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let mut clients = JoinSet::new();
+        for url in urls {
+            clients.spawn(client(url.clone(), seen.clone(), ended.clone()));
+        }
+        Self { ended, clients }
+    }
+
+    async fn end(mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        while self.clients.join_next().await.is_some() {}
+    }
+}
+
+async fn client(url: String, seen: Arc<Mutex<Vec<Outcome>>>, ended: Arc<AtomicBool>) {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let body = json!({"model": "m1", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]});
+    let mut pace = tokio::time::interval(Duration::from_millis(10));
+    while !ended.load(Ordering::Relaxed) {
+        pace.tick().await;
+        let sent = Instant::now();
+        // A gateway that was killed answers nothing.
+        let Ok(answer) = http.post(&url).json(&body).send().await else { continue };
+        let (status, answered) = (answer.status().as_u16(), Instant::now());
+        if status == 429 {
+            for header in ["retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"] {
+                assert!(answer.headers().contains_key(header), "no {header}");
+            }
+        } else {
+            assert_eq!(status, 200);
+        }
+        drop(answer.bytes().await);
+        seen.lock().unwrap().push(Outcome { sent, answered, is_admitted: status == 200 });
+    }
+}
+
+/// Every window: what was sent in it and answered in it was admitted in it.
+fn assert_within_limit(seen: &[Outcome]) {
+    let mut admitted: Vec<Outcome> = seen.iter().filter(|outcome| outcome.is_admitted).copied().collect();
+    admitted.sort_by_key(|outcome| outcome.answered);
+    for (n, first) in admitted.iter().enumerate() {
+        let begin = first.sent;
+        let mut count = 0;
+        // Nothing that was answered before was sent after.
+        for last in &admitted[n..] {
+            count += u32::from(last.sent >= begin);
+            let allowed = LIMIT * (last.answered - begin).as_secs_f64() + BURST;
+            assert!(f64::from(count) <= allowed + 1.0, "{count} of {allowed} in {:?}", last.answered - begin);
+        }
+    }
+}
+
+/// Waits for two seconds in which nearly all of the limit was used.
+async fn is_used(seen: &Arc<Mutex<Vec<Outcome>>>, what: &str) {
+    let begin = Instant::now();
+    let span = s(2);
+    eventually(s(40), what, async || {
+        let now = Instant::now();
+        let since = now - span;
+        let is_recent = |outcome: &&Outcome| outcome.is_admitted && outcome.answered >= since;
+        let admitted = seen.lock().unwrap().iter().filter(is_recent).count();
+        since >= begin && admitted as f64 >= 0.9 * LIMIT * span.as_secs_f64()
+    })
+    .await;
+}
+
+async fn stats(gateway: &Gateway) -> Value {
+    gateway.get("/ha/rate-limit/stats").await.map_or(Value::Null, |(_, stats)| stats)
+}
+
+/// The leader's table of owners, by whoever has it.
+async fn table(gateways: &[&Gateway]) -> Option<(usize, Vec<Value>)> {
+    for (n, gateway) in gateways.iter().enumerate() {
+        if let Some(owners) = stats(gateway).await["owners"].as_array() {
+            return Some((n, owners.clone()));
+        }
+    }
+    None
+}
+
+#[tokio::test]
+async fn three_gateways_admit_what_the_limit_allows_also_when_the_leader_is_killed() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let flags = ["--worker-urls", &url, "--rate-limit-tokens-per-second", "100", "--rate-limit-burst", "20"];
+    let mut nodes = [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], &flags));
+    joined(&nodes.each_ref(), 3, s(10)).await;
+    for node in &nodes {
+        eventually(s(20), "serves", async || matches!(node.chat("m1").await, Ok((200, _)))).await;
+    }
+    let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
+    let urls: Vec<String> = nodes.iter().map(|node| node.url("/v1/chat/completions")).collect();
+
+    let even = Load::start(&urls, &seen);
+    is_used(&seen, "an even load uses the limit").await;
+    even.end().await;
+
+    let one = Load::start(&[urls[1].clone(), urls[1].clone(), urls[1].clone()], &seen);
+    is_used(&seen, "a load on one gateway uses the limit").await;
+    let (leader, owners) = table(&nodes.each_ref()).await.expect("a leader");
+    assert_eq!(owners.len(), 3, "{owners:?}");
+    let rates: Vec<f64> = owners.iter().filter_map(|owner| owner["per_second"].as_f64()).collect();
+    assert!(rates.iter().sum::<f64>() <= LIMIT && rates[1] > 80.0, "{owners:?}");
+    one.end().await;
+
+    let even = Load::start(&urls, &seen);
+    is_used(&seen, "an even load uses the limit again").await;
+    nodes[leader].process.kill();
+    is_used(&seen, "the others use the limit after a kill").await;
+    even.end().await;
+    let seen = seen.lock().unwrap().clone();
+    assert!(seen.iter().filter(|outcome| !outcome.is_admitted).count() > 100, "more came than the limit allows");
+    assert_within_limit(&seen);
+
+    let others: Vec<&Gateway> = nodes.iter().enumerate().filter(|(n, _)| *n != leader).map(|(_, node)| node).collect();
+    let (second, owners) = table(&others).await.expect("another leader");
+    assert_eq!(owners.len(), 2, "{owners:?}");
+    let metrics = others[second].metrics().await;
+    for series in
+        ["smg_mesh_limit_rate_held ", "smg_mesh_limit_rate_lent 1", "smg_mesh_limit_leases_total{event=\"lent\"} "]
+    {
+        assert!(metrics.contains(series), "{series} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_that_is_set_or_taken_away_holds_everywhere() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let nodes = [1, 2].map(|n| Gateway::start(network, n, &[1, 2], &["--worker-urls", &url]));
+    joined(&nodes.each_ref(), 2, s(10)).await;
+    for node in &nodes {
+        eventually(s(10), "serves", async || matches!(node.chat("m1").await, Ok((200, _)))).await;
+    }
+    let set = json!({"limit_per_second": 1, "burst": 2});
+    assert_eq!(nodes[0].post("/ha/rate-limit", set).await.0, 200);
+    eventually(s(10), "both hold a part", async || {
+        let held = [stats(&nodes[0]).await, stats(&nodes[1]).await];
+        held.iter().all(|stats| stats["held"]["burst"].as_f64() == Some(1.0))
+    })
+    .await;
+    for node in &nodes {
+        eventually(s(20), "refuses", async || matches!(node.chat("m1").await, Ok((429, _)))).await;
+    }
+    assert_eq!(nodes[1].post("/ha/rate-limit", json!({"limit_per_second": 0})).await.0, 200);
+    for node in &nodes {
+        eventually(s(10), "no limit", async || stats(node).await["limit_per_second"] == 0).await;
+        for _ in 0..10 {
+            assert_eq!(node.chat("m1").await.unwrap().0, 200, "0 is no limit");
+        }
+    }
+}
