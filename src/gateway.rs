@@ -87,6 +87,8 @@ mod stored;
 
 mod finish;
 
+mod usage;
+
 pub mod steering;
 
 pub mod registry;

@@ -4,7 +4,12 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 
 use http::{HeaderValue, Method, StatusCode};
 
-use crate::gateway::{admission::Slot, connection::Connection, core::Core};
+use crate::gateway::{
+    admission::Slot,
+    connection::Connection,
+    core::Core,
+    usage::{Tally, Usage},
+};
 
 /// Status recorded for a client that left before its answer began, as nginx has it.
 const CLIENT_CLOSED: u16 = 499;
@@ -92,6 +97,21 @@ impl Finish {
     pub(crate) fn on_abandoned(&mut self) {
         if self.error_code.is_empty() && !self.is_bodyless {
             self.error_code = CLIENT_CLOSED_CODE;
+        }
+    }
+
+    /// A whole answer told what it cost.
+    pub(crate) fn on_usage(&mut self, usage: Usage) {
+        self.core.metrics.router_tokens(usage.prompt, usage.cached, usage.completion);
+    }
+
+    /// A stream came to its end.
+    pub(crate) fn on_stream_end(&mut self, tally: &Tally) {
+        if let Some(usage) = tally.usage() {
+            self.on_usage(usage);
+        }
+        if let (Some(model), Some(per_token)) = (&self.model, tally.per_token()) {
+            self.core.metrics.router_tpot(model, self.path, per_token);
         }
     }
 

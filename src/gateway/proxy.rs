@@ -32,6 +32,7 @@ use crate::gateway::{
     session::Held,
     steering,
     stored::{self, Learner},
+    usage,
     view::{Lookup, Route},
     worker::Worker,
 };
@@ -289,7 +290,7 @@ async fn attempts(
                 if let Some(held) = held {
                     held.on_answer(core, worker, begun.response.status());
                 }
-                return answer(inbound, outbound, begun).await;
+                return answer(inbound, outbound, begun, finish).await;
             }
             Err(failure) => failure,
         };
@@ -436,7 +437,12 @@ fn uri(path: Option<&PathAndQuery>, prefix: &str) -> Uri {
 
 /// The worker's response as the client gets it. Of a request that is no stream the body is read first, so that a
 /// short one is a 502; a long one is relayed, and aborted when it comes short.
-async fn answer(inbound: &Inbound, outbound: &Outbound, begun: Begun) -> Result<Response<Body>, GatewayError> {
+async fn answer(
+    inbound: &Inbound,
+    outbound: &Outbound,
+    begun: Begun,
+    finish: &mut Finish,
+) -> Result<Response<Body>, GatewayError> {
     let Begun { response, mut lease, first: mut prelude } = begun;
     let (mut parts, mut incoming) = response.into_parts();
     lease.on_status(parts.status);
@@ -453,6 +459,9 @@ async fn answer(inbound: &Inbound, outbound: &Outbound, begun: Begun) -> Result<
                 learner.on_whole(&read);
             }
             lease.give_back();
+            if let Some(usage) = usage::find(&read).filter(|_| parts.status.is_success()) {
+                finish.on_usage(usage);
+            }
             return Ok(Response::from_parts(parts, Body::full(read)));
         }
         prelude = (!read.is_empty()).then(|| Frame::data(read));

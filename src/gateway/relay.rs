@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 
 use crate::gateway::{
     batch::Batch, body::BodyError, breaker::Outcome, connection::Connection, core::Core, error::GatewayError,
-    finish::Finish, pool::Sender, stored::Learner, worker::InFlight,
+    finish::Finish, pool::Sender, stored::Learner, usage::Tally, worker::InFlight,
 };
 
 mod clock;
@@ -81,6 +81,8 @@ pub(crate) struct Relay {
     is_first: bool,
     /// Who reads along for the id of the response, until it was found.
     learner: Option<Box<Learner>>,
+    /// Of an event stream: what it says of tokens.
+    tally: Option<Box<Tally>>,
     state: State,
 }
 
@@ -120,6 +122,7 @@ impl Relay {
             is_between_events: true,
             is_first: true,
             learner: None,
+            tally: is_sse.then(Box::default),
             state: State::Open,
         }
     }
@@ -167,7 +170,7 @@ impl Relay {
                     return Poll::Ready(Some(Ok(Frame::data(held))));
                 }
                 Poll::Ready(None) => {
-                    self.on_end();
+                    self.on_end(finish);
                     return Poll::Ready(self.batch.take().map(|held| Ok(Frame::data(held))));
                 }
                 Poll::Pending if self.batch.is_empty() && self.clock.poll_idle(cx).is_ready() => {
@@ -179,7 +182,7 @@ impl Relay {
             self.on_frame(&frame, finish.as_deref_mut());
             match frame.into_data() {
                 Ok(data) => self.batch.push(data),
-                Err(trailers) => return self.on_trailers(trailers),
+                Err(trailers) => return self.on_trailers(trailers, finish),
             }
             if self.state == State::Done || self.batch.is_full() {
                 return Poll::Ready(self.batch.take().map(|held| Ok(Frame::data(held))));
@@ -187,36 +190,42 @@ impl Relay {
         }
     }
 
-    fn on_frame(&mut self, frame: &Frame<Bytes>, finish: Option<&mut Finish>) {
+    fn on_frame(&mut self, frame: &Frame<Bytes>, mut finish: Option<&mut Finish>) {
         if let Some(data) = frame.data_ref() {
             self.learner.take_if(|learner| !learner.on_bytes(data));
+            if let Some(tally) = &mut self.tally {
+                tally.on_bytes(data, Instant::now());
+            }
             if self.is_sse {
                 self.is_between_events = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
             }
             if std::mem::take(&mut self.is_first)
                 && self.is_sse
-                && let Some(finish) = finish
+                && let Some(finish) = finish.as_deref_mut()
             {
                 finish.on_first_byte();
             }
         }
         if self.incoming.is_end_stream() {
-            self.on_end();
+            self.on_end(finish);
         }
     }
 
     /// Trailers end the body, behind what is held.
-    fn on_trailers(&mut self, trailers: Frame<Bytes>) -> Polled {
+    fn on_trailers(&mut self, trailers: Frame<Bytes>, finish: Option<&mut Finish>) -> Polled {
         if self.state == State::Open {
-            self.on_end();
+            self.on_end(finish);
         }
         let Some(held) = self.batch.take() else { return Poll::Ready(Some(Ok(trailers))) };
         self.trailers = Some(trailers);
         Poll::Ready(Some(Ok(Frame::data(held))))
     }
 
-    fn on_end(&mut self) {
+    fn on_end(&mut self, finish: Option<&mut Finish>) {
         self.state = State::Done;
+        if let (Some(tally), Some(finish)) = (self.tally.take(), finish) {
+            finish.on_stream_end(&tally);
+        }
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }

@@ -441,6 +441,10 @@ impl Driver {
         if self.view_due.is_some_and(|at| at <= now) {
             self.publish(now);
         }
+        for namespace in Namespace::ALL.into_iter().filter(|_| self.net.is_some()) {
+            let map = self.stores.map(namespace);
+            self.metrics.mesh_store(namespace, map.len(), map.payload_bytes());
+        }
         if let Some(data) = &mut self.data {
             data.settle(now, &mut self.stores);
         }

@@ -185,6 +185,13 @@ pub enum SyncEvent {
         /// The new epoch in unix milliseconds.
         epoch_ms: u64,
     },
+    /// A peer told its wall clock.
+    ClockTold {
+        /// Who.
+        peer: NodeName,
+        /// Its clock less ours when that came, in milliseconds: too little by the time that it travelled.
+        ahead_ms: i64,
+    },
     /// A timestamp of a peer's state leads our wall clock too far to follow.
     ClockAhead {
         /// Who sent it; the writer may be another node.
@@ -230,6 +237,8 @@ pub struct Replicator {
     members: Members,
     /// Our wall clock when the last frame came; 0 before.
     wall_ms: u64,
+    /// When that was.
+    wall_at: Instant,
     pipes: BTreeMap<PipeId, Pipe>,
     /// Served after this one, so that pipes take turns.
     last_served: PipeId,
@@ -252,6 +261,7 @@ impl Replicator {
             topology: Topology::Full,
             members: Members::default(),
             wall_ms: 0,
+            wall_at: now,
             pipes: BTreeMap::new(),
             last_served: PipeId(0),
             grant: None,
@@ -315,7 +325,7 @@ impl Replicator {
         pipe: PipeId,
         bytes: &[u8],
     ) -> Result<(), FrameError> {
-        (self.now, self.wall_ms) = (now, wall_ms);
+        (self.now, self.wall_ms, self.wall_at) = (now, wall_ms, now);
         let Pipe { peer, role, .. } = self.pipes.get_mut(&pipe).ok_or(FrameError::UnknownPipe)?;
         let frame = wire::decode(bytes)?;
         match (role, frame.kind) {
@@ -323,8 +333,13 @@ impl Replicator {
                 if !outbound.accepts(frame.seq, &ack) {
                     return Err(FrameError::Sequence);
                 }
+                let told_ms = ack.wall_ms;
                 let outcome = outbound.on_ack(now, stores, ack);
                 let peer = peer.clone();
+                if told_ms > 0 {
+                    let ahead_ms = told_ms.wrapping_sub(wall_ms).cast_signed();
+                    self.push_event(SyncEvent::ClockTold { peer: peer.clone(), ahead_ms });
+                }
                 if let Some(latency) = outcome.latency {
                     self.push_event(SyncEvent::Acked { peer: peer.clone(), latency });
                 }
@@ -411,6 +426,7 @@ impl Replicator {
         let turns: Vec<PipeId> =
             self.pipes.range(first..).chain(self.pipes.range(..first)).map(|(id, _)| *id).collect();
         let is_receiving = self.grant.is_some();
+        let wall_ms = self.wall_ms_at(now);
         for id in turns {
             let Some(Pipe { peer, role, .. }) = self.pipes.get_mut(&id) else { continue };
             // Most pipes have nothing to say most of the time: only the others are asked for room.
@@ -426,7 +442,7 @@ impl Replicator {
                     .poll_body(now, stores, is_receiving, self.topology)
                     .map(|(seq, namespace, body)| Frame { seq, kind: Kind::Body(namespace, body) }),
                 Role::Accepted(inbound) => {
-                    let (seq, ack) = inbound.build_ack(stores);
+                    let (seq, ack) = inbound.build_ack(stores, wall_ms);
                     Some(Frame { seq, kind: Kind::Ack(ack) })
                 }
             };
@@ -444,6 +460,23 @@ impl Replicator {
             }
         }
         None
+    }
+
+    /// Our wall clock, as far as frames told it; 0 before the first.
+    fn wall_ms_at(&self, now: Instant) -> u64 {
+        if self.wall_ms == 0 {
+            return 0;
+        }
+        let since = now.saturating_duration_since(self.wall_at).as_millis();
+        self.wall_ms.saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
+    }
+
+    /// To whom this node has pipes of its own, and since when frames wait there for an ack; none: nothing waits.
+    pub fn waiting(&self) -> impl Iterator<Item = (&NodeName, Option<Instant>)> {
+        self.pipes.values().filter_map(|pipe| match &pipe.role {
+            Role::Dialed(outbound) => Some((&pipe.peer, outbound.waiting_since())),
+            Role::Accepted(_) => None,
+        })
     }
 
     /// The next event. Bounded by [`EVENTS_MAX`].

@@ -74,6 +74,17 @@ impl Namespace {
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
 
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Policies => "policies",
+            Self::Workers => "workers",
+            Self::Sessions => "sessions",
+            Self::Routing => "routing",
+        }
+    }
+
     /// The position in [`ALL`](Self::ALL).
     #[must_use]
     pub fn index(self) -> usize {

@@ -37,11 +37,11 @@ use crate::{config::PolicyKind, mesh::stores::WorkerId};
 use caches::Caches;
 use definitions as def;
 use family::Family;
-use mesh::observe_mesh;
 pub use mesh::{ElectionSample, MeshSample, RightsSample};
+use mesh::{observe_mesh, observe_replication};
 
 pub use caches::CacheSample;
-pub use definitions::{ALL, DURATION_BUCKETS, Definition, Kind, RTT_BUCKETS, SYNC_BUCKETS, TTFT_BUCKETS};
+pub use definitions::{ALL, DURATION_BUCKETS, Definition, Kind, RTT_BUCKETS, SYNC_BUCKETS, TPOT_BUCKETS, TTFT_BUCKETS};
 
 /// Distinct model names with series of their own; later ones are counted as `other`. With ten serving endpoints and
 /// both values of `streaming` this many stay below the SDK's 2 000 sets of labels.
@@ -84,6 +84,8 @@ pub struct Metrics {
     queue_depth: Arc<AtomicI64>,
     queue_wait: BoundHistogram<f64>,
     models: Family<String, Arc<Model>>,
+    /// Prompt, cached, completion.
+    router_tokens: [BoundCounter<u64>; 3],
     router_errors: Family<&'static str, BoundCounter<u64>>,
     worker_selections: [BoundCounter<u64>; PolicyKind::ALL.len()],
     caches: Caches,
@@ -92,6 +94,7 @@ pub struct Metrics {
     worker_checks: [BoundCounter<u64>; 2],
     workers: Source<Vec<WorkerSample>>,
     mesh: Source<MeshSample>,
+    mesh_replication: Arc<mesh::Replication>,
     mesh_sync_operations: Family<&'static str, BoundCounter<u64>>,
     mesh_sync_latency: BoundHistogram<f64>,
     /// Heard from a peer, from an own probe.
@@ -118,6 +121,7 @@ struct Model {
     requests: Family<(&'static str, bool), BoundCounter<u64>>,
     duration: Family<&'static str, BoundHistogram<f64>>,
     ttft: Family<&'static str, BoundHistogram<f64>>,
+    tpot: Family<&'static str, BoundHistogram<f64>>,
 }
 
 impl fmt::Debug for Metrics {
@@ -144,6 +148,7 @@ impl Metrics {
         let (workers, mesh) = (Source::default(), Source::default());
         observe_workers(&meter, &workers);
         observe_mesh(&meter, &mesh);
+        let mesh_replication = observe_replication(&meter, &mesh);
         let (http_connections, shutdown, queue_depth) = (Arc::default(), Arc::default(), Arc::default());
         observe_process(&meter, &http_connections, &shutdown, &queue_depth);
         let local_health: Arc<AtomicI64> = Arc::default();
@@ -151,6 +156,7 @@ impl Metrics {
         gauge(&meter, &def::MESH_LOCAL_HEALTH, move |gauge| gauge.observe(health.load(Ordering::Relaxed), &[]));
         let selections = counter(&meter, &def::WORKER_SELECTION);
         let checks = counter(&meter, &def::WORKER_CHECKS);
+        let tokens = counter(&meter, &def::ROUTER_TOKENS);
         let saves = counter(&meter, &def::MESH_DATA_SAVES);
         let suspicions = counter(&meter, &def::MESH_SUSPICIONS);
         Arc::new(Self {
@@ -162,6 +168,8 @@ impl Metrics {
             queue_depth,
             queue_wait: histogram(&meter, &def::QUEUE_WAIT, TTFT_BUCKETS).bind(&[]),
             models: models(&meter),
+            router_tokens: ["prompt", "cached", "completion"]
+                .map(|kind| tokens.bind(&[KeyValue::new("token_type", kind)])),
             router_errors: counters_by_one(&meter, &def::ROUTER_ERRORS),
             worker_selections: PolicyKind::ALL.map(|p| selections.bind(&[KeyValue::new("policy", p.as_str())])),
             caches: Caches::new(&meter),
@@ -170,6 +178,7 @@ impl Metrics {
             worker_checks: ["failure", "success"].map(|result| checks.bind(&[KeyValue::new("result", result)])),
             workers,
             mesh,
+            mesh_replication,
             mesh_sync_operations: counters_by_one(&meter, &def::MESH_SYNC_OPERATIONS),
             mesh_sync_latency: histogram(&meter, &def::MESH_SYNC_LATENCY, SYNC_BUCKETS).bind(&[]),
             mesh_suspicions: ["peer", "own_probe"].map(|from| suspicions.bind(&[KeyValue::new("source", from)])),
@@ -265,6 +274,18 @@ impl Metrics {
     /// `smg_router_ttft_seconds{model,endpoint}`: to the first body byte of a stream.
     pub fn router_ttft(&self, model: &str, endpoint: &'static str, elapsed: Duration) {
         self.model(model, |model| model.ttft.with(&endpoint, |duration| duration.record(elapsed.as_secs_f64())));
+    }
+
+    /// `smg_router_tpot_seconds{model,endpoint}`: of a stream, per token after the first.
+    pub fn router_tpot(&self, model: &str, endpoint: &'static str, per_token: Duration) {
+        self.model(model, |model| model.tpot.with(&endpoint, |tpot| tpot.record(per_token.as_secs_f64())));
+    }
+
+    /// `smg_router_tokens_total{token_type}`: prompt, cached, completion.
+    pub fn router_tokens(&self, prompt: u64, cached: u64, completion: u64) {
+        for (counter, tokens) in self.router_tokens.iter().zip([prompt, cached, completion]) {
+            counter.add(tokens);
+        }
     }
 
     /// `smg_router_request_errors_total{error_type}`.
@@ -467,6 +488,7 @@ fn models(meter: &Meter) -> Family<String, Arc<Model>> {
     let requests = counter(meter, &def::ROUTER_REQUESTS);
     let duration = histogram(meter, &def::ROUTER_DURATION, DURATION_BUCKETS);
     let ttft = histogram(meter, &def::ROUTER_TTFT, TTFT_BUCKETS);
+    let tpot = histogram(meter, &def::ROUTER_TPOT, TPOT_BUCKETS);
     let by_endpoint = |histogram: &Histogram<f64>, model: &String| {
         let (histogram, model) = (histogram.clone(), KeyValue::new("model", model.clone()));
         Family::new(CLOSED_MAX, move |endpoint: &&'static str| {
@@ -480,7 +502,8 @@ fn models(meter: &Meter) -> Family<String, Arc<Model>> {
             let (endpoint, streaming) = (KeyValue::new("endpoint", *endpoint), KeyValue::new("streaming", streaming));
             counter.bind(&[label.clone(), endpoint, streaming])
         });
-        Arc::new(Model { requests, duration: by_endpoint(&duration, model), ttft: by_endpoint(&ttft, model) })
+        let [duration, ttft, tpot] = [&duration, &ttft, &tpot].map(|histogram| by_endpoint(histogram, model));
+        Arc::new(Model { requests, duration, ttft, tpot })
     });
     // Takes its place now, so that there is one when all others are taken.
     models.with(OTHER_MODEL, |_| ());

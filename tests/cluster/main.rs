@@ -21,6 +21,7 @@ mod failover;
 mod leader;
 mod limits;
 mod manual;
+mod metrics;
 mod operator;
 mod routes;
 mod serving_tls;

@@ -282,6 +282,7 @@ impl Net {
         if self.sync_due.is_some_and(|at| at <= now) {
             self.on_synced(&mut outcome);
         }
+        self.metrics.mesh_replication(now, || self.replicator.waiting());
         outcome
     }
 

@@ -39,6 +39,7 @@ pub(super) fn sync_event(metrics: &Metrics, event: &SyncEvent) {
         SyncEvent::EpochRaised { peer, epoch_ms } => {
             warn!(peer = %peer, epoch_ms, "our clock was set back since this node last ran; what it says goes on in a later epoch");
         }
+        SyncEvent::ClockTold { peer, ahead_ms } => metrics.mesh_clock_skew(peer, *ahead_ms),
         SyncEvent::ClockAhead { peer, ahead_ms } => {
             warn!(peer = %peer, ahead_ms, "state from a clock that is ahead of ours; synchronise the clocks");
         }

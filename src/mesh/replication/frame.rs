@@ -34,6 +34,8 @@ pub struct Ack {
     pub grant: bool,
     /// Chunks to the acceptor may be compressed.
     pub reads_lz4: bool,
+    /// The acceptor's wall clock in unix milliseconds; 0: not told.
+    pub wall_ms: u64,
     /// What changed.
     pub namespaces: Vec<NamespaceAck>,
 }

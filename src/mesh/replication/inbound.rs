@@ -109,7 +109,7 @@ impl Inbound {
         self.ack_due.get_or_insert(now);
     }
 
-    pub(super) fn build_ack(&mut self, stores: &Stores) -> (u64, Ack) {
+    pub(super) fn build_ack(&mut self, stores: &Stores, wall_ms: u64) -> (u64, Ack) {
         let seq = self.acks;
         self.acks += 1;
         (self.unacked, self.unacked_bytes) = (0, 0);
@@ -125,8 +125,8 @@ impl Inbound {
             let resume = if tells_grant { resume_of(map) } else { None };
             NamespaceAck { namespace: *namespace, seen: named(map, news.as_ref()), root: map.root(), guarded, resume }
         });
-        let ack =
-            Ack { received: self.received, grant: self.granted, reads_lz4: true, namespaces: namespaces.collect() };
+        let namespaces = namespaces.collect();
+        let ack = Ack { received: self.received, grant: self.granted, reads_lz4: true, wall_ms, namespaces };
         (seq, ack)
     }
 }

@@ -99,6 +99,8 @@ pub(super) struct Outbound {
     acks: u64,
     granted: bool,
     timed: VecDeque<(u64, Instant)>,
+    /// Since when a frame waits for its ack, or a later time.
+    waiting_since: Option<Instant>,
     reads_lz4: bool,
     /// Chunks that the peer has not acked, with their sizes. Bounded by [`CREDIT_BYTES`] and one chunk.
     on_the_way: VecDeque<(u64, usize)>,
@@ -120,6 +122,7 @@ impl Outbound {
             acks: 0,
             granted: false,
             timed: VecDeque::new(),
+            waiting_since: None,
             reads_lz4: false,
             on_the_way: VecDeque::new(),
             tick_due: now + sync_interval / 2,
@@ -130,6 +133,11 @@ impl Outbound {
     /// Whether an ack can be the next of this pipe.
     pub(super) fn accepts(&self, seq: u64, ack: &Ack) -> bool {
         seq == self.acks && ack.received <= self.frames
+    }
+
+    /// Since when the oldest frame without an ack waits for it; none when there is none.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.waiting_since
     }
 
     /// Takes note of what the peer has.
@@ -144,6 +152,8 @@ impl Outbound {
             outcome.latency = Some(now.saturating_duration_since(*sent_at));
             self.timed.pop_front();
         }
+        let is_waiting = ack.received < self.frames;
+        self.waiting_since = is_waiting.then(|| self.timed.front().map_or(now, |(_, sent_at)| *sent_at));
         if ack.grant && !self.granted {
             self.granted = true;
             self.namespaces.iter_mut().for_each(|namespace| namespace.full = true);
@@ -229,6 +239,7 @@ impl Outbound {
                     self.timed.pop_front();
                 }
                 self.timed.push_back((seq, now));
+                self.waiting_since.get_or_insert(now);
                 return Some((seq, namespace, body));
             }
         }

@@ -110,7 +110,7 @@ pub fn decode(bytes: &[u8]) -> Result<Frame, DecodeError> {
 
 fn ack_to_proto(ack: &Ack) -> pb::Ack {
     let namespaces = ack.namespaces.iter().map(namespace_ack_to_proto).collect();
-    pb::Ack { received: ack.received, grant: ack.grant, namespaces, lz4: ack.reads_lz4 }
+    pb::Ack { received: ack.received, grant: ack.grant, namespaces, lz4: ack.reads_lz4, wall_ms: ack.wall_ms }
 }
 
 fn namespace_ack_to_proto(ack: &NamespaceAck) -> pb::NamespaceAck {
@@ -191,7 +191,7 @@ fn ack_from_proto(ack: &pb::Ack) -> Result<Ack, DecodeError> {
     let known = ack.namespaces.iter().filter_map(|told| Some((namespace_from_proto(told.namespace)?, told)));
     let namespaces =
         known.map(|(namespace, told)| namespace_ack_from_proto(namespace, told)).collect::<Result<_, _>>()?;
-    Ok(Ack { received: ack.received, grant: ack.grant, reads_lz4: ack.lz4, namespaces })
+    Ok(Ack { received: ack.received, grant: ack.grant, reads_lz4: ack.lz4, wall_ms: ack.wall_ms, namespaces })
 }
 
 fn namespace_ack_from_proto(namespace: Namespace, ack: &pb::NamespaceAck) -> Result<NamespaceAck, DecodeError> {
@@ -326,7 +326,7 @@ mod tests {
         let resume = Some((Bytes::from_static(b"r"), vec![(actor(), 2)]));
         let told =
             NamespaceAck { namespace: Namespace::Workers, seen: vec![(actor(), 1)], root: 7, guarded: true, resume };
-        let ack = Ack { received: 4, grant: true, reads_lz4: true, namespaces: vec![told] };
+        let ack = Ack { received: 4, grant: true, reads_lz4: true, wall_ms: 9, namespaces: vec![told] };
         let bodies = [body(false), body(true)].map(|body| Kind::Body(Namespace::Policies, body));
         bodies.into_iter().chain([Kind::Ack(ack)]).map(|kind| Frame { seq: 6, kind }).collect()
     }

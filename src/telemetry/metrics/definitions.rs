@@ -32,6 +32,9 @@ pub const DURATION_BUCKETS: &[f64] =
 pub const TTFT_BUCKETS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0];
 
+/// Buckets of times per output token in seconds: from 500 tokens a second to a stream that stutters.
+pub const TPOT_BUCKETS: &[f64] = &[0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0];
+
 /// Buckets of mesh round trips in seconds: from one rack to a link about to be given up.
 pub const SYNC_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -69,6 +72,10 @@ definitions! {
         "Time from routing a request to the end of the worker's answer.";
     ROUTER_TTFT = Histogram "smg_router_ttft_seconds" ["model", "endpoint"]
         "Time from routing a request to the first body byte of a stream.";
+    ROUTER_TPOT = Histogram "smg_router_tpot_seconds" ["model", "endpoint"]
+        "Time per output token of a stream after the first; an event counts as a token where the worker tells no usage.";
+    ROUTER_TOKENS = Counter "smg_router_tokens_total" ["token_type"]
+        "Tokens that workers reported: prompt, cached (those of prompt that a cache had) and completion.";
     ROUTER_ERRORS = Counter "smg_router_request_errors_total" ["error_type"] "Requests that ended in an error, by cause.";
     WORKER_POOL = Gauge "smg_worker_pool_size" [] "Workers that this gateway knows.";
     WORKER_ACTIVE = Gauge "smg_worker_requests_active" ["worker"] "Requests in flight from this gateway, by worker.";
@@ -124,6 +131,12 @@ definitions! {
     MESH_GOSSIP = Counter "smg_mesh_gossip_messages_total" ["direction", "kind"] "Membership messages, by direction and kind.";
     MESH_REJECTED = Counter "smg_mesh_rejected_total" ["plane", "reason"]
         "Packets, handshakes and frames of the mesh that were refused, by plane and reason.";
+    MESH_CLOCK_SKEW = Gauge "smg_mesh_clock_skew_seconds" ["peer"]
+        "The peer's wall clock less that of this node, by its last word; too little by the time that the word travelled.";
+    MESH_LAG = Gauge "smg_mesh_replication_lag_seconds" ["peer"]
+        "How long the oldest state sent to the peer has waited for its ack; 0 when none waits.";
+    MESH_STORE_ENTRIES = Gauge "smg_mesh_store_entries" ["store"] "Live keys of a replicated namespace.";
+    MESH_STORE_BYTES = Gauge "smg_mesh_store_bytes" ["store"] "Live payload of a replicated namespace in bytes.";
     MESH_DATA_SAVES = Counter "smg_mesh_data_saves_total" ["result"]
         "Batches of replicated state written to --mesh-data-dir: done (flushed to the disk) or failed.";
     TLS_EXPIRY = Gauge "smg_tls_cert_expiry_timestamp_seconds" ["role"]

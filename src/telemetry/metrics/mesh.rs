@@ -1,9 +1,21 @@
 //! What the mesh shows at a scrape: members, and the election.
 
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
 use opentelemetry::{KeyValue, metrics::Meter};
 
-use super::{Source, definitions as def, definitions::Definition, gauge};
-use crate::mesh::node::{NodeName, NodeStatus};
+use super::{Metrics, Source, definitions as def, definitions::Definition, gauge};
+use crate::mesh::{
+    node::{NodeName, NodeStatus},
+    stores::Namespace,
+};
 
 /// The mesh at the time of a scrape.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +93,99 @@ pub struct ElectionSample {
     pub voters: usize,
     /// A quorum of them is there.
     pub has_quorum: bool,
+}
+
+/// Lags are looked at this often; between two looks a scrape counts on.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What replication has told of itself: at most as much as there are peers.
+#[derive(Debug, Default)]
+pub(super) struct Replication {
+    /// Entries and bytes.
+    stores: [(AtomicU64, AtomicU64); Namespace::COUNT],
+    peers: Mutex<Peers>,
+}
+
+#[derive(Debug, Default)]
+struct Peers {
+    looked_at: Option<Instant>,
+    waiting: Vec<(NodeName, Option<Instant>)>,
+    /// Seconds ahead of this node, by the last word.
+    skews: BTreeMap<NodeName, f64>,
+}
+
+impl Replication {
+    fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Metrics {
+    /// `smg_mesh_clock_skew_seconds{peer}`. A peer that is forgotten loses its series.
+    pub fn mesh_clock_skew(&self, peer: &NodeName, ahead_ms: i64) {
+        self.mesh_replication.peers().skews.insert(peer.clone(), ahead_ms as f64 / 1000.0);
+    }
+
+    /// `smg_mesh_replication_lag_seconds{peer}`: who has frames that wait for an ack, and since when. Asked once a second.
+    pub fn mesh_replication<'a, I>(&self, now: Instant, waiting: impl FnOnce() -> I)
+    where
+        I: Iterator<Item = (&'a NodeName, Option<Instant>)>,
+    {
+        let mut peers = self.mesh_replication.peers();
+        if peers.looked_at.is_some_and(|at| now < at + LOOK_INTERVAL) {
+            return;
+        }
+        peers.looked_at = Some(now);
+        peers.waiting = waiting().map(|(peer, since)| (peer.clone(), since)).collect();
+    }
+
+    /// `smg_mesh_store_entries{store}` and `smg_mesh_store_bytes{store}`.
+    pub fn mesh_store(&self, store: Namespace, entries: usize, bytes: usize) {
+        let (to_entries, to_bytes) = &self.mesh_replication.stores[store.index()];
+        to_entries.store(entries as u64, Ordering::Relaxed);
+        to_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Without the mesh there are no such series.
+pub(super) fn observe_replication(meter: &Meter, source: &Source<MeshSample>) -> Arc<Replication> {
+    type Read = fn(&(AtomicU64, AtomicU64)) -> &AtomicU64;
+    let told = Arc::<Replication>::default();
+    let reads: [(&Definition, Read); 2] =
+        [(&def::MESH_STORE_ENTRIES, |it| &it.0), (&def::MESH_STORE_BYTES, |it| &it.1)];
+    for (definition, read) in reads {
+        let (told, source) = (told.clone(), source.clone());
+        gauge(meter, definition, move |gauge| {
+            let is_mesh = source.load().as_ref().is_some_and(|source| source().election.is_some());
+            for store in Namespace::ALL.into_iter().filter(|_| is_mesh) {
+                let value = read(&told.stores[store.index()]).load(Ordering::Relaxed);
+                gauge.observe(i64::try_from(value).unwrap_or(i64::MAX), &[KeyValue::new("store", store.as_str())]);
+            }
+        });
+    }
+    let (skews, known) = (told.clone(), source.clone());
+    let builder = meter.f64_observable_gauge(def::MESH_CLOCK_SKEW.name).with_description(def::MESH_CLOCK_SKEW.help);
+    let _registered = builder
+        .with_callback(move |gauge| {
+            let known = known.load().as_ref().map(|source| source().peers).unwrap_or_default();
+            let mut peers = skews.peers();
+            peers.skews.retain(|peer, _| known.iter().any(|(name, _)| name == peer));
+            for (peer, seconds) in &peers.skews {
+                gauge.observe(*seconds, &[KeyValue::new("peer", peer.as_str().to_owned())]);
+            }
+        })
+        .build();
+    let lags = told.clone();
+    let builder = meter.f64_observable_gauge(def::MESH_LAG.name).with_description(def::MESH_LAG.help);
+    let _registered = builder
+        .with_callback(move |gauge| {
+            for (peer, since) in &lags.peers().waiting {
+                let lag = since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+                gauge.observe(lag, &[KeyValue::new("peer", peer.as_str().to_owned())]);
+            }
+        })
+        .build();
+    told
 }
 
 fn observe_election(meter: &Meter, source: &Source<MeshSample>) {

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use super::*;
-use crate::mesh::node::NodeStatus;
+use crate::mesh::{node::NodeStatus, stores::Namespace};
 
 fn lines(metrics: &Metrics, start: &str) -> Vec<String> {
     metrics.encode().lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect()
@@ -41,6 +41,8 @@ fn busy() -> Arc<Metrics> {
     metrics.router_request("llama", "/v1/chat/completions", true);
     metrics.router_duration("llama", "/v1/chat/completions", elapsed);
     metrics.router_ttft("llama", "/v1/chat/completions", elapsed);
+    metrics.router_tpot("llama", "/v1/chat/completions", elapsed);
+    metrics.router_tokens(10, 4, 3);
     metrics.router_error("no_available_workers");
     metrics.worker_selected(PolicyKind::LeastLoad);
     metrics.cache_aware("cache", 3, 4);
@@ -59,6 +61,12 @@ fn busy() -> Arc<Metrics> {
         members: vec![(NodeStatus::Alive, 2), (NodeStatus::Down, 1)],
         rights: Some(RightsSample { held: (33.5, 6.0), lent: (100.0, 20.0), granted: 9, lapsed: 1, ..rights }),
     });
+    let (peer, stranger) = ("node2".parse().unwrap(), "forgotten".parse().unwrap());
+    metrics.mesh_clock_skew(&peer, -250);
+    metrics.mesh_clock_skew(&stranger, 9);
+    metrics.mesh_replication(Instant::now(), || [(&peer, None)].into_iter());
+    metrics.mesh_replication(Instant::now(), || [(&stranger, None)].into_iter());
+    metrics.mesh_store(Namespace::Workers, 7, 900);
     metrics.mesh_data_save(true);
     metrics.mesh_suspicion(true);
     metrics.mesh_false_suspicion();
@@ -143,6 +151,15 @@ fn samples_have_their_values() {
         &format!("smg_worker_cb_state{{worker=\"{worker}\"}} 2"),
         &format!("smg_worker_cb_transitions_total{{from=\"closed\",to=\"open\",worker=\"{worker}\"}} 4"),
         &format!("smg_worker_cb_transitions_total{{from=\"half_open\",to=\"closed\",worker=\"{worker}\"}} 1"),
+        r#"smg_router_tokens_total{token_type="prompt"} 10"#,
+        r#"smg_router_tokens_total{token_type="cached"} 4"#,
+        r#"smg_router_tokens_total{token_type="completion"} 3"#,
+        r#"smg_router_tpot_seconds_bucket{endpoint="/v1/chat/completions",model="llama",le="0.03"} 1"#,
+        r#"smg_mesh_clock_skew_seconds{peer="node2"} -0.25"#,
+        r#"smg_mesh_replication_lag_seconds{peer="node2"} 0"#,
+        r#"smg_mesh_store_entries{store="workers"} 7"#,
+        r#"smg_mesh_store_bytes{store="workers"} 900"#,
+        r#"smg_mesh_store_bytes{store="sessions"} 0"#,
         "smg_mesh_peers_total 1",
         r#"smg_mesh_peer_status{peer="node2"} 1"#,
         r#"smg_mesh_peer_status{peer="node3"} 0"#,
@@ -207,6 +224,8 @@ fn series_go_with_their_source() {
         "smg_worker_requests_active{",
         "smg_mesh_peer_status{",
         "smg_mesh_members{",
+        "smg_mesh_clock_skew_seconds{",
+        "smg_mesh_store_entries{",
     ] {
         assert_eq!(lines(&metrics, gone), Vec::<String>::new(), "{gone}");
     }
