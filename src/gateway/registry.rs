@@ -44,6 +44,8 @@ use crate::{
     telemetry::metrics::{CacheSample, Metrics, WorkerSample},
 };
 
+mod changes;
+
 pub mod keeper;
 
 pub mod roster;

@@ -22,6 +22,7 @@ use crate::{
         rate,
         registry::{
             Settings,
+            changes::Changes,
             roster::{Entry, Roster, models_of},
             table::{Policies, build},
         },
@@ -77,6 +78,10 @@ pub(super) struct Keeper<P> {
     limits_due: Option<Vec<SharedLimit>>,
     /// The cluster's state is not here yet.
     is_joining: bool,
+    /// The workers of the last view, which `slots` and `refused` follow.
+    workers_seen: Arc<Vec<Arc<WorkerView>>>,
+    /// The generations of the last view, which the slots have.
+    generations: BTreeMap<u64, u32>,
     slots: BTreeMap<WorkerId, Slot>,
     leaving: Vec<Leaving>,
     sweep_due: Option<Instant>,
@@ -148,6 +153,8 @@ impl<P: Probe> Keeper<P> {
             settings,
             metrics,
             prober,
+            workers_seen: Arc::default(),
+            generations: BTreeMap::new(),
             slots: BTreeMap::new(),
             leaving: Vec::new(),
             sweep_due: None,
@@ -198,18 +205,14 @@ impl<P: Probe> Keeper<P> {
         }
         self.on_routing_facts(&view);
         self.limit_rate(view.rate_limit.as_ref(), view.mesh_enabled);
-        let gone: Vec<_> = {
-            let is_there = |id: &WorkerId| view.workers.binary_search_by(|worker| worker.id.cmp(id)).is_ok();
-            self.slots.keys().filter(|id| !is_there(id)).cloned().collect()
-        };
-        for id in gone {
-            self.remove(&id);
+        let seen = std::mem::replace(&mut self.workers_seen, view.workers.clone());
+        let changes = Changes::between(&seen, &view.workers);
+        for id in changes.gone {
+            self.remove(id);
+            self.refused.remove(id);
         }
-        self.refused.retain(|id| view.workers.binary_search_by(|worker| worker.id.cmp(id)).is_ok());
-        for worker in view.workers.iter() {
-            if self.slots.get(&worker.id).is_none_or(|slot| slot.view != *worker) {
-                self.upsert(worker, &view);
-            }
+        for worker in changes.new {
+            self.upsert(worker, &view);
         }
     }
 
@@ -221,6 +224,10 @@ impl<P: Probe> Keeper<P> {
             self.hash_key = facts.hash_key.as_deref().and_then(HashKey::of_slice).map(Arc::new);
             self.set_policies();
         }
+        if facts.generations == self.generations {
+            return;
+        }
+        self.generations.clone_from(&facts.generations);
         for (id, slot) in &mut self.slots {
             slot.generation = facts.generations.get(&id.number()).copied().unwrap_or(0);
             slot.worker.set_generation(slot.generation as u8);
