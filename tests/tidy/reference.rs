@@ -106,6 +106,30 @@ fn deployment_names_only_what_exists() {
     assert_none("deploy/ names only flags, variables and metrics that exist", &findings);
 }
 
+#[test]
+fn every_alert_says_where_its_runbook_is() {
+    let runbook = std::fs::read_to_string(root().join("deploy/prometheus/RUNBOOK.md")).unwrap();
+    let rules = std::fs::read_to_string(root().join("deploy/prometheus/smg.rules.yml")).unwrap();
+    let tests = std::fs::read_to_string(root().join("deploy/prometheus/smg.rules.test.yml")).unwrap();
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let mut findings = Vec::new();
+    for alert in &alerts {
+        // A heading of its own, and a paragraph below it.
+        let paragraph = runbook.split(&format!("\n## {alert}\n")).nth(1).unwrap_or_default();
+        let paragraph = paragraph.split("\n## ").next().unwrap_or_default();
+        if paragraph.trim().len() < 100 {
+            findings.push(format!("{alert} has no paragraph in deploy/prometheus/RUNBOOK.md"));
+        }
+        if !tests.contains(&format!("alertname: {alert}\n    exp_alerts:")) {
+            findings.push(format!("{alert} is not seen to fire in deploy/prometheus/smg.rules.test.yml"));
+        }
+    }
+    let headings = runbook.lines().filter_map(|line| line.strip_prefix("## ")).filter(|name| !alerts.contains(name));
+    findings.extend(headings.map(|name| format!("deploy/prometheus/RUNBOOK.md: there is no alert {name}")));
+    assert!(alerts.len() > 10, "the rules are read");
+    assert_none("every alert has a runbook and a test", &findings);
+}
+
 fn is_known_metric(name: &str) -> bool {
     metrics::ALL.iter().any(|metric| {
         let rest = name.strip_prefix(metric.name);
