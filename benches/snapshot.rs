@@ -125,6 +125,8 @@ fn measure(load: &Load) {
 /// What a process of the cluster does.
 fn node(args: &[String]) {
     let [name, dir, entries, value_bytes] = args else { return };
+    // As the program itself does: huge pages would count as memory of which nothing is used.
+    nix::sys::prctl::set_thp_disable(true).unwrap();
     let (entries, value_bytes): (usize, usize) = (entries.parse().unwrap(), value_bytes.parse().unwrap());
     let n: u8 = if name == "node1" { 1 } else { 2 };
     let ip = |n: u8| Ipv4Addr::new(127, 93, 7, n).to_string();

@@ -11,6 +11,7 @@
 //! | `node` | `{"name","status","previous","address","zone"}`; `status` null when the node was forgotten, `previous` null when it is new |
 //! | `leader` | `{"leader","term"}`; `leader` null while this node knows of none |
 //! | `worker` | `{"id","url","change","observers"}`; `change` is `added`, `changed` or `removed`, `observers` maps nodes to states |
+//! | `clock` | `{"name","skewed","skew_seconds"}` when a peer's clock is more than 0.5 s from ours, and when it is less than 0.25 s again; `skew_seconds` is by how much it leads |
 //! | `policy` | `{"model","policy","config"}` |
 
 use std::{
@@ -98,7 +99,7 @@ async fn next(mut subscriber: Subscriber) -> Option<(Vec<Change>, Subscriber)> {
     }
 }
 
-/// What is different in `new`: nodes, then the leader, then workers, then policies, each by name.
+/// What is different in `new`: nodes, then the leader, clocks, workers and policies, each by name.
 #[must_use]
 pub fn between(old: &View, new: &View) -> Vec<Change> {
     let mut changes = Vec::new();
@@ -111,6 +112,13 @@ pub fn between(old: &View, new: &View) -> Vec<Change> {
         changes.push(Change { event: "leader", data: json!({ "leader": leader, "term": new.term }) });
     }
     let workers = |view: &View| view.workers.iter().map(|worker| (worker.id.clone(), worker.clone())).collect();
+    for (name, link) in new.links.iter() {
+        if old.links.get(name).is_some_and(|old| old.is_skewed) != link.is_skewed {
+            let skew_seconds = link.skew_ms.map(|skew_ms| skew_ms as f64 / 1e3);
+            let data = json!({ "name": name.as_str(), "skewed": link.is_skewed, "skew_seconds": skew_seconds });
+            changes.push(Change { event: "clock", data });
+        }
+    }
     // A list in which nothing changed is the same.
     if !Arc::ptr_eq(&old.workers, &new.workers) {
         for (_, old, new) in differences::<_, Arc<WorkerView>>(workers(old), workers(new)) {
@@ -181,7 +189,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::mesh::{
-        driver::handle::{Leadership, Roots, RoutingFacts},
+        driver::{
+            handle::{Leadership, Roots, RoutingFacts},
+            links::Link,
+        },
         node::NodeStatus,
         stores::{PolicySpec, WorkerId, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState},
     };
@@ -218,10 +229,32 @@ mod tests {
             policies: Arc::new(policy.into_iter().map(|spec| ("m".into(), Arc::new(spec))).collect()),
             routing: RoutingFacts::default(),
             last_sync: None,
+            links: Arc::default(),
             roots: Roots::default(),
             leader: None,
             term: 0,
             synced: true,
+        }
+    }
+
+    #[test]
+    fn a_clock_is_told_when_it_goes_wrong_and_when_it_is_right_again() {
+        let of = |skew_ms: i64, is_skewed| {
+            let link = Link { skew_ms: Some(skew_ms), is_skewed };
+            View { links: Arc::new([("n2".parse().unwrap(), link)].into()), ..view(&[], &[], None) }
+        };
+        let none = view(&[], &[], None);
+        for (case, old, new, told) in [
+            ("first reading", &none, of(20, false), None),
+            ("first reading is bad", &none, of(-612_500, true), Some((true, -612.5))),
+            ("goes wrong", &of(20, false), of(700, true), Some((true, 0.7))),
+            ("stays wrong", &of(700, true), of(900, true), None),
+            ("is right again", &of(700, true), of(20, false), Some((false, 0.02))),
+            ("is gone", &of(700, true), none.clone(), None),
+        ] {
+            let data = |(skewed, seconds)| json!({"name": "n2", "skewed": skewed, "skew_seconds": seconds});
+            let expected = told.map(|told: (bool, f64)| Change { event: "clock", data: data(told) });
+            assert_eq!(between(old, &new), expected.into_iter().collect::<Vec<_>>(), "{case}");
         }
     }
 

@@ -12,6 +12,7 @@ pub mod advertise;
 pub mod data;
 pub mod identity;
 mod leader;
+pub mod links;
 pub mod net;
 mod picture;
 mod pipes;
@@ -496,6 +497,7 @@ impl Driver {
             routing: RoutingFacts { hash_key: self.stores.hash_key(), generations: self.stores.generations() },
             rate_limit: self.stores.rate_limit(),
             last_sync: self.net.as_ref().and_then(Net::last_sync),
+            links: self.net.as_ref().map(Net::links).unwrap_or_default(),
             roots: Roots {
                 workers: self.stores.map(Namespace::Workers).root(),
                 policies: self.stores.map(Namespace::Policies).root(),
@@ -558,6 +560,7 @@ impl View {
             term: 0,
             rate_limit: None,
             last_sync: None,
+            links: Arc::default(),
             roots: Roots::default(),
         }
     }

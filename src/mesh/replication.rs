@@ -22,7 +22,8 @@
 //! 6. Acks carry what changed of the vector, and the roots: at most one per 20 ms, and at least one per half sync interval
 //!    while anything changes. Without news one of ~40 bytes after 1, 2, 4, 8 and then each 16 sync intervals.
 //! 7. Equal vectors with different roots for more than 2 s: a snapshot, whatever went wrong.
-//! 8. Peers of another version may know other namespaces. An acceptor names those that it knows in its digest, and a
+//! 8. Once a minute, where nothing else is sent, a body without content asks for the peer's clock: see [`clock`].
+//! 9. Peers of another version may know other namespaces. An acceptor names those that it knows in its digest, and a
 //!    dialer sends nothing of any other, skips what it does not know itself, and counts itself complete without it.
 //!    Meanwhile no dead epoch of a namespace is folded that a voter does not know.
 //!
@@ -49,6 +50,7 @@ use crate::mesh::{
     wire::replication::{self as wire, DecodeError},
 };
 
+pub mod clock;
 pub mod fold;
 pub mod frame;
 pub mod inbound;
@@ -185,12 +187,12 @@ pub enum SyncEvent {
         /// The new epoch in unix milliseconds.
         epoch_ms: u64,
     },
-    /// A peer told its wall clock.
-    ClockTold {
-        /// Who.
+    /// An ack told the peer's clock.
+    ClockSkew {
+        /// Whose.
         peer: NodeName,
-        /// Its clock less ours when that came, in milliseconds: too little by the time that it travelled.
-        ahead_ms: i64,
+        /// By how many milliseconds it leads ours; see [`clock`].
+        skew_ms: i64,
     },
     /// A timestamp of a peer's state leads our wall clock too far to follow.
     ClockAhead {
@@ -237,8 +239,6 @@ pub struct Replicator {
     members: Members,
     /// Our wall clock when the last frame came; 0 before.
     wall_ms: u64,
-    /// When that was.
-    wall_at: Instant,
     pipes: BTreeMap<PipeId, Pipe>,
     /// Served after this one, so that pipes take turns.
     last_served: PipeId,
@@ -261,7 +261,6 @@ impl Replicator {
             topology: Topology::Full,
             members: Members::default(),
             wall_ms: 0,
-            wall_at: now,
             pipes: BTreeMap::new(),
             last_served: PipeId(0),
             grant: None,
@@ -325,7 +324,7 @@ impl Replicator {
         pipe: PipeId,
         bytes: &[u8],
     ) -> Result<(), FrameError> {
-        (self.now, self.wall_ms, self.wall_at) = (now, wall_ms, now);
+        (self.now, self.wall_ms) = (now, wall_ms);
         let Pipe { peer, role, .. } = self.pipes.get_mut(&pipe).ok_or(FrameError::UnknownPipe)?;
         let frame = wire::decode(bytes)?;
         match (role, frame.kind) {
@@ -333,12 +332,10 @@ impl Replicator {
                 if !outbound.accepts(frame.seq, &ack) {
                     return Err(FrameError::Sequence);
                 }
-                let told_ms = ack.wall_ms;
-                let outcome = outbound.on_ack(now, stores, ack);
+                let outcome = outbound.on_ack(now, wall_ms, stores, ack);
                 let peer = peer.clone();
-                if told_ms > 0 {
-                    let ahead_ms = told_ms.wrapping_sub(wall_ms).cast_signed();
-                    self.push_event(SyncEvent::ClockTold { peer: peer.clone(), ahead_ms });
+                if let Some(skew_ms) = outcome.skew_ms {
+                    self.push_event(SyncEvent::ClockSkew { peer: peer.clone(), skew_ms });
                 }
                 if let Some(latency) = outcome.latency {
                     self.push_event(SyncEvent::Acked { peer: peer.clone(), latency });
@@ -355,7 +352,7 @@ impl Replicator {
                 let is_last = body.chunk.as_ref().map(|chunk| chunk.to.is_none());
                 let epoch_ms = stores.epoch_ms();
                 let ahead_ms = stores.apply(wall_ms, namespace, inbound.context(namespace), body)?;
-                inbound.on_applied(now, bytes.len());
+                inbound.on_applied(now, wall_ms, bytes.len());
                 let (peer, delta_bytes) = (peer.clone(), bytes.len());
                 if stores.epoch_ms() > epoch_ms {
                     self.push_event(SyncEvent::EpochRaised { peer: peer.clone(), epoch_ms: stores.epoch_ms() });
@@ -426,7 +423,6 @@ impl Replicator {
         let turns: Vec<PipeId> =
             self.pipes.range(first..).chain(self.pipes.range(..first)).map(|(id, _)| *id).collect();
         let is_receiving = self.grant.is_some();
-        let wall_ms = self.wall_ms_at(now);
         for id in turns {
             let Some(Pipe { peer, role, .. }) = self.pipes.get_mut(&id) else { continue };
             // Most pipes have nothing to say most of the time: only the others are asked for room.
@@ -442,7 +438,7 @@ impl Replicator {
                     .poll_body(now, stores, is_receiving, self.topology)
                     .map(|(seq, namespace, body)| Frame { seq, kind: Kind::Body(namespace, body) }),
                 Role::Accepted(inbound) => {
-                    let (seq, ack) = inbound.build_ack(stores, wall_ms);
+                    let (seq, ack) = inbound.build_ack(now, stores);
                     Some(Frame { seq, kind: Kind::Ack(ack) })
                 }
             };
@@ -460,15 +456,6 @@ impl Replicator {
             }
         }
         None
-    }
-
-    /// Our wall clock, as far as frames told it; 0 before the first.
-    fn wall_ms_at(&self, now: Instant) -> u64 {
-        if self.wall_ms == 0 {
-            return 0;
-        }
-        let since = now.saturating_duration_since(self.wall_at).as_millis();
-        self.wall_ms.saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
     }
 
     /// To whom this node has pipes of its own, and since when frames wait there for an ack; none: nothing waits.

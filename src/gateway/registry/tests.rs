@@ -56,6 +56,7 @@ impl FakeMesh {
             routing: RoutingFacts::default(),
             rate_limit: None,
             last_sync: None,
+            links: Arc::default(),
             roots: Roots::default(),
             synced: true,
         };

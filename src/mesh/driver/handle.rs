@@ -12,7 +12,10 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::mesh::{
-    driver::rights::{RightsView, SharedLimit},
+    driver::{
+        links::Link,
+        rights::{RightsView, SharedLimit},
+    },
     election::Leader,
     node::{NodeName, NodeStatus},
     routing::Message,
@@ -50,6 +53,8 @@ pub struct View {
     pub term: u64,
     /// The rate limit set through the API.
     pub rate_limit: Option<PolicySpec>,
+    /// The ways to the peers that this node sends its state to; none before something was measured there.
+    pub links: Arc<BTreeMap<NodeName, Link>>,
     /// When this node's state was last known equal to, or changed by, a peer's; none before the first exchange.
     pub last_sync: Option<SystemTime>,
     /// By which nodes tell that they hold the same.

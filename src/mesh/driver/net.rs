@@ -31,6 +31,7 @@ use crate::{
             data::Saving,
             handle::{Command, NodeView},
             leader::{Chair, Podium},
+            links::{Link, Links},
             pipes::{Action, Pipes},
             report::{self, Refusals},
             resolve,
@@ -132,6 +133,7 @@ pub(super) struct Net {
     absent: Absent,
     last_sync: Option<SystemTime>,
     story: Story,
+    links: Links,
     broken: Option<io::Error>,
     /// Since when frames are to be built that the last turn had no time for.
     unbuilt: Option<Instant>,
@@ -200,6 +202,7 @@ impl Net {
             unbuilt: None,
             sync_due: (!config.peers.is_empty()).then_some(now + SYNC_WAIT_MAX),
             story: Story::default(),
+            links: Links::default(),
         })
     }
 
@@ -308,6 +311,10 @@ impl Net {
     /// Who leads as far as is known, and the newest term.
     pub(super) fn leader(&self) -> (Option<NodeName>, u64) {
         self.chair.leader()
+    }
+
+    pub(super) fn links(&self) -> Arc<BTreeMap<NodeName, Link>> {
+        self.links.all()
     }
 
     pub(super) fn last_sync(&self) -> Option<SystemTime> {
@@ -422,6 +429,7 @@ impl Net {
             Event::Forgotten { name } => {
                 outcome.changed = true;
                 self.absent.on_forgotten(name, stores);
+                self.links.gone(name);
                 self.chair.on_members(now, &self.swim);
                 self.retarget(now);
             }
@@ -483,6 +491,8 @@ impl Net {
         }
         while let Some(event) = self.replicator.poll_event() {
             report::sync_event(&self.metrics, &event);
+            let is_member = |name: &NodeName| self.swim.members().any(|member| member.name == *name);
+            outcome.changed |= self.links.note(now, &event, is_member);
             if matches!(event, SyncEvent::CaughtUp { .. } | SyncEvent::InSync { .. }) {
                 self.on_synced(outcome);
             }

@@ -35,14 +35,12 @@ pub(super) fn sync_event(metrics: &Metrics, event: &SyncEvent) {
         SyncEvent::SnapshotReceived { .. } => metrics.mesh_sync_operation("snapshot_received"),
         SyncEvent::DigestSent { .. } => metrics.mesh_sync_operation("digest"),
         SyncEvent::Acked { latency, .. } => metrics.mesh_sync_latency(*latency),
-        SyncEvent::CaughtUp { .. } | SyncEvent::InSync { .. } => {}
+        // Stamps that are ahead are told in `links`.
+        SyncEvent::CaughtUp { .. } | SyncEvent::InSync { .. } | SyncEvent::ClockAhead { .. } => {}
         SyncEvent::EpochRaised { peer, epoch_ms } => {
             warn!(peer = %peer, epoch_ms, "our clock was set back since this node last ran; what it says goes on in a later epoch");
         }
-        SyncEvent::ClockTold { peer, ahead_ms } => metrics.mesh_clock_skew(peer, *ahead_ms),
-        SyncEvent::ClockAhead { peer, ahead_ms } => {
-            warn!(peer = %peer, ahead_ms, "state from a clock that is ahead of ours; synchronise the clocks");
-        }
+        SyncEvent::ClockSkew { peer, skew_ms } => metrics.mesh_clock_skew(peer, *skew_ms),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::clock::Reading;
 use crate::mesh::{
     crdt::{delta::Body, dot::Actor},
     stores::Namespace,
@@ -34,8 +35,8 @@ pub struct Ack {
     pub grant: bool,
     /// Chunks to the acceptor may be compressed.
     pub reads_lz4: bool,
-    /// The acceptor's wall clock in unix milliseconds; 0: not told.
-    pub wall_ms: u64,
+    /// The acceptor's clock, when frames came since the last ack.
+    pub clock: Option<Reading>,
     /// What changed.
     pub namespaces: Vec<NamespaceAck>,
 }

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::frame::{Ack, NamespaceAck};
+use super::{
+    clock::Reading,
+    frame::{Ack, NamespaceAck},
+};
 use crate::mesh::{
     crdt::{context::VersionVector, dot::Actor, map::Map},
     stores::{Namespace, Stores},
@@ -36,6 +39,8 @@ pub(super) struct Inbound {
     received: u64,
     unacked: u32,
     unacked_bytes: usize,
+    /// When the newest frame came, and our wall clock then.
+    arrived: Option<(Instant, u64)>,
     acks: u64,
     granted: bool,
     grant_told: bool,
@@ -53,6 +58,7 @@ impl Inbound {
             received: 0,
             unacked: 0,
             unacked_bytes: 0,
+            arrived: None,
             acks: 0,
             granted: false,
             grant_told: false,
@@ -78,7 +84,8 @@ impl Inbound {
     }
 
     /// Counts an applied body.
-    pub(super) fn on_applied(&mut self, now: Instant, frame_bytes: usize) {
+    pub(super) fn on_applied(&mut self, now: Instant, wall_ms: u64, frame_bytes: usize) {
+        self.arrived = Some((now, wall_ms));
         self.received += 1;
         self.unacked += 1;
         self.unacked_bytes += frame_bytes;
@@ -109,7 +116,7 @@ impl Inbound {
         self.ack_due.get_or_insert(now);
     }
 
-    pub(super) fn build_ack(&mut self, stores: &Stores, wall_ms: u64) -> (u64, Ack) {
+    pub(super) fn build_ack(&mut self, now: Instant, stores: &Stores) -> (u64, Ack) {
         let seq = self.acks;
         self.acks += 1;
         (self.unacked, self.unacked_bytes) = (0, 0);
@@ -126,8 +133,11 @@ impl Inbound {
             NamespaceAck { namespace: *namespace, seen: named(map, news.as_ref()), root: map.root(), guarded, resume }
         });
         let namespaces = namespaces.collect();
-        let ack = Ack { received: self.received, grant: self.granted, reads_lz4: true, wall_ms, namespaces };
-        (seq, ack)
+        let clock = self.arrived.take().map(|(arrived, wall_ms)| {
+            let held = now.saturating_duration_since(arrived);
+            Reading { wall_ms, held }
+        });
+        (seq, Ack { received: self.received, grant: self.granted, reads_lz4: true, clock, namespaces })
     }
 }
 

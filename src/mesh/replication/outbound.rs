@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    clock::{self, Asking},
     frame::{Ack, NamespaceAck},
     pack::Packer,
     topology::Topology,
@@ -105,6 +106,7 @@ pub(super) struct Outbound {
     /// Chunks that the peer has not acked, with their sizes. Bounded by [`CREDIT_BYTES`] and one chunk.
     on_the_way: VecDeque<(u64, usize)>,
     pub(super) tick_due: Instant,
+    asking: Asking,
     namespaces: [OutNamespace; Namespace::COUNT],
 }
 
@@ -112,6 +114,8 @@ pub(super) struct Outbound {
 #[derive(Debug, Default)]
 pub(super) struct AckOutcome {
     pub(super) latency: Option<Duration>,
+    /// By how many milliseconds the peer's clock leads ours, when the ack told.
+    pub(super) skew_ms: Option<i64>,
     pub(super) in_sync: bool,
 }
 
@@ -120,6 +124,7 @@ impl Outbound {
         Self {
             frames: 0,
             acks: 0,
+            asking: Asking::default(),
             granted: false,
             timed: VecDeque::new(),
             waiting_since: None,
@@ -141,7 +146,7 @@ impl Outbound {
     }
 
     /// Takes note of what the peer has.
-    pub(super) fn on_ack(&mut self, now: Instant, stores: &Stores, ack: Ack) -> AckOutcome {
+    pub(super) fn on_ack(&mut self, now: Instant, wall_ms: u64, stores: &Stores, ack: Ack) -> AckOutcome {
         self.acks += 1;
         self.reads_lz4 |= ack.reads_lz4;
         while self.on_the_way.front().is_some_and(|(seq, _)| *seq < ack.received) {
@@ -154,6 +159,8 @@ impl Outbound {
         }
         let is_waiting = ack.received < self.frames;
         self.waiting_since = is_waiting.then(|| self.timed.front().map_or(now, |(_, sent_at)| *sent_at));
+        let timed = outcome.latency.zip(ack.clock);
+        outcome.skew_ms = timed.and_then(|(latency, reading)| clock::skew_ms(wall_ms, latency, reading));
         if ack.grant && !self.granted {
             self.granted = true;
             self.namespaces.iter_mut().for_each(|namespace| namespace.full = true);
@@ -172,6 +179,9 @@ impl Outbound {
 
     /// Once per sync interval: foreign dots that the peer still lacks are pushed after all, lasting divergence is healed.
     pub(super) fn on_tick(&mut self, now: Instant, stores: &Stores) {
+        if self.namespaces.iter().any(|out| out.peer.is_some()) {
+            self.asking.on_tick(now);
+        }
         for namespace in Namespace::ALL {
             let (map, out) = (stores.map(namespace), &mut self.namespaces[namespace.index()]);
             let Some(peer) = &out.peer else { continue };
@@ -209,7 +219,7 @@ impl Outbound {
         let wants = |namespace: &Namespace| {
             self.namespaces[namespace.index()].wants(stores.map(*namespace), self.granted, topology)
         };
-        Namespace::ALL.iter().any(wants)
+        self.asking.is_due() || Namespace::ALL.iter().any(wants)
     }
 
     /// Whether the peer agrees to a fold. See [`fold`](super::fold).
@@ -233,17 +243,25 @@ impl Outbound {
             let out = &mut self.namespaces[namespace.index()];
             if let Some(mut body) = out.poll_body(map, self.granted, waits, has_credit, topology) {
                 body.complete &= self.namespaces.iter().all(|out| out.peer.is_none() || out.was_complete);
-                let seq = self.frames;
-                self.frames += 1;
-                if self.timed.len() == TIMED_MAX {
-                    self.timed.pop_front();
-                }
-                self.timed.push_back((seq, now));
-                self.waiting_since.get_or_insert(now);
-                return Some((seq, namespace, body));
+                return Some((self.count_frame(now), namespace, body));
             }
         }
-        None
+        // A body without content, whose ack tells the peer's clock.
+        let known = Namespace::ALL.into_iter().find(|namespace| self.namespaces[namespace.index()].peer.is_some());
+        let namespace = known.filter(|_| self.asking.is_due())?;
+        Some((self.count_frame(now), namespace, Body::default()))
+    }
+
+    fn count_frame(&mut self, now: Instant) -> u64 {
+        let seq = self.frames;
+        self.frames += 1;
+        if self.timed.len() == TIMED_MAX {
+            self.timed.pop_front();
+        }
+        self.timed.push_back((seq, now));
+        self.waiting_since.get_or_insert(now);
+        self.asking.on_sent(now);
+        seq
     }
 }
 

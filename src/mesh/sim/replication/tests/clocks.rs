@@ -139,3 +139,43 @@ fn a_clock_in_the_year_2100_locks_no_key_and_is_told() {
     }
     assert!(cluster.is_equal() && cluster.refused.is_empty(), "{:?}", cluster.refused);
 }
+
+/// The newest reading that `node` has of the clock of `peer`.
+fn skew_ms(cluster: &Cluster, node: usize, peer: usize) -> Option<i64> {
+    let name = &cluster.nodes[peer].name;
+    let mut skews = cluster.nodes[node].events.iter().filter_map(|event| match event {
+        SyncEvent::ClockSkew { peer, skew_ms } if peer == name => Some(*skew_ms),
+        _ => None,
+    });
+    skews.next_back()
+}
+
+#[test]
+fn each_node_measures_the_clocks_of_its_peers_though_nothing_is_written() {
+    let mut cluster = cluster(3);
+    cluster.set_clock(1, 700);
+    cluster.set_latency(2, Duration::from_millis(20));
+    cluster.run_for(5 * SECOND);
+    for (node, peer, expected_ms) in [(0, 1, 700), (1, 0, -700), (0, 2, 0), (2, 1, 700)] {
+        let measured = skew_ms(&cluster, node, peer).expect("a reading");
+        assert!((measured - expected_ms).abs() <= 2, "n{node} of n{peer}: {measured} ms for {expected_ms}");
+    }
+    // A step of ten minutes is seen with the next frame, and within a minute without one.
+    cluster.set_clock(2, -600_000);
+    cluster.run_for(61 * SECOND);
+    assert!((skew_ms(&cluster, 0, 2).unwrap() + 600_000).abs() <= 2);
+    cluster.set_clock(2, 0);
+    put(&mut cluster, 0, "http://w:1");
+    cluster.run_for(SECOND);
+    assert!(skew_ms(&cluster, 0, 2).unwrap().abs() <= 2);
+}
+
+#[test]
+fn a_way_that_is_too_long_tells_no_clock_and_asking_stays_rare() {
+    let mut cluster = cluster(2);
+    cluster.set_latency(1, Duration::from_millis(300));
+    cluster.run_for(HOUR);
+    assert_eq!(skew_ms(&cluster, 0, 1), None, "600 ms both ways");
+    let asked = cluster.nodes[0].events.iter().filter(|event| matches!(event, SyncEvent::DeltaSent { .. })).count();
+    assert!((55..=65).contains(&asked), "asked {asked} times in an hour");
+}
