@@ -86,12 +86,19 @@ struct Sweep {
 }
 
 /// Works out what to save. After each [`poll_batch`](Self::poll_batch) that gave one, say what became of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Saver {
     sweeps: [Sweep; Namespace::COUNT],
+    batch_bytes: usize,
     begun: u64,
     done: u64,
     is_out: bool,
+}
+
+impl Default for Saver {
+    fn default() -> Self {
+        Self { sweeps: Default::default(), batch_bytes: BATCH_BYTES, begun: 0, done: 0, is_out: false }
+    }
 }
 
 impl Saver {
@@ -110,6 +117,12 @@ impl Saver {
         Self { sweeps, ..Self::default() }
     }
 
+    /// The same with batches of about this many bytes instead of [`BATCH_BYTES`]: for simulations of crashes.
+    #[must_use]
+    pub fn with_batch_bytes(self, batch_bytes: usize) -> Self {
+        Self { batch_bytes, ..self }
+    }
+
     /// The next batch; none while one is out, or when there is nothing to save.
     pub fn poll_batch(&mut self, stores: &mut Stores) -> Option<Batch> {
         if self.is_out {
@@ -125,8 +138,8 @@ impl Saver {
         let mut bytes = 0;
         for namespace in Namespace::ALL {
             let sweep = &mut self.sweeps[namespace.index()];
-            if sweep.mark.is_some() && bytes < BATCH_BYTES {
-                let (part, part_bytes) = sweep.build(stores.map(namespace), namespace, BATCH_BYTES - bytes);
+            if sweep.mark.is_some() && bytes < self.batch_bytes {
+                let (part, part_bytes) = sweep.build(stores.map(namespace), namespace, self.batch_bytes - bytes);
                 bytes += part_bytes;
                 batch.parts.push(part);
             }

@@ -1,5 +1,7 @@
 //! Whole clusters in one thread: seeded, in virtual time.
 
+pub mod disk;
+
 pub mod election;
 
 pub mod quota;

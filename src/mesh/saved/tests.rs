@@ -4,42 +4,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::mesh::stores::PolicySpec;
+use crate::mesh::{sim::disk::Disk, stores::PolicySpec};
 
 const NS: Namespace = Namespace::Policies;
-
-/// A disk that keeps each batch whole, and the last boot epoch from before it was used.
-#[derive(Clone, Debug, Default)]
-struct Disk {
-    epoch: u64,
-    keys: [BTreeMap<Key, Vec<u8>>; Namespace::COUNT],
-    contexts: [Vec<u8>; Namespace::COUNT],
-}
-
-impl Disk {
-    fn save(&mut self, batch: Batch) {
-        for part in batch.parts {
-            let keys = &mut self.keys[part.namespace.index()];
-            if let Some((from, to)) = part.replaces {
-                keys.retain(|key, _| *key < from || to.as_ref().is_some_and(|to| key >= to));
-            }
-            part.removes.iter().for_each(|key| drop(keys.remove(key)));
-            keys.extend(part.puts);
-            if let Some(context) = part.context {
-                self.contexts[part.namespace.index()] = context;
-            }
-        }
-    }
-
-    fn saved(&self) -> Saved {
-        let read = |namespace: Namespace| {
-            let context = saved::decode_context(&self.contexts[namespace.index()]).unwrap();
-            let keys = self.keys[namespace.index()].values().map(|bytes| saved::decode_key(bytes).unwrap());
-            SavedNamespace { namespace, context, keys: keys.collect() }
-        };
-        Saved { namespaces: Namespace::ALL.map(read).into() }
-    }
-}
 
 /// A node with a disk.
 struct Node {
@@ -47,17 +14,19 @@ struct Node {
     stores: Stores,
     saver: Saver,
     disk: Disk,
+    /// The last boot epoch, which is on the disk before it is used.
+    epoch: u64,
 }
 
 impl Node {
-    fn start(name: &str, mut disk: Disk) -> Self {
+    fn start(name: &str, disk: Disk, last_epoch: u64) -> Self {
         let name: NodeName = name.parse().unwrap();
-        let saved = disk.saved();
-        disk.epoch = saved.epoch_floor(&name).max(disk.epoch) + 1;
-        let mut stores = Stores::new(name.clone(), disk.epoch);
+        let saved = disk.saved().unwrap();
+        let epoch = saved.epoch_floor(&name).max(last_epoch) + 1;
+        let mut stores = Stores::new(name.clone(), epoch);
         saved.restore(&mut stores, 0).unwrap();
         let saver = Saver::new(&mut stores);
-        Self { name, stores, saver, disk }
+        Self { name, stores, saver, disk, epoch }
     }
 
     fn put(&mut self, key: &str, value: &str) {
@@ -78,7 +47,7 @@ impl Node {
     }
 
     fn restart(self) -> Self {
-        Self::start(self.name.as_str(), self.disk)
+        Self::start(self.name.as_str(), self.disk, self.epoch)
     }
 
     /// Joins all that another has.
@@ -90,7 +59,7 @@ impl Node {
             disk.save(batch);
             whole.handle_saved();
         }
-        disk.saved().restore(&mut self.stores, 1).unwrap();
+        disk.saved().unwrap().restore(&mut self.stores, 1).unwrap();
     }
 
     fn state(&self) -> Vec<Vec<u8>> {
@@ -100,7 +69,7 @@ impl Node {
 
 #[test]
 fn a_restart_keeps_what_was_saved_and_what_was_removed() {
-    let mut node = Node::start("a", Disk::default());
+    let mut node = Node::start("a", Disk::default(), 0);
     ["k1", "k2", "k3"].iter().for_each(|key| node.put(key, "v"));
     node.save_all();
     assert!(node.disk.keys[NS.index()].len() == 3);
@@ -119,7 +88,7 @@ fn a_restart_keeps_what_was_saved_and_what_was_removed() {
 
 #[test]
 fn a_removal_that_was_saved_outlives_a_restart_of_who_did_not_know_of_it() {
-    let (mut a, mut b) = (Node::start("a", Disk::default()), Node::start("b", Disk::default()));
+    let (mut a, mut b) = (Node::start("a", Disk::default(), 0), Node::start("b", Disk::default(), 0));
     a.put("k", "v");
     b.learn(&a);
     assert!(b.stores.remove_policy_for_test("k"));
@@ -133,7 +102,7 @@ fn a_removal_that_was_saved_outlives_a_restart_of_who_did_not_know_of_it() {
 
 #[test]
 fn each_start_is_a_new_actor_above_all_that_was_saved() {
-    let mut node = Node::start("a", Disk::default());
+    let mut node = Node::start("a", Disk::default(), 0);
     for restart in 1..5 {
         let own = node.stores.map(NS).actors().actor(node.stores.map(NS).own()).boot_epoch_ms;
         assert_eq!(own, restart);
@@ -142,7 +111,7 @@ fn each_start_is_a_new_actor_above_all_that_was_saved() {
         node = node.restart();
     }
     // A floor of the node counts too, and so does a key whose context was not saved.
-    let mut saved = node.disk.saved();
+    let mut saved = node.disk.saved().unwrap();
     saved.namespaces[0].context.push((Actor::floor_of(&node.name), 70));
     assert_eq!(saved.epoch_floor(&node.name), 70);
     saved.namespaces.iter_mut().for_each(|saved| saved.context.clear());
@@ -151,7 +120,7 @@ fn each_start_is_a_new_actor_above_all_that_was_saved() {
 
 #[test]
 fn a_write_is_saved_when_its_sweep_is_and_not_before() {
-    let mut node = Node::start("a", Disk::default());
+    let mut node = Node::start("a", Disk::default(), 0);
     let idle = node.saver.ticket(&node.stores);
     assert!(node.saver.is_saved(idle));
     let long = "x".repeat(2000);
@@ -172,7 +141,7 @@ fn a_write_is_saved_when_its_sweep_is_and_not_before() {
 
 #[test]
 fn a_write_during_a_sweep_waits_for_the_next() {
-    let mut node = Node::start("a", Disk::default());
+    let mut node = Node::start("a", Disk::default(), 0);
     node.put("k", "v");
     let batch = node.saver.poll_batch(&mut node.stores).unwrap();
     node.put("l", "v");
@@ -187,7 +156,7 @@ fn a_write_during_a_sweep_waits_for_the_next() {
 
 #[test]
 fn after_a_failure_everything_is_saved_again() {
-    let mut node = Node::start("a", Disk::default());
+    let mut node = Node::start("a", Disk::default(), 0);
     (0..10).for_each(|n| node.put(&format!("k{n}"), "v"));
     node.save_all();
     node.put("k3", "w");
@@ -231,7 +200,7 @@ proptest! {
     /// equal.
     #[test]
     fn any_history_with_crashes_converges(steps in steps()) {
-        let mut nodes = [Node::start("a", Disk::default()), Node::start("b", Disk::default())];
+        let mut nodes = [Node::start("a", Disk::default(), 0), Node::start("b", Disk::default(), 0)];
         let mut value = 0;
         for step in steps {
             match step {

@@ -13,6 +13,10 @@ use crate::mesh::{
     stores::{Namespace, Stores},
 };
 
+mod crash;
+
+use self::crash::Saving;
+
 /// Frames in flight on one pipe and direction at most; a full one is not writable.
 const PIPE_FRAMES_MAX: usize = 4;
 
@@ -32,6 +36,7 @@ pub struct Node {
     pub replicator: Replicator,
     /// What its machine reported.
     pub events: Vec<SyncEvent>,
+    saving: Option<Saving>,
     name: NodeName,
     epoch_ms: u64,
 }
@@ -97,7 +102,7 @@ impl Cluster {
             config: Config { sync_interval: Duration::from_secs(1) },
         };
         for index in 0..count {
-            let node = cluster.boot(index);
+            let node = cluster.boot(index, false);
             cluster.nodes.push(node);
         }
         let all: Vec<usize> = (0..count).collect();
@@ -188,11 +193,21 @@ impl Cluster {
         self.now += duration;
     }
 
-    /// Restarts a node with empty state and a new boot epoch.
+    /// Restarts a node with empty state and a new boot epoch; its disk, if it has one, is empty too.
     pub fn restart(&mut self, index: usize) {
+        let saving = self.nodes[index].saving.take();
+        let node = self.boot(index, false);
+        self.replace(index, node);
+        if let Some(saving) = saving {
+            self.give_disk(index, saving.batch_bytes);
+        }
+    }
+
+    /// Puts another process in the place of a node.
+    fn replace(&mut self, index: usize, node: Node) {
         self.drop_wires(|ends| ends.contains(&index));
         self.now += Duration::from_millis(1);
-        self.nodes[index] = self.boot(index);
+        self.nodes[index] = node;
         let all: Vec<usize> = (0..self.nodes.len()).collect();
         self.set_members(index, &all);
         self.connect_all();
@@ -240,15 +255,21 @@ impl Cluster {
         self.now - from
     }
 
-    fn boot(&mut self, index: usize) -> Node {
+    /// A new process. One that `keeps_epochs`, on its disk, begins above all that it ever used, whatever its clock says.
+    fn boot(&mut self, index: usize, keeps_epochs: bool) -> Node {
         let name: NodeName = format!("n{index}").parse().unwrap_or_else(|_| unreachable!("letters and digits"));
         let mut epoch_ms = self.wall_ms_of(index);
+        if keeps_epochs {
+            let last = self.epochs.range((index, 0)..=(index, u64::MAX)).next_back();
+            epoch_ms = epoch_ms.max(last.map_or(0, |(_, last)| last + 1));
+        }
         while !self.epochs.insert((index, epoch_ms)) {
             epoch_ms += 1;
         }
         let mut replicator = Replicator::new(self.config, self.now, index as u64 * 1_000_003);
         replicator.set_topology(self.topology);
-        Node { stores: Stores::new(name.clone(), epoch_ms), replicator, events: Vec::new(), name, epoch_ms }
+        let stores = Stores::new(name.clone(), epoch_ms);
+        Node { stores, replicator, events: Vec::new(), saving: None, name, epoch_ms }
     }
 
     fn connect_all(&mut self) {

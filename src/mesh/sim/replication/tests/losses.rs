@@ -17,6 +17,10 @@ struct Item {
     removal: Option<Named>,
     /// Nodes that hold the addition, or know of the removal, since they last started.
     holders: BTreeSet<usize>,
+    /// Those of them that have it on their disk.
+    saved: BTreeSet<usize>,
+    /// The writer has crashed since: it is an epoch of the past that wrote it.
+    is_of_the_past: bool,
     /// Nobody held it at some moment.
     is_free: bool,
 }
@@ -34,7 +38,16 @@ fn last_dot(cluster: &Cluster, node: usize) -> Named {
 impl Ledger {
     fn add(&mut self, cluster: &mut Cluster, node: usize) {
         let id = put(cluster, node, &format!("http://item:{}", self.items.len()));
-        self.items.push(Item { id, writer: node, removal: None, holders: [node].into(), is_free: false });
+        let (holders, saved) = ([node].into(), BTreeSet::new());
+        self.items.push(Item {
+            id,
+            writer: node,
+            removal: None,
+            holders,
+            saved,
+            is_of_the_past: false,
+            is_free: false,
+        });
     }
 
     fn remove(&mut self, cluster: &mut Cluster, node: usize, index: usize) {
@@ -43,21 +56,40 @@ impl Ledger {
             // The spec's removal is the first of its operations; later ones are those of what was seen of it.
             item.removal = Some(last_dot(cluster, node));
             (item.holders, item.is_free) = ([node].into(), false);
+            item.saved.clear();
         }
     }
 
     /// A node starts again without data.
     fn forget(&mut self, node: usize) {
         for item in &mut self.items {
-            item.holders.remove(&node);
+            item.saved.remove(&node);
+        }
+        self.crashed(node);
+    }
+
+    /// A node starts again with what it has on its disk.
+    fn crashed(&mut self, node: usize) {
+        for item in &mut self.items {
+            if !item.saved.contains(&node) {
+                item.holders.remove(&node);
+            }
+            item.is_of_the_past |= item.writer == node;
             item.is_free |= item.holders.is_empty();
+        }
+    }
+
+    /// All that a node holds is on its disk.
+    fn saved(&mut self, node: usize) {
+        for item in self.items.iter_mut().filter(|item| item.holders.contains(&node)) {
+            item.saved.insert(node);
         }
     }
 
     /// A node was away for more than a day: what it alone holds of others may be dropped.
     fn was_away(&mut self, node: usize) {
         for item in &mut self.items {
-            let is_own = item.writer == node && item.removal.is_none();
+            let is_own = item.writer == node && item.removal.is_none() && !item.is_of_the_past;
             item.is_free |= !is_own && item.holders.iter().eq([&node]);
         }
     }
@@ -102,18 +134,28 @@ fn no_acknowledged_write_is_lost_and_nothing_comes_back() {
     for_each_seed(16, "no_acknowledged_write_is_lost", |seed| {
         let fired = history(seed);
         faults.restarts += fired.restarts;
+        faults.crashes += fired.crashes;
+        faults.torn += fired.torn;
+        faults.kept += fired.kept;
         faults.raised += fired.raised;
         faults.away += fired.away;
         faults.checked += fired.checked;
     });
     let is_one = std::env::var("SMG_SIM_SEED").is_ok();
-    assert!(is_one || faults.restarts.min(faults.away).min(faults.raised).min(faults.checked) > 0, "{faults:?}");
+    let Faults { restarts, raised, away, checked, crashes, torn, kept } = faults;
+    let fired = [restarts, raised, away, checked, crashes, torn, kept];
+    assert!(is_one || fired.iter().all(|times| *times > 0), "{faults:?}");
 }
 
 /// What really happened.
 #[derive(Clone, Copy, Debug, Default)]
 struct Faults {
     restarts: usize,
+    crashes: usize,
+    /// Crashes that left something unsaved behind.
+    torn: usize,
+    /// Operations that nothing but a disk held at some moment.
+    kept: usize,
     raised: usize,
     away: usize,
     /// Operations about which the end had something to say.
@@ -125,9 +167,11 @@ fn history(seed: u64) -> Faults {
     let count = rng.random_range(3..6_usize);
     let mut cluster = cluster(count);
     let (mut ledger, mut faults) = (Ledger::default(), Faults::default());
+    // Batches of a few keys, so that crashes fall between them.
+    (0..count).filter(|node| node % 3 < 2).for_each(|node| cluster.give_disk(node, 500));
     for _ in 0..rng.random_range(60..200) {
         let (node, other) = (rng.random_range(0..count), rng.random_range(0..count));
-        match rng.random_range(0..24) {
+        match rng.random_range(0..30) {
             0..6 => ledger.add(&mut cluster, node),
             6..10 => {
                 let index = rng.random_range(0..ledger.items.len().max(1));
@@ -141,6 +185,8 @@ fn history(seed: u64) -> Faults {
                 ledger.forget(node);
                 faults.restarts += 1;
             }
+            24..27 if cluster.save(node, rng.random_range(1..12)) => ledger.saved(node),
+            27 => crash(&mut cluster, &mut ledger, &mut rng, node, &mut faults),
             17 => cluster.set_clock(node, rng.random_range(-600_000..600_000)),
             18 => cluster.set_drift(node, rng.random_range(-500..500)),
             19 if rng.random_ratio(1, 3) => set_back(&mut cluster, &mut ledger, node),
@@ -159,6 +205,25 @@ fn history(seed: u64) -> Faults {
     let raised = |event: &&SyncEvent| matches!(event, SyncEvent::EpochRaised { .. });
     faults.raised = cluster.nodes.iter().flat_map(|node| &node.events).filter(raised).count();
     faults
+}
+
+/// A node crashes in the midst of saving, or all nodes do at once.
+fn crash(cluster: &mut Cluster, ledger: &mut Ledger, rng: &mut Pcg64Mcg, node: usize, faults: &mut Faults) {
+    let nodes = if rng.random_ratio(1, 4) { 0..cluster.nodes.len() } else { node..node + 1 };
+    for node in nodes.clone() {
+        if cluster.save(node, rng.random_range(0..8)) {
+            ledger.saved(node);
+        } else {
+            faults.torn += 1;
+        }
+    }
+    nodes.clone().for_each(|node| ledger.crashed(node));
+    let is_kept = |item: &&Item| !item.is_free && item.holders.iter().all(|holder| nodes.contains(holder));
+    faults.kept += ledger.items.iter().filter(is_kept).count();
+    for node in nodes {
+        cluster.crash(node, rng.random_ratio(1, 2));
+        faults.crashes += 1;
+    }
 }
 
 /// A node starts again, its earlier epochs are folded where that is possible now, and it starts again hours ago.
