@@ -26,7 +26,7 @@ use futures_util::FutureExt as _;
 use cluster::{Cluster, Setup};
 use report::{HEADER, Row};
 use scenarios::{
-    capture, paths,
+    capture, leader, paths,
     slow::{self, Burden},
     state,
 };
@@ -50,7 +50,7 @@ async fn a_killed_process_is_down_everywhere_and_comes_back() {
     let Some(mut cluster) = Cluster::start(5, "kill -9", Setup::default()).await else { return };
     let row = scenarios::killed(&mut cluster, 1).await;
     nobody_dies(&row);
-    scenarios::KILLED.check(&row, SLICE_SLACK);
+    scenarios::KILLED.check(&row.down, &row, SLICE_SLACK);
     let mut statuses = cluster.hosts.statuses(1);
     statuses.sort();
     assert_eq!(statuses, harness::all_alive(5), "the HA API agrees with the log");
@@ -61,7 +61,7 @@ async fn a_silent_crash_is_down_everywhere() {
     let Some(mut cluster) = Cluster::start(5, "link down", Setup::default()).await else { return };
     let row = scenarios::unplugged(&mut cluster, 1).await;
     nobody_dies(&row);
-    scenarios::SILENT.check(&row, SLICE_SLACK);
+    scenarios::SILENT.check(&row.down, &row, SLICE_SLACK);
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn distance_kills_nobody() {
     let Some(mut cluster) = Cluster::start(5, "delay", setup("delay")).await else { return };
     let row = paths::delayed(&mut cluster, seconds(5)).await;
     nobody_dies(&row);
-    scenarios::SILENT.check(&row, SLICE_SLACK);
+    scenarios::SILENT.check(&row.down, &row, SLICE_SLACK);
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn reordering_kills_nobody() {
     let Some(mut cluster) = Cluster::start(5, "reorder", setup("reorder")).await else { return };
     let row = paths::reordered(&mut cluster, seconds(5)).await;
     nobody_dies(&row);
-    scenarios::SILENT.check(&row, SLICE_SLACK);
+    scenarios::SILENT.check(&row.down, &row, SLICE_SLACK);
 }
 
 #[tokio::test]
@@ -112,13 +112,21 @@ async fn with_tls_a_killed_process_is_down_everywhere_as_soon() {
     };
     let row = scenarios::killed(&mut cluster, 1).await;
     nobody_dies(&row);
-    scenarios::KILLED.check(&row, SLICE_SLACK);
+    scenarios::KILLED.check(&row.down, &row, SLICE_SLACK);
 }
 
 #[tokio::test]
 async fn a_tap_reads_nothing_of_a_mesh_by_tls() {
     let Some(mut cluster) = Cluster::start(5, "capture", setup("capture")).await else { return };
     nobody_dies(&capture::compared(&mut cluster).await);
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_or_is_cut_off_is_followed_by_one() {
+    let Some(mut cluster) = Cluster::start(5, "leader", setup("leader")).await else { return };
+    let row = leader::contested(&mut cluster, 1, seconds(4)).await;
+    nobody_dies(&row);
+    leader::FAILOVER.check(&row.failover, &row, SLICE_SLACK);
 }
 
 /// Everything, when `SMG_NAMESPACES` is set, to `all` or to words of which one is in the name of each scenario wanted.
@@ -147,7 +155,7 @@ async fn full_set() {
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
-const SCENARIOS: [&str; 22] = [
+const SCENARIOS: [&str; 23] = [
     "idle",
     "kill",
     "silent",
@@ -170,10 +178,11 @@ const SCENARIOS: [&str; 22] = [
     "slow peer",
     "stopped peer",
     "capture",
+    "leader",
 ];
 
 /// What is the same with more nodes, or too much for one machine.
-const OF_FIVE: [&str; 4] = ["state", "slow peer", "stopped peer", "capture"];
+const OF_FIVE: [&str; 5] = ["state", "slow peer", "stopped peer", "capture", "leader"];
 
 /// Whether `tests/namespaces/run --tls` was asked for.
 fn is_tls() -> bool {
@@ -216,12 +225,14 @@ async fn run(scenario: &str, cluster: &mut Cluster) {
         "slow peer" => slow::burdened(cluster, Burden::SlowLink, "peer at 10 kB/s", seconds(30), seconds(300)).await,
         "stopped peer" => slow::burdened(cluster, Burden::Stopped, "peer stopped", seconds(30), seconds(60)).await,
         "capture" => capture::compared(cluster).await,
+        "leader" => leader::contested(cluster, 5, seconds(15)).await,
         other => panic!("no scenario {other}"),
     };
     row.print();
     match scenario {
-        "kill" => scenarios::KILLED.check(&row, FULL_SLACK),
-        "silent" | "delay" | "reorder" => scenarios::SILENT.check(&row, FULL_SLACK),
+        "kill" => scenarios::KILLED.check(&row.down, &row, FULL_SLACK),
+        "silent" | "delay" | "reorder" => scenarios::SILENT.check(&row.down, &row, FULL_SLACK),
+        "leader" => leader::FAILOVER.check(&row.failover, &row, FULL_SLACK),
         _ => {}
     }
     // At 30 % DESIGN §3 promises nothing; the figure is printed.

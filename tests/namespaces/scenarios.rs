@@ -1,6 +1,7 @@
 //! What goes wrong, and what must hold then: DESIGN §3's table.
 
 pub mod capture;
+pub mod leader;
 pub mod paths;
 pub mod slow;
 pub mod state;
@@ -14,7 +15,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     cluster::{Cluster, Quota},
-    report::{Row, percentile},
+    report::{Goal, Row},
 };
 
 /// How long a cluster may take to be whole again after a fault.
@@ -23,28 +24,11 @@ const WHOLE_WITHIN: Duration = Duration::from_secs(40);
 /// A verdict that takes longer is a failure whatever the goal.
 const DOWN_WITHIN: Duration = Duration::from_secs(20);
 
-/// What must hold of a verdict.
-#[derive(Clone, Copy, Debug)]
-pub struct Goal {
-    pub p50: Duration,
-    pub max: Duration,
-}
-
 /// A silent crash at n=5 (n=20 lies between the rows of 5 and 100 nodes).
 pub const SILENT: Goal = Goal { p50: Duration::from_millis(3000), max: Duration::from_millis(4000) };
 
 /// A process killed while its kernel lives.
 pub const KILLED: Goal = Goal { p50: Duration::from_millis(2500), max: Duration::from_millis(4000) };
-
-impl Goal {
-    /// Fails when the times exceed the goal by more than `slack`: the machine is shared, and the table's p99 is held
-    /// against the largest of the few values here.
-    pub fn check(self, row: &Row, slack: Duration) {
-        let (p50, max) = (percentile(&row.down, 50), percentile(&row.down, 100));
-        assert!(p50 <= self.p50 + slack, "p50 {p50:?} exceeds {:?} + {slack:?}: {row}", self.p50);
-        assert!(max <= self.max + 2 * slack, "max {max:?} exceeds {:?} + 2 × {slack:?}: {row}", self.max);
-    }
-}
 
 /// Counts DOWN said by healthy nodes of healthy nodes since then.
 fn false_deaths(cluster: &Cluster, since: SystemTime, ill: &BTreeSet<usize>) -> usize {
@@ -274,10 +258,16 @@ pub async fn throttled(cluster: &mut Cluster, time: Duration) -> Row {
 
 /// Cuts hosts 1 to `minority` from all others.
 fn split(cluster: &Cluster, minority: usize) {
-    let others: Vec<String> = (minority + 1..=cluster.size).map(|n| format!("10.77.0.{n}")).collect();
-    for n in 1..=minority {
-        cluster.drop_in(n, &format!("ip saddr {{ {} }}", others.join(", ")));
-        cluster.nft(n, &format!("add rule inet smg out ip daddr {{ {} }} drop", others.join(", ")));
+    split_off(cluster, &(1..=minority).collect::<Vec<_>>());
+}
+
+/// Cuts these hosts from all others.
+fn split_off(cluster: &Cluster, side: &[usize]) {
+    let others = (1..=cluster.size).filter(|n| !side.contains(n)).map(|n| format!("10.77.0.{n}"));
+    let others = others.collect::<Vec<_>>().join(", ");
+    for n in side {
+        cluster.drop_in(*n, &format!("ip saddr {{ {others} }}"));
+        cluster.nft(*n, &format!("add rule inet smg out ip daddr {{ {others} }} drop"));
     }
 }
 
