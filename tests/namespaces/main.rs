@@ -95,7 +95,7 @@ async fn reordering_kills_nobody() {
 #[tokio::test]
 async fn both_sides_of_a_partition_keep_what_they_wrote() {
     let Some(mut cluster) = Cluster::start(5, "state", setup("state")).await else { return };
-    nobody_dies(&state::diverged(&mut cluster, 400, SLICE_SLACK).await);
+    nobody_dies(&state::diverged(&mut cluster, 400, state::EQUAL_WITHIN + SLICE_SLACK).await);
 }
 
 #[tokio::test]
@@ -221,7 +221,7 @@ async fn run(scenario: &str, cluster: &mut Cluster) {
         "partition" => scenarios::partitioned(cluster, seconds(10)).await,
         "delay" => paths::delayed(cluster, seconds(30)).await,
         "reorder" => paths::reordered(cluster, seconds(30)).await,
-        "state" => state::diverged(cluster, 10_000, FULL_SLACK).await,
+        "state" => state::diverged(cluster, 10_000, state::MANY_EQUAL_WITHIN).await,
         "slow peer" => slow::burdened(cluster, Burden::SlowLink, "peer at 10 kB/s", seconds(30), seconds(300)).await,
         "stopped peer" => slow::burdened(cluster, Burden::Stopped, "peer stopped", seconds(30), seconds(60)).await,
         "capture" => capture::compared(cluster).await,

@@ -10,12 +10,16 @@ use super::{DOWN_WITHIN, false_deaths_across, is_split, note_whole, split};
 use crate::{
     cluster::Cluster,
     http::Connection,
-    inside::{Change, is_equal, make, on_host, worker_url},
+    inside::{Change, is_equal, make, on_host, store, worker_url},
     report::Row,
 };
 
-/// From the healing until all nodes hold the same. Goal of DESIGN §4: 3 s.
+/// From the healing until all nodes hold the same: the goal of DESIGN §4, which a slice of hundreds of writes keeps.
 pub const EQUAL_WITHIN: Duration = Duration::from_secs(3);
+
+/// What tens of thousands of writes may take. It is not the goal, which the row shows beside: five processes that share two
+/// cores needed 15 to 20 s for 40 000 writes and what five gateways then see of 15 000 workers.
+pub const MANY_EQUAL_WITHIN: Duration = Duration::from_secs(25);
 
 /// A partition in which either side adds and removes `count` workers, with keys that both touch:
 ///
@@ -28,7 +32,7 @@ pub const EQUAL_WITHIN: Duration = Duration::from_secs(3);
 /// | 2 to 2.5 | – | adds | – | there |
 /// | 2.5 to 3 | – | adds | adds | there |
 /// | 3 to 3.45 | – | – | adds | there |
-pub async fn diverged(cluster: &mut Cluster, count: usize, slack: Duration) -> Row {
+pub async fn diverged(cluster: &mut Cluster, count: usize, equal_within: Duration) -> Row {
     let mut row = Row::new(&format!("3|2, {count} adds and removes"), cluster.size);
     let key = |hundredths: usize| count * hundredths / 100;
     let keys = |from: usize, to: usize| key(from)..key(to);
@@ -62,6 +66,9 @@ pub async fn diverged(cluster: &mut Cluster, count: usize, slack: Duration) -> R
     let left: BTreeSet<String> = keys(0, 5).chain(keys(200, 345)).map(worker_url).collect();
     (1..=minority).for_each(|n| cluster.heal(n));
     let healed = tokio::time::Instant::now();
+    let has_all = |cluster: &Cluster| (1..=cluster.size).all(|n| has_entries(cluster, n, left.len()));
+    cluster.wait_for(Duration::from_secs(30), "as many workers everywhere", has_all).await;
+    let there = healed.elapsed();
     let is_same = |cluster: &Cluster| is_equal(cluster, "workers", left.len());
     cluster.wait_for(Duration::from_secs(30), "the same after the healing", is_same).await;
     let equal = healed.elapsed();
@@ -74,14 +81,21 @@ pub async fn diverged(cluster: &mut Cluster, count: usize, slack: Duration) -> R
     row.false_deaths = false_deaths_across(cluster, since, minority, &mut row.down);
     row.rounds = 1;
     row.note = format!(
-        "{} writes in {:.1} s ({rate:.0}/s), equal {:.2} s after the healing, {} workers left",
+        "{} writes in {:.1} s ({rate:.0}/s), after the healing there in {:.2} s, equal in {:.2} s (goal {}), {} workers left",
         4 * count,
         wrote.as_secs_f64(),
+        there.as_secs_f64(),
         equal.as_secs_f64(),
+        EQUAL_WITHIN.as_secs(),
         found.len()
     );
-    assert!(equal <= EQUAL_WITHIN + slack, "equal state: {row}");
+    assert!(equal <= equal_within, "equal state: {row}");
     row
+}
+
+/// Whether node `n` has so many workers.
+fn has_entries(cluster: &Cluster, n: usize, count: usize) -> bool {
+    store(cluster, n, "workers").is_some_and(|(_, entries)| entries == count as u64)
 }
 
 /// URLs of all workers that the node of this host lists.
