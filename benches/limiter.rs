@@ -4,9 +4,15 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use smg::gateway::limiter::{Limiter, Quota};
+use smg::{
+    gateway::limiter::{Limiter, Quota},
+    mesh::quota::{
+        Holding,
+        share::{AMOUNT_MAX, Share},
+    },
+};
 
 /// Decisions of each thread.
 const DECISIONS: u32 = 5_000_000;
@@ -16,10 +22,21 @@ fn main() {
     for (case, quota) in [
         ("no limit", None),
         ("admitted", Some(Quota { per_second: 1e9, burst: 1e7 })),
+        ("from a share", None),
         ("refused", Some(Quota { per_second: 1.0, burst: 1.0 })),
     ] {
         for threads in [1, cores, 4 * cores] {
             let limiter = Limiter::new(quota, Instant::now());
+            if case == "from a share" {
+                let now = Instant::now();
+                let holding = Holding {
+                    share: Share { rate: AMOUNT_MAX, burst: AMOUNT_MAX },
+                    until: now + Duration::from_secs(3600),
+                    credit: AMOUNT_MAX,
+                };
+                limiter.share_out(Quota { per_second: 1e7, burst: 1e7 }, now);
+                limiter.hold(now, &holding);
+            }
             let start = Instant::now();
             std::thread::scope(|scope| {
                 for _ in 0..threads {

@@ -160,11 +160,19 @@ async fn a_rolling_restart_fails_no_request_and_cuts_no_stream() {
     let (_one, one) = worker(network, 100, "m1", &pace);
     let (_two, two) = worker(network, 101, "m1", &pace);
     let urls = format!("{one},{two}");
-    let flags = ["--worker-urls", urls.as_str(), "--shutdown-grace-period-secs", "8"];
+    // A limit far above the load: shares of it are handed from leader to leader.
+    let limit = ["--rate-limit-tokens-per-second", "3000", "--rate-limit-burst", "3000"];
+    let flags =
+        ["--worker-urls", urls.as_str(), "--shutdown-grace-period-secs", "8", limit[0], limit[1], limit[2], limit[3]];
     let mut gateways = [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], &flags));
     let [node1, node2, node3] = &gateways;
     joined(&[node1, node2, node3], 3, s(5)).await;
     for gateway in &gateways {
+        eventually(s(10), "holds a share", async || {
+            let stats = gateway.get("/ha/rate-limit/stats").await.map(|(_, stats)| stats).unwrap_or_default();
+            stats["held"]["lease_ms"].is_u64()
+        })
+        .await;
         eventually(s(5), "ready", async || gateway.is_ready().await).await;
     }
     let balancer = Balancer::new(gateways.iter().map(|gateway| gateway.url("")).collect());

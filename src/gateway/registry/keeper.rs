@@ -32,7 +32,7 @@ use crate::{
     mesh::{
         driver::{
             handle::{MeshHandle, PolicyEntry, View},
-            rights::SharedLimit,
+            rights::{RightsView, SharedLimit},
         },
         node::NodeName,
         quota::share::Share,
@@ -55,6 +55,9 @@ pub const BREAKER_CHECK: Duration = Duration::from_millis(250);
 /// up do not tick together.
 const SAME_OPENING: Duration = Duration::from_millis(500);
 
+/// How long a gateway that starts waits for its first share of a limit: an election takes about 2 s.
+pub const RIGHTS_WAIT_MAX: Duration = Duration::from_secs(3);
+
 /// For so long after a worker was registered, while nobody knows its models, it may serve any: a model that no worker
 /// names is then "not yet" (503) instead of "no such model" (404). Long enough for a process that answers at all, short
 /// enough that a worker that never does hides no misspelled name. Registering the worker again does not prolong it.
@@ -76,6 +79,9 @@ pub(super) struct Keeper<P> {
     /// The limit that was last given to the mesh to share out, and what is still to be given.
     shared: Option<Option<RateLimit>>,
     limits_due: Option<Vec<SharedLimit>>,
+    rights: watch::Receiver<RightsView>,
+    /// When this gateway begins to serve although it was lent nothing; none while it does not wait for that.
+    rights_due: Option<Instant>,
     /// The cluster's state is not here yet.
     is_joining: bool,
     /// The workers of the last view, which `slots` and `refused` follow.
@@ -147,6 +153,8 @@ impl<P: Probe> Keeper<P> {
             policies_set: Arc::default(),
             shared: None,
             limits_due: None,
+            rights: mesh.watch_rights(),
+            rights_due: None,
             is_joining: true,
             startup_deadline: now.checked_add(settings.startup_timeout),
             mesh,
@@ -186,6 +194,8 @@ impl<P: Probe> Keeper<P> {
                 () = share(&self.mesh, self.limits_due.clone()) => self.limits_due = None,
                 _ = self.breaker_check.tick() => self.check_breakers(),
                 told = tell_lost(&self.mesh, next_lost) => drop(self.lost_caches.remove(&told)),
+                () = changed(&mut self.rights), if self.rights_due.is_some() => self.on_view(),
+                _ = at(self.rights_due) => self.on_view(),
                 now = at(self.rebuild_due) => self.rebuild(now),
                 now = at(self.sweep_due) => self.sweep(now),
                 _ = at(self.startup_deadline) => self.on_startup_deadline(),
@@ -195,16 +205,17 @@ impl<P: Probe> Keeper<P> {
 
     fn on_view(&mut self) {
         let view = self.view.borrow_and_update().clone();
-        if self.is_joining == view.synced {
-            self.is_joining = !view.synced;
-            self.mark_stale();
-        }
         if view.policies != self.policies_set {
             self.policies_set = view.policies.clone();
             self.set_policies();
         }
         self.on_routing_facts(&view);
         self.limit_rate(view.rate_limit.as_ref(), view.mesh_enabled);
+        let is_joining = !view.synced || (self.is_joining && self.awaits_rights());
+        if self.is_joining != is_joining {
+            self.is_joining = is_joining;
+            self.mark_stale();
+        }
         let seen = std::mem::replace(&mut self.workers_seen, view.workers.clone());
         let changes = Changes::between(&seen, &view.workers);
         for id in changes.gone {
@@ -241,6 +252,18 @@ impl<P: Probe> Keeper<P> {
             None => policies,
         };
         self.mark_stale();
+    }
+
+    /// Whether a gateway that starts still has to be lent its first share of a limit: ready before that, it would refuse.
+    fn awaits_rights(&mut self) -> bool {
+        let is_limited = self.shared.flatten().is_some();
+        let holds = self.rights.borrow_and_update().until.is_some();
+        let now = Instant::now();
+        let awaits = is_limited && !holds && now < *self.rights_due.get_or_insert(now + RIGHTS_WAIT_MAX);
+        if !awaits {
+            self.rights_due = None;
+        }
+        awaits
     }
 
     /// Puts the rate limit of the cluster in force, else that of the flag; with the mesh the leader lends shares of it.
@@ -515,6 +538,13 @@ async fn tell_lost(mesh: &MeshHandle, next: Option<WorkerId>) -> WorkerId {
 async fn share(mesh: &MeshHandle, limits: Option<Vec<SharedLimit>>) {
     let Some(limits) = limits else { return pending().await };
     if mesh.share_limits(limits).await.is_err() {
+        pending::<()>().await;
+    }
+}
+
+/// Waits for news of rights, for ever when the mesh has stopped. Cancel safe.
+async fn changed(rights: &mut watch::Receiver<RightsView>) {
+    if rights.changed().await.is_err() {
         pending::<()>().await;
     }
 }

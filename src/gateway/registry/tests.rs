@@ -78,7 +78,7 @@ impl FakeMesh {
                     Command::HoldSession(..) | Command::Share(..) => {}
                     // The leader, as far as this one node goes, lends it all, with a full bucket.
                     Command::ShareLimits(limits) => limits.iter().for_each(|limit| {
-                        let now = Instant::now().into_std();
+                        let now = std::time::Instant::now();
                         let until = now + Duration::from_secs(3600);
                         let holding = Holding { share: limit.whole, until, credit: limit.whole.burst };
                         limit.bucket.hold(now, &holding);

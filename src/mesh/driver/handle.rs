@@ -185,6 +185,12 @@ impl MeshHandle {
         self.rights.borrow().clone()
     }
 
+    /// A receiver that is woken when any of that changes.
+    #[must_use]
+    pub fn watch_rights(&self) -> watch::Receiver<RightsView> {
+        self.rights.clone()
+    }
+
     /// Tells the mesh which limits the cluster shares, and where this node spends what it holds of them.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::{
     mesh::{
@@ -134,7 +134,8 @@ impl Rights {
         if counts == self.shown.borrow().counts {
             return;
         }
-        let until = self.machine.lease_until(now);
+        let holds = self.limits.keys().any(|id| self.machine.held(now, *id) != Share::NONE);
+        let until = self.machine.lease_until(now).filter(|_| holds);
         let owners = |id: &LimitId| self.machine.owners(*id).map(|owners| (*id, owners));
         let view = RightsView {
             held: self.limits.keys().map(|id| (*id, self.machine.held(now, *id))).collect(),
@@ -150,7 +151,6 @@ impl Rights {
                 false => info!("rights ran out: what is limited is refused until a leader lends some"),
             }
         }
-        debug!(granted = counts.granted, lapsed = counts.lapsed, "rights changed");
         self.shown.send_replace(view);
     }
 }

@@ -1,12 +1,9 @@
 //! Becoming the leader: a poll, then the vote, and what a voter answers.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Instant};
 
 use super::{
-    Election, Event, Promise, Role,
+    Election, Event, Promise, Role, Standing,
     lead::Lead,
     message::{Body, Message, TERM_MAX},
     voters::{Voters, VotersId},
@@ -211,9 +208,16 @@ impl Election {
     pub(super) fn on_resign(&mut self, now: Instant, from: &NodeName, term: u64) {
         if self.promise.as_ref().is_some_and(|promise| promise.to == *from) && term >= self.led_term {
             self.promise = None;
-            // The next election need not wait for a silence; the first to ask is likely to be alone.
-            let spread = self.draw(Duration::ZERO, self.config.timing.heartbeat);
-            self.campaign_due = now + spread;
+            // The next election need not wait for a silence. The first that is left asks at once, and is alone with it; each
+            // further one gives those before it the time of two rounds.
+            let is_before = |name: &&NodeName| {
+                **name < self.config.node
+                    && *name != from
+                    && self.peers.get(*name).is_some_and(|standing| *standing == Standing::Alive)
+            };
+            let before = self.voters().map_or(0, |voters| voters.names().iter().filter(is_before).count());
+            let turn = self.config.timing.heartbeat / 3 * u32::try_from(before).unwrap_or(u32::MAX);
+            self.campaign_due = now + turn;
         }
         if self.leader.as_ref().is_some_and(|leader| leader.name == *from && leader.term <= term) {
             self.leader = None;

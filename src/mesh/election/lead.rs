@@ -8,7 +8,7 @@ use std::{
 use super::{
     Election, Event, Promise, Role, Standing,
     message::Body,
-    voters::{AUTO_VOTERS_MAX, VOTERS_MAX, VotersId},
+    voters::{AUTO_VOTERS_MAX, VOTERS_MAX, Voters, VotersId},
 };
 use crate::mesh::node::NodeName;
 
@@ -70,11 +70,15 @@ impl Election {
     /// The end of the lease: the promise of a quorum, this node's own among them, counted from what it answered. None
     /// while too few have promised anything.
     pub(super) fn lease_until(&self, lead: &Lead) -> Option<Instant> {
-        let voters = self.voters()?;
+        self.lease_by(lead, self.voters()?)
+    }
+
+    /// The same, if `voters` were those in use.
+    fn lease_by(&self, lead: &Lead, voters: &Voters) -> Option<Instant> {
         let others = voters.names().iter().filter(|name| **name != self.config.node);
         let mut sent: Vec<Instant> = others.filter_map(|name| lead.promised.get(name).copied()).collect();
         sent.sort_unstable_by(|a, b| b.cmp(a));
-        let needed = voters.quorum() - usize::from(self.is_voter());
+        let needed = voters.quorum() - usize::from(voters.contains(&self.config.node));
         match needed {
             // The only voter has only itself to ask.
             0 => Some(lead.heartbeat_at + self.config.timing.lease),
@@ -120,6 +124,12 @@ impl Election {
         let new = self.peers.iter().find(is_new).map(|(name, _)| name);
         let change = gone.or(new.filter(|_| set.names().len() < AUTO_VOTERS_MAX.min(VOTERS_MAX)));
         let Some(next) = change.and_then(|name| set.toggled(name)) else { return };
+        // A leader whose lease stands on the promise of a voter that leaves, as while another has just started and promises
+        // nothing yet, keeps that voter until it has others.
+        let heartbeat = self.config.timing.heartbeat;
+        if gone.is_some() && self.lease_by(lead, &next).is_none_or(|until| until <= now + heartbeat) {
+            return;
+        }
         self.ballot.voters = Some(next.clone());
         self.save();
         self.events.push_back(Event::VotersChanged(next.clone()));

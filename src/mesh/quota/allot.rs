@@ -1,8 +1,9 @@
 //! Who should hold how much: a pure function of what each node needs.
 //!
-//! Shares follow the demand, so that a client is refused as often at one gateway as at another, like with one bucket for
-//! all. Every node keeps 1/25 of an even share of the rate, and one token of the burst where the burst has so many: a first
-//! request to an idle node is not refused. Where there are more nodes than tokens, a token each, which is the least that
+//! A node weighs as much as requests come to it, and each an even part of what the limit has beyond all demand, at least a
+//! 25th of it. So with little demand everybody has room for what may come, and with much a client is refused as
+//! often at one gateway as at another, like with one bucket for all. Of the burst everybody has one token beforehand, where
+//! there are so many: a first request to an idle node is not refused. Where there are more nodes than tokens, a token each, which is the least that
 //! admits anything, goes to as many as there are tokens, those with demand first, in turns.
 
 use std::{
@@ -18,7 +19,7 @@ use crate::mesh::{
 /// How long a turn lasts where there are more nodes than tokens.
 pub const TURN: Duration = Duration::from_secs(3);
 
-/// One part of so many of the rate is spread evenly over all nodes.
+/// At least one part of so many of the rate is spread evenly over all nodes.
 const EVEN_PART: u64 = 25;
 
 /// Everybody's needs, added up.
@@ -28,8 +29,8 @@ pub struct Survey {
     nodes: u64,
     /// Sum of the weights of those that hold anything.
     weights: u64,
-    /// Nobody has any use for it: all weigh the same.
-    is_idle: bool,
+    /// What each of them weighs beside its demand.
+    even: u64,
     /// With more nodes than tokens, those whose turn it is.
     chosen: Option<BTreeSet<NodeName>>,
 }
@@ -39,19 +40,20 @@ impl Survey {
     #[must_use]
     pub fn of(limit: Share, demands: &BTreeMap<&NodeName, u64>, turn: u64) -> Self {
         let nodes = demands.len() as u64;
-        let is_idle = demands.values().all(|demand| *demand == 0);
         let tokens = limit.burst / TOKEN;
         let chosen = (tokens < nodes).then(|| choose(demands, usize::try_from(tokens).unwrap_or(0), turn));
         let counts = |name: &NodeName| chosen.as_ref().is_none_or(|chosen| chosen.contains(name));
-        let counted = demands.iter().filter(|(name, _)| counts(name));
-        let weights = counted.fold(0_u64, |sum, (_, demand)| sum.saturating_add(weight(*demand, is_idle)));
-        Self { nodes, weights, is_idle, chosen }
+        let counted: Vec<u64> = demands.iter().filter(|(name, _)| counts(name)).map(|(_, demand)| *demand).collect();
+        let demand = counted.iter().fold(0_u64, |sum, demand| sum.saturating_add(*demand));
+        let count = (counted.len() as u64).max(1);
+        let even = limit.rate.saturating_sub(demand).max(limit.rate / EVEN_PART) / count + 1;
+        Self { nodes, weights: demand.saturating_add(even * count), even, chosen }
     }
 
     /// What a node with that demand should hold. Over all nodes of the survey no more than the limit.
     #[must_use]
     pub fn share_of(&self, limit: Share, node: &NodeName, demand: u64) -> Share {
-        let weight = weight(demand, self.is_idle).min(self.weights);
+        let weight = demand.saturating_add(self.even).min(self.weights);
         match &self.chosen {
             _ if self.nodes == 0 => Share::NONE,
             Some(chosen) if chosen.contains(node) => Share {
@@ -60,17 +62,12 @@ impl Survey {
             },
             Some(_) => Share::NONE,
             None => {
-                let least = Share { rate: limit.rate / EVEN_PART / self.nodes, burst: TOKEN };
-                let even = Share { rate: least.rate * self.nodes, burst: least.burst * self.nodes };
+                let least = Share { rate: 0, burst: TOKEN };
+                let even = Share { rate: 0, burst: TOKEN * self.nodes };
                 least.plus(limit.minus(even).part(weight, self.weights))
             }
         }
     }
-}
-
-/// Idle nodes of a busy cluster weigh nothing but their least share; a chosen one never holds a burst without a rate.
-fn weight(demand: u64, is_idle: bool) -> u64 {
-    if is_idle { 1 } else { demand }
 }
 
 fn choose(demands: &BTreeMap<&NodeName, u64>, count: usize, turn: u64) -> BTreeSet<NodeName> {
@@ -106,8 +103,9 @@ mod tests {
         for (case, demands, turn, expected) in [
             ("idle", [0, 0, 0], 0, [(33, 6), (33, 6), (33, 6)]),
             ("even", [90, 90, 90], 0, [(33, 6), (33, 6), (33, 6)]),
-            ("all on one", [500, 0, 0], 0, [(97, 18), (1, 1), (1, 1)]),
-            ("two to one", [200, 100, 0], 0, [(65, 12), (33, 6), (1, 1)]),
+            ("a little on one", [30, 0, 0], 0, [(53, 10), (23, 4), (23, 4)]),
+            ("all on one", [500, 0, 0], 0, [(99, 17), (0, 1), (0, 1)]),
+            ("two to one", [200, 100, 0], 0, [(66, 12), (33, 6), (0, 1)]),
         ] {
             let found = shares(Share::of_tokens(100, 20), &demands, turn);
             let whole: Vec<_> = found.iter().map(|share| (share.rate / TOKEN, share.burst / TOKEN)).collect();
@@ -118,13 +116,15 @@ mod tests {
     #[test]
     fn few_tokens_go_round() {
         let limit = Share::of_tokens(10, 1);
-        let holders = |demands: &[u64], turn| shares(limit, demands, turn).iter().position(|share| *share == limit);
+        let holders =
+            |demands: &[u64], turn| shares(limit, demands, turn).iter().position(|share| share.burst == TOKEN);
         for (turn, holder) in [(0, 0), (1, 1), (2, 2), (3, 0)] {
             assert_eq!(holders(&[5, 5, 5], turn), Some(holder), "all in turn {turn}");
             assert_eq!(holders(&[0, 5, 0], turn), Some(1), "one in turn {turn}");
         }
         let two = shares(Share::of_tokens(10, 2), &[5, 0, 5], 0);
-        assert_eq!(two, [Share::of_tokens(5, 1), Share::NONE, Share::of_tokens(5, 1)]);
+        assert_eq!(two[1], Share::NONE);
+        assert!(two[0] == two[2] && Share::of_tokens(5, 1).covers(two[0]), "{two:?}");
         assert_eq!(shares(Share::NONE, &[1, 2], 0), [Share::NONE; 2]);
     }
 

@@ -25,8 +25,9 @@ const DEMAND_OVER: Duration = Duration::from_millis(400);
 /// A demand below a request in 20 s is none.
 const DEMAND_MIN: f64 = 0.05;
 
-/// A node that leaves returns its rights once no request has come for this long.
-const QUIET: Duration = Duration::from_millis(500);
+/// A node that leaves returns its rights once no request has come for this long: longer than the 5 s in which a draining
+/// gateway still serves, so that it refuses nobody. Without demand it holds little.
+const QUIET: Duration = Duration::from_secs(6);
 
 /// What this node holds.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use super::{
     Lead, Timing,
     allot::{Survey, TURN},
     message::{Ask, Grant, Right, Want},
-    share::{LimitId, Share, scale},
+    share::{LimitId, Share, TOKEN, scale},
 };
 use crate::mesh::node::NodeName;
 
@@ -274,7 +274,9 @@ impl Issuer {
         };
         let wanted = Share { rate: step(target.rate, current.rate), burst: step(target.burst, current.burst) };
         let others = pool.bound.minus(before.bound(id));
-        wanted.min(limit.minus(others))
+        let share = wanted.min(limit.minus(others));
+        // Less than a token admits nothing.
+        if share.burst < TOKEN || share.rate == 0 { Share::NONE } else { share }
     }
 
     fn push_grant(&mut self, now: Instant, entry: &mut Entry, shares: BTreeMap<LimitId, Share>) {

@@ -147,6 +147,25 @@ fn the_voters_follow_who_joins_and_leaves_but_no_failure() {
     }
 }
 
+/// A rolling restart: one node leaves while another has just started and promises nothing yet.
+#[test]
+fn a_voter_that_leaves_early_takes_no_lease_with_it() {
+    for seed in 0..20 {
+        let mut cluster = led(Plan { fixed: false, ..plan(3) }, seed);
+        let leader = cluster.leader().unwrap();
+        let [started, leaving] = [(leader + 1) % 3, (leader + 2) % 3];
+        cluster.crash(started);
+        cluster.start(started);
+        cluster.run_for(Duration::from_millis(600));
+        cluster.leave(leaving);
+        let elections = cluster.elections;
+        cluster.run_for(secs(3));
+        assert_eq!((cluster.elections, cluster.leader()), (elections, Some(leader)), "seed {seed}");
+        let voters = cluster.machine(leader).unwrap().voters().map(|voters| voters.names().len());
+        assert_eq!(voters, Some(2), "seed {seed}: and is removed afterwards");
+    }
+}
+
 #[test]
 fn a_larger_cluster_has_seven_voters() {
     let cluster = led(Plan { fixed: false, ..plan(12) }, 1);

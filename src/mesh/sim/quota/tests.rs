@@ -91,6 +91,25 @@ fn after_a_kill_the_others_use_the_limit_within_8_s() {
     }
 }
 
+/// A partition: the side of the quorum has the whole limit, the other nothing.
+#[test]
+fn the_side_with_the_quorum_keeps_the_limit() {
+    for seed in 0..5 {
+        let mut cluster = settled(Plan { nodes: 5, ..Plan::default() }, seed, 500.0);
+        let leader = cluster.leader().unwrap();
+        let minority: BTreeSet<usize> = [leader, (leader + 1) % 5].into();
+        cluster.partition(&minority);
+        cluster.run_for(secs(5));
+        let used = cluster.run_for(secs(5));
+        assert!(used >= 0.90, "seed {seed}: {used}");
+        assert!(minority.iter().all(|n| cluster.held(*n) == Share::NONE), "seed {seed}");
+        cluster.heal();
+        cluster.run_for(secs(2));
+        assert!((0..5).all(|n| cluster.held(n) != Share::NONE), "seed {seed}: all take part again");
+        assert_eq!(cluster.violations, 0, "seed {seed}");
+    }
+}
+
 /// One fault; the leader, when there is one, is its victim more often than others.
 fn fault(cluster: &mut Cluster) {
     let count = cluster.plan.nodes;
@@ -180,7 +199,7 @@ fn the_limit_holds_in_a_storm() {
     for seed in 0..seeds {
         let plan = if seed % 3 == 0 { Plan { drift: 0.0, ..rough(5) } } else { rough(3 + seed as usize % 3) };
         let cluster = storm(plan, seed, 120);
-        assert_eq!(cluster.violations, 0, "seed {seed}");
+        assert_eq!(cluster.violations, 0, "seed {seed}: {:?}", cluster.faults);
         assert!(cluster.admitted > 5000, "seed {seed}: {} admitted", cluster.admitted);
         for what in ["crash", "restart", "stall", "partition", "one-way cut", "loss", "cut", "shift", "limit", "leave"]
         {
@@ -195,4 +214,18 @@ fn lending_before_a_lease_is_over_is_found() {
     let timing = Timing { hold: millis(150), ..Timing::default() };
     let found = (0..20).any(|seed| storm(Plan { timing, ..rough(3) }, seed, 60).violations > 0);
     assert!(found, "no schedule lent a right twice");
+}
+
+/// What a rolling restart does to each leader: the next one is elected, and told what is held, before any lease is over.
+#[test]
+fn a_leader_that_leaves_has_nobody_refused() {
+    for seed in 0..20 {
+        let mut cluster = settled(Plan { nodes: 3, limit: 1000, burst: 1000, ..Plan::default() }, seed, 150.0);
+        let (leader, refused) = (cluster.leader().unwrap(), cluster.refused);
+        cluster.leave(leader);
+        cluster.run_for(secs(4));
+        assert_ne!(cluster.leader(), Some(leader), "seed {seed}");
+        assert_eq!(cluster.refused, refused, "seed {seed}");
+        assert_eq!(cluster.violations, 0, "seed {seed}");
+    }
 }
