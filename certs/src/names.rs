@@ -54,6 +54,16 @@ impl NodeNames {
         }
     }
 
+    /// Whether these may speak for every node that `others` list.
+    #[must_use]
+    pub fn covers(&self, others: &Self) -> bool {
+        let mut listed = others.listed().into_iter();
+        listed.all(|name| match &name.cluster {
+            Some(cluster) => self.allow(cluster, &name.node),
+            None => self == others,
+        })
+    }
+
     /// Whether the certificate may speak for this node of this cluster.
     #[must_use]
     pub fn allow(&self, cluster: &str, node: &str) -> bool {
@@ -200,6 +210,15 @@ mod tests {
             assert_eq!(only.is_empty(), expected.is_empty(), "{case}");
             assert!(!only.allow("prod", "n1"), "{case}");
         }
+    }
+
+    #[test]
+    fn names_cover_those_that_they_may_speak_for() {
+        let all = names(&["spiffe://smg/mesh/n1", "spiffe://smg/mesh/n2"], &[]);
+        let one = names(&["spiffe://smg/mesh/n1"], &[]);
+        let open = names(&[], &["n1.svc"]);
+        assert!(all.covers(&one) && !one.covers(&all));
+        assert!(open.covers(&open) && !one.covers(&open) && one.covers(&NodeNames::default()));
     }
 
     #[test]

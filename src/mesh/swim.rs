@@ -17,7 +17,9 @@
 //! this cluster's label and version; every table has a bound, named by a constant in its file.
 //!
 //! Departures from the papers: the ring instead of random or shuffled targets (SWIM §4.3), confirmation by own probes
-//! instead of by chance (Lifeguard §IV.B), verification before the verdict, acked updates in small clusters.
+//! instead of by chance (Lifeguard §IV.B), verification before the verdict, acked updates in small clusters. And from
+//! DESIGN §3.8: messages of other parts of the program go in packets of their own, with news in what room is left, so
+//! that no share of a packet has to be kept free for them.
 
 pub mod config;
 pub mod event;
@@ -74,6 +76,12 @@ const STALL_MIN: Duration = Duration::from_millis(500);
 /// Largest update in bytes: with the longest header and label it still fits a datagram.
 const UPDATE_BYTES_MAX: usize = 900;
 
+/// 2026-01-01 in unix milliseconds: no clock that is right shows less, so a clock that shows less is not asked.
+const RELEASED_MS: u64 = 1_767_225_600_000;
+
+/// How far an epoch may be ahead of this node's clock: ten years.
+const EPOCH_AHEAD_MAX_MS: u64 = 10 * 365 * 24 * 3_600_000;
+
 /// Why a packet was refused. The member list is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -87,6 +95,9 @@ pub enum DatagramError {
     /// The sender speaks another protocol version. Sending again cannot help before one side is upgraded.
     #[error("datagram of protocol version {0}")]
     Version(u32),
+    /// The sender's epoch is years ahead. Sending again cannot help before the clock of one side is set right.
+    #[error("datagram of epoch {0}, which is years ahead of this node's clock: synchronise the clocks")]
+    Epoch(u64),
 }
 
 impl DatagramError {
@@ -97,6 +108,7 @@ impl DatagramError {
             Self::Malformed(..) => "malformed",
             Self::ForeignCluster => "foreign_cluster",
             Self::Version(_) => "version",
+            Self::Epoch(_) => "epoch",
         }
     }
 }
@@ -205,6 +217,9 @@ impl Swim {
         let kind = packet.body.kind();
         if self.name_taken {
             return Ok(kind);
+        }
+        if !self.is_plausible(now, packet.epoch_ms) {
+            return Err(DatagramError::Epoch(packet.epoch_ms));
         }
         if packet.node == self.config.node {
             self.on_namesake(now, from, via, &packet);
@@ -337,6 +352,12 @@ impl Swim {
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.config.addr
+    }
+
+    /// Whether an epoch can be that of a process. One that nothing could exceed would bar its name for ever; one at the
+    /// bound is exceeded as time goes on. Many wrong clocks pass, on either side.
+    fn is_plausible(&self, now: Instant, epoch_ms: u64) -> bool {
+        epoch_ms <= self.clock.wall_ms(now).max(RELEASED_MS) + EPOCH_AHEAD_MAX_MS
     }
 
     fn me(&self) -> &Member {

@@ -64,10 +64,15 @@ pub(crate) async fn until_distrusted(
     chain: &[CertificateDer<'static>],
     recheck: Duration,
 ) -> &'static str {
+    let names = material.peer_names(chain).unwrap_or_default();
     loop {
         tokio::time::sleep(recheck).await;
         if let Err(error) = material.check_peer(chain, UnixTime::now()) {
             return refusal(&error);
+        }
+        // The connection may speak for all of these; one of several that is let in no more ends it too.
+        if material.peer_names(chain).is_ok_and(|now| !now.covers(&names)) {
+            return "not_allowed";
         }
     }
 }

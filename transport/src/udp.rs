@@ -114,7 +114,7 @@ impl UdpTransport {
         for _ in 0..POLL_ROUNDS_MAX {
             match self.socket.try_recv_from(buffer.as_mut_slice()) {
                 Ok((len, from)) if len > DATAGRAM_BYTES_MAX => {
-                    tracing::debug!(target: "smg::mesh::transport", addr = %from, reason = "oversize", "datagram dropped");
+                    return Ok(Some(Incoming::Rejected { from: canonical(from), reason: "oversize", times: 1 }));
                 }
                 Ok((len, from)) => {
                     let payload = Bytes::copy_from_slice(&buffer[..len]);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use smg_certs::Material;
 use smg_transport::{
     Incoming, PeerIdentity, SendError, Transport,
-    grpc::{Hello, Lane, PipeError, PipeId, StreamConfig, StreamEvent, StreamEvents, Streams},
+    grpc::{Hello, Lane, PipeId, StreamConfig, StreamEvent, StreamEvents, Streams},
     quic::{QuicConfig, QuicTransport},
     udp::UdpTransport,
 };
@@ -127,6 +127,8 @@ pub(super) struct Net {
     cluster: String,
     sharing: Sharing,
     refusals: Refusals,
+    /// Connections without a place that were counted.
+    crowds: u64,
     seeds: mpsc::Receiver<Vec<SocketAddr>>,
     resolver: AbortHandle,
     joined: watch::Sender<bool>,
@@ -193,6 +195,7 @@ impl Net {
             cluster: config.cluster.clone(),
             sharing: Sharing::new(outlets.shared),
             refusals: Refusals::default(),
+            crowds: 0,
             seeds,
             resolver,
             joined,
@@ -224,13 +227,12 @@ impl Net {
     pub(super) fn handle(&mut self, now: Instant, wall_ms: u64, stores: &mut Stores, input: Input) {
         match input {
             Input::Datagram(Ok(Incoming::Datagram(received))) => {
-                if self.is_named(received.from, Via::Datagram, received.identity.as_ref(), &received.payload) {
+                if self.is_named(now, received.from, Via::Datagram, received.identity.as_ref(), &received.payload) {
                     self.on_membership(now, received.from, Via::Datagram, &received.payload);
                 }
             }
             Input::Datagram(Ok(Incoming::Rejected { from, reason, times })) => {
-                self.metrics.mesh_rejected_times("datagram", reason, times);
-                self.refusals.tell(now, "datagram", from, reason);
+                self.refusals.count(now, &self.metrics, ("datagram", reason), from, times);
             }
             Input::Datagram(Ok(Incoming::Unreachable(addr))) => self.swim.handle_hint(now, addr),
             Input::Datagram(Err(error)) => self.broken = Some(error),
@@ -265,8 +267,18 @@ impl Net {
         self.streams.shutdown().await;
     }
 
+    /// Counts connections that found no place: too many for an event each.
+    fn count_crowds(&mut self) {
+        let refused = self.streams.stats().connections_refused;
+        let more = refused - std::mem::replace(&mut self.crowds, refused);
+        if more > 0 {
+            self.metrics.mesh_rejected_times("grpc", "too_many_connections", more);
+        }
+    }
+
     /// Fires due timers, then drains every machine until all are quiet.
     pub(super) fn settle(&mut self, now: Instant, stores: &mut Stores) -> Outcome {
+        self.count_crowds();
         let mut outcome = Outcome { broken: self.broken.take(), ..Outcome::default() };
         if self.swim.poll_timeout().is_some_and(|at| at <= now) {
             self.swim.handle_timeout(now);
@@ -322,11 +334,18 @@ impl Net {
     }
 
     /// Whether a packet says that it is from whom its connection is; nothing else of it has been read yet.
-    fn is_named(&self, from: SocketAddr, via: Via, identity: Option<&PeerIdentity>, bytes: &[u8]) -> bool {
+    fn is_named(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        via: Via,
+        identity: Option<&PeerIdentity>,
+        bytes: &[u8],
+    ) -> bool {
         let Some(identity) = identity else { return true };
         let is_named = membership::sender(bytes).is_some_and(|node| identity.allows(&self.cluster, &node));
         if !is_named {
-            report::wrong_name(&self.metrics, from, via);
+            self.refusals.count(now, &self.metrics, (report::plane(via), "wrong_name"), from, 1);
         }
         is_named
     }
@@ -357,10 +376,10 @@ impl Net {
                 }
             }
             StreamEvent::Frame { pipe, lane: Lane::Datagram, payload } => {
-                if let Some((from, identity)) = self.open.get(&pipe)
-                    && self.is_named(*from, Via::Stream, identity.as_ref(), &payload)
+                if let Some((from, identity)) = self.open.get(&pipe).cloned()
+                    && self.is_named(now, from, Via::Stream, identity.as_ref(), &payload)
                 {
-                    self.on_membership(now, *from, Via::Stream, &payload);
+                    self.on_membership(now, from, Via::Stream, &payload);
                 }
             }
             StreamEvent::Frame { pipe, lane: Lane::Sync, payload } => {
@@ -376,11 +395,9 @@ impl Net {
             }
             StreamEvent::Writable { .. } => {}
             StreamEvent::Closed { pipe, addr, dialed, error } => {
-                if let Some(PipeError::Refused(reason)) = &error {
-                    self.metrics.mesh_rejected("grpc", reason);
-                    self.refusals.tell(now, "grpc", addr, reason);
+                if let Some(reason) = report::pipe_closed(addr, dialed, error.as_ref()) {
+                    self.refusals.count(now, &self.metrics, ("grpc", reason), addr, 1);
                 }
-                report::pipe_closed(&self.metrics, addr, dialed, error.as_ref());
                 let lost = error.is_some();
                 let excluded = error.is_some_and(|error| error.is_exclusion());
                 self.open.remove(&pipe);

@@ -1,6 +1,7 @@
 //! Events of the machines as logs and metrics. The machines say what happened; only this file decides how loud.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -17,8 +18,12 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// Refused peers are logged this often at most.
+/// Refused peers are logged this often at most, by plane and reason.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Reasons that are no news: a connection that ends before it says anything is a port check, and packets of an earlier
+/// connection come after each restart.
+const COMMON: [&str; 2] = ["tls_closed", "unknown_connection"];
 
 /// A change of the stores.
 pub(super) fn store_event(event: &StoreEvent) {
@@ -46,31 +51,44 @@ pub(super) fn sync_event(metrics: &Metrics, event: &SyncEvent) {
 
 /// A membership packet that was refused.
 pub(super) fn refused(metrics: &Metrics, from: SocketAddr, via: Via, error: &DatagramError) {
-    let plane = if via == Via::Datagram { "datagram" } else { "grpc" };
+    let plane = plane(via);
     metrics.mesh_rejected(plane, error.reason());
     debug!(addr = %from, plane, reason = error.reason(), %error, "datagram dropped");
 }
 
-/// A packet whose sender's name is not that of its connection.
-pub(super) fn wrong_name(metrics: &Metrics, from: SocketAddr, via: Via) {
-    let plane = if via == Via::Datagram { "datagram" } else { "grpc" };
-    metrics.mesh_rejected(plane, "wrong_name");
-    debug!(addr = %from, plane, reason = "wrong_name", "packet in another's name dropped");
-}
-
-/// Peers that TLS refused: one a minute is told.
+/// Refusals that a user should see: one a minute of each plane and reason is told, the rest is counted.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    told: Option<Instant>,
+    /// Both words come from closed sets.
+    told: BTreeMap<(&'static str, &'static str), Instant>,
 }
 
 impl Refusals {
-    pub(super) fn tell(&mut self, now: Instant, plane: &'static str, from: SocketAddr, reason: &'static str) {
-        if self.told.is_none_or(|told| now.saturating_duration_since(told) >= REFUSAL_LOG_INTERVAL) {
-            self.told = Some(now);
-            warn!(addr = %from, plane, reason, "mesh peer refused by TLS; more within a minute are counted, not logged");
+    /// Counts and tells what was refused before it could be read, or because its name is not that of its connection.
+    pub(super) fn count(
+        &mut self,
+        now: Instant,
+        metrics: &Metrics,
+        (plane, reason): (&'static str, &'static str),
+        from: SocketAddr,
+        times: u64,
+    ) {
+        metrics.mesh_rejected_times(plane, reason, times);
+        if COMMON.contains(&reason) {
+            debug!(addr = %from, plane, reason, "mesh peer refused");
+            return;
+        }
+        let is_recent = |at: &Instant| now.saturating_duration_since(*at) < REFUSAL_LOG_INTERVAL;
+        if !self.told.get(&(plane, reason)).is_some_and(is_recent) {
+            self.told.insert((plane, reason), now);
+            warn!(addr = %from, plane, reason, "mesh peer refused; more of the kind within a minute are counted, not logged");
         }
     }
+}
+
+/// The plane by its label.
+pub(super) fn plane(via: Via) -> &'static str {
+    if via == Via::Datagram { "datagram" } else { "grpc" }
 }
 
 /// A replication frame that was refused.
@@ -79,23 +97,28 @@ pub(super) fn frame_refused(metrics: &Metrics, from: Option<&SocketAddr>, error:
     debug!(addr = ?from, reason = error.reason(), %error, "replication frame refused, pipe closed");
 }
 
-/// The end of a pipe. What the peer did wrong is counted; what the network did is not.
-pub(super) fn pipe_closed(metrics: &Metrics, addr: SocketAddr, dialed: bool, error: Option<&PipeError>) {
-    let Some(error) = error else { return debug!(addr = %addr, dialed, "pipe closed") };
-    let refused = matches!(
+/// The end of a pipe: why it was refused, if that is why it ended. What the peer did wrong is counted, what the network did
+/// is not.
+pub(super) fn pipe_closed(addr: SocketAddr, dialed: bool, error: Option<&PipeError>) -> Option<&'static str> {
+    let Some(error) = error else {
+        debug!(addr = %addr, dialed, "pipe closed");
+        return None;
+    };
+    debug!(addr = %addr, dialed, reason = error.reason(), %error, "pipe lost");
+    let is_refusal = matches!(
         error,
         PipeError::BadHello
             | PipeError::UnknownVersion
             | PipeError::ForeignCluster
             | PipeError::WrongName
+            | PipeError::Refused(_)
             | PipeError::TooManyPipes
             | PipeError::BadFrame
             | PipeError::FrameTooLarge
     );
-    if refused {
-        metrics.mesh_rejected("grpc", error.reason());
-    }
-    debug!(addr = %addr, dialed, reason = error.reason(), %error, "pipe lost");
+    // One that we dialed and that is slow to greet is the network's; a stranger who never greets is not.
+    let is_mute = !dialed && matches!(error, PipeError::HelloTimeout);
+    (is_refusal || is_mute).then(|| error.reason())
 }
 
 /// A packet that this host did not send.

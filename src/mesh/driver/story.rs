@@ -78,6 +78,10 @@ impl Story {
                 debug!(score, "trust in own probes changed");
             }
             Event::NameTaken { addr, .. } => warn!(node = %node, addr = %addr, "an older live node has this name"),
+            Event::EpochRefused { name, epoch_ms } => {
+                metrics.mesh_rejected("datagram", "epoch");
+                debug!(peer = %name, epoch_ms, "a record years ahead of this node's clock refused");
+            }
             Event::EpochRaised { epoch_ms } => {
                 warn!(epoch_ms, "peers remember a later start of this node, the clock went back; epoch raised");
             }

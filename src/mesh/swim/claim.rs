@@ -1,8 +1,9 @@
 //! This node's own name: refutation of what is said of it (SWIM §4.2), and what happens when another process has it too.
 //!
 //! A record of this name at another address is either what an earlier process left behind or another live process. A
-//! claim sent there tells: the one that started later gives the name up. When nobody answers and the record has a higher
-//! epoch (a clock that went back), this node raises its own epoch above it.
+//! claim sent there tells: the one that started later gives the name up, but only to an answer that repeats the number
+//! of its own claim. So neither a forged claim nor a late one of a process that is gone ends a node. When nobody answers
+//! and the record has a higher epoch (a clock that went back), this node raises its own epoch above it.
 
 use std::{
     net::SocketAddr,
@@ -10,6 +11,8 @@ use std::{
 };
 
 use super::{Body, Event, Packet, Swim, Via, message::Update, rule::Rule};
+use rand::RngExt as _;
+
 use crate::mesh::{node::NodeStatus, wire::membership::COUNTER_MAX};
 
 /// Claims sent before silence is taken as an answer.
@@ -23,8 +26,17 @@ const TRY_INTERVAL: Duration = Duration::from_millis(300);
 pub(super) struct Contest {
     addr: SocketAddr,
     epoch_ms: u64,
+    /// What an answer must repeat; never 0.
+    nonce: u64,
     tries: u32,
     pub(super) due: Instant,
+}
+
+/// Who claims this node's name.
+struct Theirs {
+    boot_ms: u64,
+    addr: SocketAddr,
+    epoch_ms: u64,
 }
 
 impl Swim {
@@ -81,7 +93,10 @@ impl Swim {
     /// A packet under this node's own name: its own, looped back, or another process's.
     pub(super) fn on_namesake(&mut self, now: Instant, from: SocketAddr, via: Via, packet: &Packet) {
         match &packet.body {
-            Body::Claim { boot_ms, addr } => self.on_claim(now, *boot_ms, *addr, packet.epoch_ms),
+            Body::Claim { boot_ms, addr, nonce, echo } => {
+                let theirs = Theirs { boot_ms: *boot_ms, addr: *addr, epoch_ms: packet.epoch_ms };
+                self.on_claim(now, &theirs, *nonce, *echo);
+            }
             Body::Sync { seq, .. } => match packet.updates.iter().find(|update| update.name == self.config.node) {
                 Some(own) if own.addr == self.config.addr => {
                     let name = self.config.node.clone();
@@ -102,7 +117,11 @@ impl Swim {
         if self.me().status == NodeStatus::Leaving || !self.config.follows(Rule::Contest) {
             return;
         }
-        let contest = self.claim.get_or_insert(Contest { addr, epoch_ms, tries: 0, due: now });
+        if !self.is_plausible(now, epoch_ms) {
+            return;
+        }
+        let nonce = self.rng.random_range(1..=u64::MAX);
+        let contest = self.claim.get_or_insert(Contest { addr, epoch_ms, nonce, tries: 0, due: now });
         contest.epoch_ms = contest.epoch_ms.max(epoch_ms);
     }
 
@@ -111,8 +130,8 @@ impl Swim {
         if contest.tries < TRIES_MAX {
             contest.tries += 1;
             contest.due = now + TRY_INTERVAL;
-            let addr = contest.addr;
-            self.send_claim(addr);
+            let (addr, nonce) = (contest.addr, contest.nonce);
+            self.send_claim(addr, nonce, 0);
             return;
         }
         let epoch_ms = contest.epoch_ms;
@@ -122,24 +141,28 @@ impl Swim {
         }
     }
 
-    fn send_claim(&mut self, to: SocketAddr) {
-        let claim = Body::Claim { boot_ms: self.config.boot_epoch_ms, addr: self.config.addr };
+    fn send_claim(&mut self, to: SocketAddr, nonce: u64, echo: u64) {
+        let claim = Body::Claim { boot_ms: self.config.boot_epoch_ms, addr: self.config.addr, nonce, echo };
         let packet = self.packet(claim, Vec::new());
         self.transmit(to, Via::Datagram, &packet);
     }
 
     /// Another process claims this name: the older keeps it, the lower address of two equally old ones.
-    fn on_claim(&mut self, now: Instant, boot_ms: u64, addr: SocketAddr, epoch_ms: u64) {
+    fn on_claim(&mut self, now: Instant, theirs: &Theirs, nonce: u64, echo: u64) {
         let mine = (self.config.boot_epoch_ms, self.config.addr);
-        if (boot_ms, addr) == mine || self.me().status == NodeStatus::Leaving {
+        if (theirs.boot_ms, theirs.addr) == mine || self.me().status == NodeStatus::Leaving {
             return;
         }
-        if (boot_ms, addr) < mine {
+        let asked = self.claim.as_ref().filter(|contest| contest.addr == theirs.addr);
+        let answers = asked.is_some_and(|contest| contest.nonce == echo);
+        if (theirs.boot_ms, theirs.addr) > mine {
+            let asking = asked.map_or(0, |contest| contest.nonce);
+            self.send_claim(theirs.addr, asking, nonce);
+        } else if answers {
             self.name_taken = true;
-            self.events.push_back(Event::NameTaken { boot_epoch_ms: boot_ms, addr });
-        } else {
-            self.send_claim(addr);
-            self.contest(now, addr, epoch_ms);
+            self.events.push_back(Event::NameTaken { boot_epoch_ms: theirs.boot_ms, addr: theirs.addr });
+            return;
         }
+        self.contest(now, theirs.addr, theirs.epoch_ms);
     }
 }

@@ -47,7 +47,7 @@ pub struct SwimConfig {
     pub probe_interval: Duration,
     /// Time between two gossip rounds while there is news; 10 ms to `probe_interval`. Default 100 ms.
     pub gossip_interval: Duration,
-    /// Scales the time that a suspected node has to refute; 0.5 to 10. Default 1.
+    /// Scales the time that a suspected node has to refute; 0.1 to 10. Default 1.
     pub suspicion_multiplier: f64,
     /// Unix milliseconds at the instant given to `new`; from there the ring's clock runs monotonically.
     pub wall_at_start_ms: u64,

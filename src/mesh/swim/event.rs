@@ -26,7 +26,7 @@ pub enum Event {
         /// Whether this node's own probe failed; otherwise it was heard from another.
         local: bool,
     },
-    /// A suspected peer showed that it lives.
+    /// A peer that was suspected or called DOWN showed that the same process lives.
     FalseSuspicion {
         /// Who.
         name: NodeName,
@@ -58,6 +58,13 @@ pub enum Event {
     /// A peer held a higher epoch for this name, left by an earlier process: this node's epoch was raised above it.
     EpochRaised {
         /// The new membership epoch.
+        epoch_ms: u64,
+    },
+    /// A record with an epoch that is years ahead was refused: nothing could exceed it.
+    EpochRefused {
+        /// Of whom; the first of a packet.
+        name: NodeName,
+        /// The epoch.
         epoch_ms: u64,
     },
     /// A peer sent a message for another part of the program. It proves nothing but that the peer could send it.

@@ -16,7 +16,12 @@ impl Swim {
     /// Takes the updates of a packet, and notes of whom they are surer signs than a rumour.
     pub(super) fn take_updates(&mut self, now: Instant, from: SocketAddr, via: Via, packet: &Packet) {
         let is_list = self.is_list_of_trust(from, via, packet);
-        for update in &packet.updates {
+        let (plausible, others): (Vec<_>, Vec<_>) =
+            packet.updates.iter().partition(|update| self.is_plausible(now, update.epoch_ms));
+        if let Some(update) = others.first() {
+            self.events.push_back(Event::EpochRefused { name: update.name.clone(), epoch_ms: update.epoch_ms });
+        }
+        for update in plausible {
             let own = update.name == packet.node && via == Via::Datagram && update.addr == from;
             if is_list || own || self.has_room_for(update) {
                 self.learn(now, update, &packet.node);
@@ -71,7 +76,10 @@ impl Swim {
             member.rtt = before.rtt;
             // At a new address it has to be heard anew.
             member.source = if before.addr == member.addr { before.source } else { before.source.min(Source::List) };
-            member.refuted_at.clone_from(&before.refuted_at);
+            if before.boot_epoch_ms == member.boot_epoch_ms {
+                // What was refuted says nothing of another process.
+                member.refuted_at.clone_from(&before.refuted_at);
+            }
             let is_same = (before.addr, before.boot_epoch_ms) == (member.addr, member.boot_epoch_ms);
             member.heard_at = before.heard_at.filter(|_| is_same);
         }
@@ -80,10 +88,11 @@ impl Swim {
         if !self.replace(now, member, reason) {
             return;
         }
-        if update.status == NodeStatus::Alive {
-            self.end_suspicion(now, &update.name);
-        } else {
-            self.suspicions.remove(&update.name);
+        let same_process = before.as_ref().filter(|before| before.boot_epoch_ms == update.epoch_ms);
+        match same_process {
+            Some(before) if update.status == NodeStatus::Alive => self.exonerate(now, before),
+            // What was suspected is gone, or worse is known of it.
+            _ => drop(self.suspicions.remove(&update.name)),
         }
         if update.status == NodeStatus::Suspected {
             self.start_suspicion(now, &update.name, &update.accusers);

@@ -106,8 +106,8 @@ pub enum Body {
     GossipAck { seq: u64 },
     /// A join (own record alone) or a whole list.
     Sync { seq: u64, reply_wanted: bool },
-    /// The name is the sender's since `boot_ms`.
-    Claim { boot_ms: u64, addr: SocketAddr },
+    /// The name is the sender's since `boot_ms`; `echo` repeats the `nonce` of the claim that it answers.
+    Claim { boot_ms: u64, addr: SocketAddr, nonce: u64, echo: u64 },
     /// A message of another part of the program, carried unread.
     User { payload: Bytes },
 }

@@ -30,6 +30,13 @@ impl RingClock {
         Self { start, wall_at_start, interval: interval.max(Duration::from_millis(10)) }
     }
 
+    /// Wall time in unix milliseconds.
+    #[must_use]
+    pub fn wall_ms(&self, now: Instant) -> u64 {
+        let wall = self.wall_at_start + now.saturating_duration_since(self.start);
+        u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Number of the round that `now` is in.
     #[must_use]
     pub fn round(&self, now: Instant) -> u64 {

@@ -10,6 +10,7 @@ use super::{
     config::{FANOUT, SwimConfig},
     event::ChangeReason,
     health::SCORE_MAX,
+    member::Member,
     message::Update,
     probe::ProbeKind,
     rtt::RTO_MAX,
@@ -167,11 +168,16 @@ impl Swim {
         }
     }
 
-    /// The suspected node showed that it lives. That damps later suspicions of it (DESIGN §3.6), unless this one was the
-    /// work of a node that was cut off, which says nothing of the suspected one.
-    pub(super) fn end_suspicion(&mut self, now: Instant, name: &NodeName) {
-        let Some(suspicion) = self.suspicions.remove(name) else { return };
-        if !suspicion.accusers.is_empty() {
+    /// A process showed that it lives. If it was suspected that damps later suspicions of it (DESIGN §3.6), unless this one
+    /// was the work of a node that was cut off, which says nothing of the suspected one. If it was DOWN the verdict counts
+    /// as a false suspicion too; it damps nothing, since a process that nobody reached for so long was rather cut off.
+    pub(super) fn exonerate(&mut self, now: Instant, before: &Member) {
+        let name = &before.name;
+        let suspicion = self.suspicions.remove(name);
+        if suspicion.is_none() && before.status != NodeStatus::Down {
+            return;
+        }
+        if suspicion.is_some_and(|suspicion| !suspicion.accusers.is_empty()) {
             self.members.note(name, |member| {
                 member.refuted_at.retain(|at| now.saturating_duration_since(*at) < DAMPING_WINDOW);
                 member.refuted_at.truncate(7);

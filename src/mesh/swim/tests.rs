@@ -255,7 +255,12 @@ fn body() -> impl Strategy<Value = Body> {
         any::<u64>().prop_map(|seq| Body::Gossip { seq }),
         any::<u64>().prop_map(|seq| Body::GossipAck { seq }),
         (any::<u64>(), any::<bool>()).prop_map(|(seq, reply_wanted)| Body::Sync { seq, reply_wanted }),
-        (any::<u64>(), 1..5u8).prop_map(|(boot_ms, last)| Body::Claim { boot_ms, addr: addr(last) }),
+        (any::<u64>(), 1..5u8).prop_map(|(boot_ms, last)| Body::Claim {
+            boot_ms,
+            addr: addr(last),
+            nonce: 1,
+            echo: boot_ms
+        }),
     ]
 }
 

@@ -158,7 +158,9 @@ fn body_to_wire(body: &Body) -> pb::datagram::Body {
         Body::Gossip { seq } => Wire::Gossip(pb::Gossip { seq: *seq }),
         Body::GossipAck { seq } => Wire::GossipAck(pb::GossipAck { seq: *seq }),
         Body::Sync { seq, reply_wanted } => Wire::Sync(pb::Sync { seq: *seq, reply_wanted: *reply_wanted }),
-        Body::Claim { boot_ms, addr } => Wire::Claim(pb::Claim { boot_ms: *boot_ms, addr: Some(addr_to_wire(*addr)) }),
+        Body::Claim { boot_ms, addr, nonce, echo } => {
+            Wire::Claim(pb::Claim { boot_ms: *boot_ms, addr: Some(addr_to_wire(*addr)), nonce: *nonce, echo: *echo })
+        }
         Body::User { payload } => Wire::User(pb::User { payload: payload.clone() }),
     }
 }
@@ -173,7 +175,12 @@ fn body_from_wire(body: pb::datagram::Body) -> Result<Body, DecodeError> {
         Wire::Gossip(gossip) => Body::Gossip { seq: gossip.seq },
         Wire::GossipAck(ack) => Body::GossipAck { seq: ack.seq },
         Wire::Sync(sync) => Body::Sync { seq: sync.seq, reply_wanted: sync.reply_wanted },
-        Wire::Claim(claim) => Body::Claim { boot_ms: claim.boot_ms, addr: addr_from_wire(claim.addr)? },
+        Wire::Claim(claim) => Body::Claim {
+            boot_ms: claim.boot_ms,
+            addr: addr_from_wire(claim.addr)?,
+            nonce: claim.nonce,
+            echo: claim.echo,
+        },
         Wire::User(user) if user.payload.is_empty() || user.payload.len() > USER_BYTES_MAX => {
             return Err(DecodeError::Field("payload"));
         }
@@ -305,7 +312,7 @@ mod tests {
             ("gossip", Body::Gossip { seq: 3 }),
             ("gossip_ack", Body::GossipAck { seq: 3 }),
             ("sync", Body::Sync { seq: 4, reply_wanted: true }),
-            ("claim", Body::Claim { boot_ms: 5, addr }),
+            ("claim", Body::Claim { boot_ms: 5, addr, nonce: 6, echo: 7 }),
             ("user", Body::User { payload: Bytes::from_static(b"anything") }),
         ] {
             let sent = packet(body);

@@ -122,7 +122,7 @@ definitions! {
     MESH_SUSPICIONS = Counter "smg_mesh_suspicions_total" ["source"]
         "Suspicions of other nodes: from own_probe, or heard from a peer.";
     MESH_FALSE_SUSPICIONS = Counter "smg_mesh_false_suspicions_total" []
-        "Suspicions of other nodes that those refuted.";
+        "Suspicions that their node refuted, and nodes called DOWN whose process came back: cut off or stalled, not dead.";
     MESH_REFUTATIONS = Counter "smg_mesh_refutations_total" []
         "Times that this node heard itself suspected or called down, and refuted it.";
     MESH_PROBE_RTT = Histogram "smg_mesh_probe_rtt_seconds" [] "Time from a direct probe to its ack.";

@@ -1,10 +1,11 @@
 //! The listening side: accepts connections, checks greetings, opens pipes.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     io,
     net::{IpAddr, SocketAddr, TcpListener as StdListener},
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::{
     HTTP2_FRAME_BYTES, Hello, LINGER, MESSAGE_BYTES_MAX, PipeError, Shared, WINDOW_BYTES,
-    connection::{Connection, ConnectionIo},
+    connection::{Connection, ConnectionIo, Held},
     pipe::{self, Outbound},
     secure::ByteStream,
 };
@@ -85,25 +86,72 @@ async fn stopped(shared: &Shared) {
     }
 }
 
+/// Connections from one address that have not become pipes yet: more are dropped, so that nobody who is let in nowhere can
+/// take the places of all. For IPv6 a /64 counts as one address, since a host has them by the billion (RFC 6177 §2).
+pub(super) const UNOPENED_PER_ADDR_MAX: usize = 64;
+
+/// Unopened connections by address.
+#[derive(Clone, Default)]
+struct Shares(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// The part of one connection in them; given back when the pipe opens or the connection ends.
+pub(super) struct Share {
+    of: Shares,
+    addr: IpAddr,
+}
+
+impl Shares {
+    fn take(&self, addr: IpAddr) -> Option<Share> {
+        let addr = match addr {
+            IpAddr::V4(_) => addr,
+            IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) & !u128::from(u64::MAX)).into()),
+        };
+        let mut shares = self.held();
+        let held = shares.entry(addr).or_default();
+        if *held >= UNOPENED_PER_ADDR_MAX {
+            return None;
+        }
+        *held += 1;
+        Some(Share { of: self.clone(), addr })
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut held) = self.of.held().entry(self.addr) {
+            *held.get_mut() -= 1;
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
+    }
+}
+
 /// Accepted connections, each with its place among those that may be held. Hands are shaken side by side.
 fn incoming(shared: Arc<Shared>, listener: TcpListener) -> impl Stream<Item = io::Result<ConnectionIo<ByteStream>>> {
     let places = Arc::new(Semaphore::new(shared.config.inbound_pipes_max));
     let handshakes_max = shared.config.inbound_pipes_max;
-    let admitted = stream::unfold((shared, listener, places), |(shared, listener, places)| async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, addr)) => {
-                    if let Some(admitted) = admit(&shared, &places, stream, addr) {
-                        return Some((secure(shared.clone(), admitted), (shared, listener, places)));
+    let shares = Shares::default();
+    let admitted =
+        stream::unfold((shared, listener, places, shares), |(shared, listener, places, shares)| async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, addr)) => {
+                        if let Some(admitted) = admit(&shared, &places, &shares, stream, addr) {
+                            return Some((secure(shared.clone(), admitted), (shared, listener, places, shares)));
+                        }
+                    }
+                    Err(error) => {
+                        tracing::debug!(target: "smg::mesh::transport", %error, "accept failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 }
-                Err(error) => {
-                    tracing::debug!(target: "smg::mesh::transport", %error, "accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
             }
-        }
-    });
+        });
     admitted.buffer_unordered(handshakes_max).filter_map(|secured| std::future::ready(secured.map(Ok)))
 }
 
@@ -112,30 +160,43 @@ struct Admitted {
     stream: TcpStream,
     addr: SocketAddr,
     permit: OwnedSemaphorePermit,
+    share: Share,
 }
 
-fn admit(shared: &Shared, places: &Arc<Semaphore>, stream: TcpStream, addr: SocketAddr) -> Option<Admitted> {
+fn admit(
+    shared: &Shared,
+    places: &Arc<Semaphore>,
+    shares: &Shares,
+    stream: TcpStream,
+    addr: SocketAddr,
+) -> Option<Admitted> {
     let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-    let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
+    let (Some(share), Ok(permit)) = (shares.take(addr.ip()), Arc::clone(places).try_acquire_owned()) else {
         shared.connections_refused.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(target: "smg::mesh::transport", %addr, reason = "too_many_pipes", "connection dropped");
+        tracing::debug!(target: "smg::mesh::transport", %addr, reason = "too_many_connections", "connection dropped");
         return None;
     };
     // Fails only where the peer has already gone.
     let _ = stream.set_nodelay(true);
-    Some(Admitted { stream, addr, permit })
+    Some(Admitted { stream, addr, permit, share })
 }
 
 /// The connection once hands are shaken; a refused peer is reported as a pipe that closed.
 async fn secure(shared: Arc<Shared>, admitted: Admitted) -> Option<ConnectionIo<ByteStream>> {
-    let Admitted { stream, addr, permit } = admitted;
+    let Admitted { stream, addr, permit, share } = admitted;
     match shared.security.accept(stream).await {
         Ok(secured) => {
             let (stream, connection) = Connection::new(addr, secured, &shared.kill);
             // A refused greeting may linger, so that the refusal is read before the connection is cut.
             let deadline = Instant::now() + shared.config.hello_timeout + LINGER;
             let unopened = Arc::clone(&shared.connections_unopened);
-            Some(ConnectionIo::accepted(stream, connection, deadline, permit, unopened))
+            Some(ConnectionIo::accepted(
+                stream,
+                connection,
+                deadline,
+                Held { _place: permit, share: Some(share) },
+                unopened,
+            ))
         }
         Err(error) => {
             shared.connections_unopened.fetch_add(1, Ordering::Relaxed);

@@ -22,6 +22,7 @@ use tonic::transport::server::Connected;
 
 use super::{
     PipeError,
+    accept::Share,
     secure::{ByteStream, Secured},
 };
 use crate::{PeerIdentity, tls};
@@ -60,8 +61,15 @@ struct Stranger {
     deadline: Pin<Box<Sleep>>,
     /// Counts the connection if it ends without a pipe.
     unopened: Arc<AtomicU64>,
+    held: Held,
+}
+
+/// What an accepted connection takes of what is bounded.
+pub(super) struct Held {
     /// Its place among the connections that may be held; kept to the end.
-    _permit: OwnedSemaphorePermit,
+    pub(super) _place: OwnedSemaphorePermit,
+    /// Its part in what its address may have unopened.
+    pub(super) share: Option<Share>,
 }
 
 impl Connection {
@@ -109,12 +117,12 @@ impl<S> ConnectionIo<S> {
         stream: S,
         connection: Arc<Connection>,
         deadline: Instant,
-        permit: OwnedSemaphorePermit,
+        held: Held,
         unopened: Arc<AtomicU64>,
     ) -> Self {
         let deadline = Box::pin(tokio::time::sleep_until(deadline));
         let mut io = Self::dialed(stream, connection);
-        io.stranger = Some(Stranger { deadline, unopened, _permit: permit });
+        io.stranger = Some(Stranger { deadline, unopened, held });
         io
     }
 
@@ -124,11 +132,12 @@ impl<S> ConnectionIo<S> {
         if self.killed.as_mut().poll(cx).is_ready() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
-        if let Some(stranger) = &mut self.stranger
-            && !self.connection.is_open.load(Ordering::Relaxed)
-            && stranger.deadline.as_mut().poll(cx).is_ready()
-        {
-            return Err(io::ErrorKind::TimedOut.into());
+        if let Some(stranger) = &mut self.stranger {
+            if self.connection.is_open.load(Ordering::Relaxed) {
+                stranger.held.share = None;
+            } else if stranger.deadline.as_mut().poll(cx).is_ready() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         Ok(())
     }

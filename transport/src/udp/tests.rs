@@ -67,6 +67,10 @@ async fn oversize_datagrams_of_strangers_are_dropped_not_cut() {
         stranger.send_to(&vec![7; len], transport.local_addr()).unwrap();
     }
     stranger.send_to(b"last", transport.local_addr()).unwrap();
+    for _ in 0..3 {
+        let Incoming::Rejected { reason, .. } = next(&transport).await else { panic!("an oversize datagram") };
+        assert_eq!(reason, "oversize");
+    }
     let Incoming::Datagram(received) = next(&transport).await else { panic!("a hint") };
     assert_eq!(&received.payload[..], b"last");
 }

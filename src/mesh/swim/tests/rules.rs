@@ -218,3 +218,111 @@ fn strangers_invent_a_bounded_number_of_members_and_keep_nobody_out() {
     swim.handle_datagram(now, addr(250), Via::Datagram, &wire::encode("smg", &forged)).unwrap();
     assert!(swim.member(&name("e")).is_none(), "a list in the name of a member from elsewhere");
 }
+
+fn claim(boot_ms: u64, last: u8, echo: u64) -> Packet {
+    let body = Body::Claim { boot_ms, addr: addr(last), nonce: 9, echo };
+    Packet { node: name("a"), ..packet(body, vec![]) }
+}
+
+/// What node `a` asked at address 7, where somebody claims its name.
+fn asked(swim: &mut Swim, now: Instant) -> u64 {
+    swim.handle_timeout(now);
+    let claims = sent(swim).into_iter().filter(|(transmit, _)| transmit.to == addr(7));
+    let nonces: Vec<_> = claims
+        .filter_map(|(_, packet)| match packet.body {
+            Body::Claim { nonce, .. } => Some(nonce),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(nonces.len(), 1);
+    nonces[0]
+}
+
+#[test]
+fn a_name_is_given_up_to_an_answer_alone_never_to_a_forged_or_late_claim() {
+    let now = Instant::now();
+    let older = 1;
+    for (case, echo, taken) in [("forged", Some(0), false), ("guessed", Some(9), false), ("answers", None, true)] {
+        let mut swim = with_peer(now);
+        hear(&mut swim, now, &claim(older, 7, 0));
+        assert!(!swim.is_over(), "{case}: at the first word");
+        let nonce = asked(&mut swim, now);
+        hear(&mut swim, now, &claim(older, 7, echo.unwrap_or(nonce)));
+        assert_eq!(swim.is_over(), taken, "{case}");
+        assert_eq!(events(&mut swim).iter().any(|event| matches!(event, Event::NameTaken { .. })), taken, "{case}");
+        hear(&mut swim, now, &claim(older, 8, nonce));
+        assert_eq!(swim.is_over(), taken, "{case}: from an address that was not asked");
+    }
+    let mut swim = with_peer(now);
+    hear(&mut swim, now, &claim(2000, 7, 0));
+    let answer = sent(&mut swim).into_iter().find_map(|(_, packet)| match packet.body {
+        Body::Claim { echo, .. } => Some(echo),
+        _ => None,
+    });
+    assert_eq!(answer, Some(9), "the older answers with the number that it was asked");
+}
+
+#[test]
+fn an_epoch_that_nothing_could_exceed_is_refused_and_bars_no_name() {
+    let now = Instant::now();
+    let far = wire::COUNTER_MAX - 1;
+    let mut swim = with_peer(now);
+    let said = Update { epoch_ms: far, ..update("b", NodeStatus::Down, 0, 2) };
+    let own = Update { epoch_ms: far, ..update("a", NodeStatus::Down, 0, 1) };
+    hear(&mut swim, now, &packet(Body::Gossip { seq: 0 }, vec![said, own]));
+    assert_eq!(status(&swim, "b"), NodeStatus::Alive);
+    assert_eq!(swim.epoch_ms(), 1000);
+    assert!(events(&mut swim).iter().any(|event| matches!(event, Event::EpochRefused { .. })));
+    let header = Packet { epoch_ms: far, ..packet(Body::Gossip { seq: 0 }, vec![]) };
+    let refused = swim.handle_datagram(now, addr(2), Via::Datagram, &wire::encode("smg", &header)).unwrap_err();
+    assert_eq!(refused.reason(), "epoch");
+    // A clock that is a year ahead is no attack.
+    let year = Update { epoch_ms: RELEASED_MS + 365 * 86_400_000, ..update("b", NodeStatus::Down, 0, 2) };
+    hear(&mut swim, now, &packet(Body::Gossip { seq: 0 }, vec![year]));
+    assert_eq!(status(&swim, "b"), NodeStatus::Down);
+}
+
+#[test]
+fn a_restart_refutes_nothing_and_what_was_called_down_falsely_is_counted() {
+    let now = Instant::now();
+    for (case, before, epoch_ms, incarnation, counted, damps) in [
+        ("suspected, refuted", NodeStatus::Suspected, 500, 1, 1, 1),
+        ("suspected, restarted", NodeStatus::Suspected, 900, 0, 0, 0),
+        ("down, came back", NodeStatus::Down, 500, 1, 1, 0),
+        ("down, restarted", NodeStatus::Down, 900, 0, 0, 0),
+    ] {
+        let mut swim = with_peer(now);
+        hear(&mut swim, now, &packet(Body::Gossip { seq: 0 }, vec![update("c", NodeStatus::Alive, 0, 3)]));
+        let accused = Update { accusers: vec![name("b")], ..update("c", before, 0, 3) };
+        hear(&mut swim, now, &packet(Body::Gossip { seq: 0 }, vec![accused]));
+        assert_eq!(status(&swim, "c"), before, "{case}");
+        events(&mut swim);
+        let alive = Update { epoch_ms, ..update("c", NodeStatus::Alive, incarnation, 3) };
+        hear(&mut swim, now, &packet(Body::Gossip { seq: 0 }, vec![alive]));
+        assert_eq!(status(&swim, "c"), NodeStatus::Alive, "{case}");
+        let found = events(&mut swim).iter().filter(|event| matches!(event, Event::FalseSuspicion { .. })).count();
+        assert_eq!(found, counted, "{case}");
+        assert_eq!(swim.member(&name("c")).unwrap().refuted_at.len(), damps, "{case}");
+    }
+}
+
+#[test]
+fn design_3_6_a_refuted_suspicion_makes_the_next_one_longer_and_a_restart_does_not() {
+    let start = Instant::now();
+    let down_after = |epoch_ms: u64| {
+        let mut swim = among(start, &[("b", "x"), ("c", "x"), ("d", "x")]);
+        let accused = Update { accusers: vec![name("b")], ..update("d", NodeStatus::Suspected, 0, 4) };
+        hear(&mut swim, start, &packet(Body::Gossip { seq: 0 }, vec![accused]));
+        let alive = Update { epoch_ms, ..update("d", NodeStatus::Alive, 1, 4) };
+        hear(&mut swim, start, &packet(Body::Gossip { seq: 0 }, vec![alive]));
+        let mut at = Duration::ZERO;
+        while status(&swim, "d") != NodeStatus::Down {
+            run(&mut swim, start + at, ms(100), &[4]);
+            at += ms(100);
+            assert!(at < Duration::from_secs(60));
+        }
+        at
+    };
+    let (refuted, restarted) = (down_after(500), down_after(900));
+    assert!(refuted >= restarted + ms(900), "{refuted:?} after a refutation, {restarted:?} after a restart");
+}

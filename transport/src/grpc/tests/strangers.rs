@@ -5,7 +5,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::*;
+use super::{super::accept::UNOPENED_PER_ADDR_MAX, *};
 
 #[tokio::test]
 async fn garbage_is_dropped_and_hurts_nobody() {
@@ -63,6 +63,37 @@ async fn connections_are_bounded_and_places_come_back() {
     })
     .await;
     a.opened().await;
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_the_places_of_all() {
+    let mut a = Node::with("a", |config| config.hello_timeout = Duration::from_secs(30));
+    let mut silent = Vec::new();
+    for _ in 0..UNOPENED_PER_ADDR_MAX {
+        silent.push(TcpStream::connect(a.addr()).await.unwrap());
+    }
+    let mut b = Node::new("b");
+    let refused = b.streams.dial(a.addr());
+    assert_eq!(b.closed(refused).await, Some("lost"));
+    assert_eq!(a.streams.stats().connections_refused, 1);
+    let elsewhere = "127.0.0.2:0".parse().unwrap();
+    let mut c = Node::with("c", |config| config.bind = elsewhere);
+    c.streams.dial(a.addr());
+    c.opened().await;
+    a.opened().await;
+    // Pipes that opened count no longer.
+    silent.truncate(1);
+    for _ in 1..UNOPENED_PER_ADDR_MAX + 8 {
+        within(async {
+            loop {
+                b.streams.dial(a.addr());
+                if matches!(b.next().await, StreamEvent::Opened { .. }) {
+                    break;
+                }
+            }
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
