@@ -51,7 +51,8 @@
 //! hears of the floor it goes on in a new epoch just above it, and writes anew what it wrote so far
 //! ([`Map::raise_epoch`](map::Map::raise_epoch)). Until then it is heard by nobody, and nothing that it wrote is lost.
 //!
-//! Not folded are the last epoch of a node that never returns (one counter for each name), and anything while a voter is
+//! Not folded are the last epoch of a node that never returns or never writes again (one counter for each name, and the
+//! guards of those keys that a crash in the midst of saving tore from their context), and anything while a voter is
 //! away or, above 32 nodes, not a direct peer: then vectors grow with restarts up to [`dot::ACTORS_MAX`] actors.
 //!
 //! Invariant: `seen` grows only by *closed* steps: when an actor's counters up to `n` enter it, the state of every key
