@@ -10,7 +10,7 @@ use smg_certs::{AllowList, ClientFiles, IdentityFiles, PairFiles};
 
 use crate::mesh::{election::voters::Voters, node::NodeName};
 
-pub use syntax::{MESH_PORT, cors_origin, host, label, mesh_peer};
+pub use syntax::{MESH_PORT, cors_origin, host, label, mesh_peer, otlp_endpoint};
 
 /// Everything the program was told, checked and with defaults filled in.
 #[derive(Clone, Debug)]
@@ -291,6 +291,15 @@ pub struct Telemetry {
     pub log_json: bool,
     /// Also write daily files here.
     pub log_dir: Option<PathBuf>,
+    /// Traces of requests; none without `--enable-trace`.
+    pub traces: Option<Traces>,
+}
+
+/// Traces of requests.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Traces {
+    /// OTLP endpoint, an http or https URL; none: as the `OTEL_*` variables say, else this host.
+    pub endpoint: Option<String>,
 }
 
 /// The mesh.

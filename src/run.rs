@@ -25,11 +25,14 @@ use crate::{
     },
     ha::{self, Ha},
     mesh::driver::{self, handle::MeshHandle},
-    telemetry::{metrics::Metrics, server},
+    telemetry::{metrics::Metrics, server, traces::Traces},
 };
 
 /// How long leaving may wait for a quorum of peers to take note.
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
+
+/// How long the last spans may take to the collector.
+const FLUSH_WAIT: Duration = Duration::from_secs(3);
 
 /// How long handing over what is known of prompts may take before that.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(1);
@@ -58,7 +61,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(shared);
     let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);
     let (suspicions, sessions, placer) = (registry.suspicions(), mesh.sessions.clone(), sharing.placer.clone());
-    let reports = Reports { suspicions, sessions, placer, limiter: registry.limiter() };
+    let traces = traces(&config, &metrics)?;
+    let reports = Reports { suspicions, sessions, placer, limiter: registry.limiter(), traces: traces.clone() };
     let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), reports, routes, &tls)?;
     info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");
     if let Some(addr) = plane.probes() {
@@ -86,8 +90,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             process::exit(1);
         }
     }
+    if let Some(traces) = traces {
+        traces.flush(FLUSH_WAIT).await;
+    }
     ended.cancel();
     Ok(())
+}
+
+/// Tracing, where it is on.
+fn traces(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Traces>> {
+    let Some(traces) = &config.telemetry.traces else { return Ok(None) };
+    Traces::start(traces.endpoint.as_deref(), config.mesh.node.as_str(), metrics.clone()).map(Some)
 }
 
 fn control_routes(

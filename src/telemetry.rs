@@ -9,7 +9,9 @@
 //! `RUST_LOG`, when set, replaces `--log-level`; its syntax is that of `tracing_subscriber::EnvFilter`.
 
 pub mod metrics;
+
 pub mod server;
+pub mod traces;
 
 use std::path::PathBuf;
 

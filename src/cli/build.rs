@@ -96,6 +96,9 @@ impl Check<'_> {
         if flags.limits.rate_limit_tokens_per_second.is_none() && given(&"rate-limit-burst") {
             found.push("--rate-limit-burst needs --rate-limit-tokens-per-second: add it".into());
         }
+        if !flags.telemetry.enable_trace && given(&"otlp-traces-endpoint") {
+            found.push("--otlp-traces-endpoint needs --enable-trace: add it".into());
+        }
         for (is_off, switch, group) in [
             (flags.retry.disable_retries, "disable-retries", RETRY),
             (flags.breaker.disable_circuit_breaker, "disable-circuit-breaker", BREAKER),
@@ -275,6 +278,12 @@ impl Check<'_> {
         keys.into_iter().collect()
     }
 
+    fn traces(&mut self, flags: &TelemetryFlags) -> Option<config::Traces> {
+        let given = flags.otlp_traces_endpoint.as_deref().filter(|_| flags.enable_trace);
+        let endpoint = given.and_then(|text| self.accept("otlp-traces-endpoint", text, config::otlp_endpoint(text)));
+        flags.enable_trace.then_some(config::Traces { endpoint })
+    }
+
     fn telemetry(&mut self, flags: &TelemetryFlags) -> Telemetry {
         Telemetry {
             prometheus_addr: self.addr("prometheus-host", &flags.prometheus_host, flags.prometheus_port),
@@ -282,6 +291,7 @@ impl Check<'_> {
             log_level: flags.log_level.clone(),
             log_json: flags.log_json,
             log_dir: flags.log_dir.as_ref().map(PathBuf::from),
+            traces: self.traces(flags),
         }
     }
 

@@ -273,6 +273,12 @@ pub struct TelemetryFlags {
     /// Also write the log to daily files in this directory; lines are dropped, and counted, when the disk is too slow
     #[arg(long, value_name = "DIR")]
     pub log_dir: Option<String>,
+    /// Send traces of requests to an OpenTelemetry collector; the `OTEL_*` variables keep their meaning
+    #[arg(long)]
+    pub enable_trace: bool,
+    /// Collector to send traces to, as `http://collector:4317`; without it `OTEL_EXPORTER_OTLP_ENDPOINT`, else this host
+    #[arg(long, alias = "otlp-endpoint", value_name = "URL")]
+    pub otlp_traces_endpoint: Option<String>,
 }
 
 /// The mesh of gateways.

@@ -327,6 +327,26 @@ fn what_is_harmless_is_accepted() {
 }
 
 #[test]
+fn traces_need_a_collector_that_can_be_named() {
+    for (case, args, expected) in [
+        ("off", vec![], None),
+        ("by variables", vec!["--enable-trace"], Some(None)),
+        ("without a scheme", vec!["--enable-trace", "--otlp-endpoint", "c:4317"], Some(Some("http://c:4317"))),
+        ("https", vec!["--enable-trace", "--otlp-traces-endpoint", "https://c"], Some(Some("https://c"))),
+    ] {
+        let traces = accepted(&args).telemetry.traces;
+        assert_eq!(traces.as_ref().map(|traces| traces.endpoint.as_deref()), expected, "{case}");
+    }
+    for (case, args, expected) in [
+        ("without tracing", vec!["--otlp-endpoint", "http://c:4317"], "needs --enable-trace"),
+        ("of another kind", vec!["--enable-trace", "--otlp-traces-endpoint", "ftp://c"], "http://HOST:PORT"),
+    ] {
+        let text = launch(&args, &[]).unwrap_err().to_string();
+        assert!(text.contains("--otlp-traces-endpoint") && text.contains(expected), "{case}: {text}");
+    }
+}
+
+#[test]
 fn what_cannot_be_used_is_refused_by_name() {
     for (case, args, parts) in [
         ("unknown flag", vec!["--mesh-tle"], vec!["--mesh-tle"]),

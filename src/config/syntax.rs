@@ -87,6 +87,19 @@ pub fn cors_origin(text: &str) -> Result<String, String> {
     if !matches!(url.scheme(), "http" | "https") || !is_bare { Err(rule()) } else { Ok(origin) }
 }
 
+/// An OTLP endpoint; `http://` is added where there is no scheme.
+///
+/// # Errors
+/// When it is no http or https URL with a host.
+pub fn otlp_endpoint(text: &str) -> Result<String, String> {
+    let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url = Url::parse(&text).map_err(|error| format!("{error}; write http://HOST:PORT"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err("write http://HOST:PORT or https://HOST:PORT".to_owned());
+    }
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,7 +24,7 @@ use crate::{
         headers, health::Suspicions, limiter::Limiter, pool::Pool, refusal, sharing::Placer, view::RoutingView,
     },
     mesh::driver::sessions::Sessions,
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, traces::Traces},
 };
 
 /// How far the data plane is on its way out, in order.
@@ -54,6 +54,8 @@ pub struct Reports {
     pub placer: Placer,
     /// How many requests per second are admitted.
     pub limiter: Arc<Limiter>,
+    /// Makes spans of requests; none without `--enable-trace`.
+    pub traces: Option<Traces>,
 }
 
 /// What all cores share: read only, but for the templates of control routes, which leave the hot path alone.
@@ -65,6 +67,7 @@ pub(crate) struct Shared {
     pub(crate) sessions: Sessions,
     pub(crate) placer: Placer,
     pub(crate) limiter: Arc<Limiter>,
+    pub(crate) traces: Option<Traces>,
     pub(crate) control: axum::Router,
     /// None: clients connect without TLS.
     pub(crate) acceptor: Option<TlsAcceptor>,
@@ -87,7 +90,7 @@ impl Shared {
         acceptor: Option<TlsAcceptor>,
     ) -> Self {
         let admission = Admission::new(&config.limits, metrics.clone());
-        let Reports { suspicions, sessions, placer, limiter } = reports;
+        let Reports { suspicions, sessions, placer, limiter, traces } = reports;
         let (connections, connections_max) = (AtomicUsize::new(0), connections_max(descriptors()));
         let templates = Mutex::default();
         Self {
@@ -98,6 +101,7 @@ impl Shared {
             sessions,
             placer,
             limiter,
+            traces,
             control,
             acceptor,
             connections,

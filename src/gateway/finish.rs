@@ -4,11 +4,14 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 
 use http::{HeaderValue, Method, StatusCode};
 
-use crate::gateway::{
-    admission::Slot,
-    connection::Connection,
-    core::Core,
-    usage::{Tally, Usage},
+use crate::{
+    gateway::{
+        admission::Slot,
+        connection::Connection,
+        core::Core,
+        usage::{Tally, Usage},
+    },
+    telemetry::traces::Trace,
 };
 
 /// Status recorded for a client that left before its answer began, as nginx has it.
@@ -33,6 +36,8 @@ pub(crate) struct Finish {
     slot: Option<Slot>,
     /// How the answer came about, where the client wants to know.
     route: Option<HeaderValue>,
+    /// The spans of the request, where there are any.
+    trace: Option<Box<Trace>>,
 }
 
 impl Finish {
@@ -51,7 +56,18 @@ impl Finish {
             model: None,
             slot: None,
             route: None,
+            trace: None,
         }
+    }
+
+    /// Has spans made of the request.
+    pub(crate) fn follow(&mut self, trace: Trace) {
+        self.trace = Some(Box::new(trace));
+    }
+
+    /// The spans, where there are any.
+    pub(crate) fn trace(&mut self) -> Option<&mut Trace> {
+        self.trace.as_deref_mut()
     }
 
     /// Tells the route template, once it is known.
@@ -59,10 +75,16 @@ impl Finish {
         self.path = path;
         self.is_bodyless = *method == Method::HEAD;
         self.core.metrics.http_request(method, path);
+        if let Some(trace) = &mut self.trace {
+            trace.on_route(path);
+        }
     }
 
-    /// Tells the model's label.
-    pub(crate) fn on_model(&mut self, label: Arc<str>) {
+    /// Tells the model's label, and whether a stream is asked for.
+    pub(crate) fn on_model(&mut self, label: Arc<str>, is_stream: bool) {
+        if let Some(trace) = &mut self.trace {
+            trace.on_model(self.path, &label, is_stream);
+        }
         self.model = Some(label);
     }
 
@@ -103,6 +125,9 @@ impl Finish {
     /// A whole answer told what it cost.
     pub(crate) fn on_usage(&mut self, usage: Usage) {
         self.core.metrics.router_tokens(usage.prompt, usage.cached, usage.completion);
+        if let Some(trace) = &mut self.trace {
+            trace.on_usage(usage.prompt, usage.cached, usage.completion);
+        }
     }
 
     /// A stream came to its end.
@@ -116,7 +141,10 @@ impl Finish {
     }
 
     /// The first byte of a stream's body.
-    pub(crate) fn on_first_byte(&self) {
+    pub(crate) fn on_first_byte(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.on_first_byte();
+        }
         if let Some(model) = &self.model {
             self.core.metrics.router_ttft(model, self.path, self.started.elapsed());
         }
@@ -130,6 +158,9 @@ impl Drop for Finish {
         self.core.metrics.http_response(self.path, self.status, self.error_code, elapsed);
         if let Some(model) = &self.model {
             self.core.metrics.router_duration(model, self.path, elapsed);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.end(self.status.as_u16(), self.error_code);
         }
         self.connection.request_ended(now);
         self.core.request_ended();

@@ -72,6 +72,15 @@ pub fn to_worker(
     headers
 }
 
+/// Tells the worker which span it continues (W3C Trace Context §3). What a client says of a context that is not continued
+/// goes no further.
+pub fn trace(headers: &mut HeaderMap, traceparent: &HeaderValue, is_clients: bool) {
+    headers.insert(HeaderName::from_static("traceparent"), traceparent.clone());
+    if !is_clients {
+        headers.remove("tracestate");
+    }
+}
+
 /// Takes out of a worker's response headers what must not reach the client.
 pub fn from_worker(headers: &mut HeaderMap) {
     for name in named_by_connection(headers) {

@@ -4,7 +4,12 @@
 //! response's head, or whose first byte of a stream took too long. The next attempt goes to another worker while there is one. A pooled connection that turns out
 //! stale is no failure: the same worker is asked again at once, on a fresh one.
 
-use std::{borrow::Cow, cell::Cell, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    cell::{Cell, RefCell},
+    sync::Arc,
+    time::Instant,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Response, Uri, header, response::Parts, uri::PathAndQuery};
@@ -53,6 +58,8 @@ struct Outbound {
     body: Bytes,
     is_stream: bool,
     deadline: Instant,
+    /// The `traceparent` of the attempt, and whether it continues a context of the client's.
+    context: RefCell<Option<(HeaderValue, bool)>>,
 }
 
 /// Why an attempt ended before the response's head.
@@ -162,7 +169,7 @@ async fn route(
     }
     let route = &way.route;
     inbound.core.metrics.router_request(&route.label, inbound.path, found.stream);
-    finish.on_model(route.label.clone());
+    finish.on_model(route.label.clone(), found.stream);
     let prompt = route.affinity.as_ref().map(|affinity| prefix::prompt(&affinity.key, &body, &found));
     let user = match found.user {
         Some(Cow::Owned(user)) => Some(Bytes::from(user)),
@@ -171,7 +178,7 @@ async fn route(
     };
     let is_stream = found.stream;
     let said = Said { user, prompt };
-    attempts(inbound, &way, &said, &Outbound { body, is_stream, deadline }, finish).await
+    attempts(inbound, &way, &said, &Outbound { body, is_stream, deadline, context: RefCell::default() }, finish).await
 }
 
 /// What policies may look at, beside the headers.
@@ -285,7 +292,7 @@ async fn attempts(
         if is_explained {
             finish.on_route(explain(core, way, facts, &chosen, retries));
         }
-        let failure = match begin(inbound, worker, permit, outbound).await {
+        let failure = match begin_traced(inbound, worker, permit, outbound, finish, retries).await {
             Ok(begun) => {
                 if let Some(held) = held {
                     held.on_answer(core, worker, begun.response.status());
@@ -347,6 +354,29 @@ struct Begun {
     lease: Lease,
     /// Read ahead where the time to it is bounded.
     first: Option<Frame<Bytes>>,
+}
+
+/// [`begin`], told to the spans of the request where there are any.
+async fn begin_traced(
+    inbound: &Inbound,
+    worker: &Arc<Worker>,
+    permit: Permit,
+    outbound: &Outbound,
+    finish: &mut Finish,
+    retries: u32,
+) -> Result<Begun, Failure> {
+    if let Some(trace) = finish.trace() {
+        let traceparent = trace.begin_attempt(worker.id.as_str(), worker.authority.as_str(), retries);
+        outbound.context.replace(traceparent.map(|traceparent| (traceparent, trace.has_client_context())));
+    }
+    let begun = begin(inbound, worker, permit, outbound).await;
+    if let Some(trace) = finish.trace() {
+        match &begun {
+            Ok(begun) => trace.on_attempt_answered(begun.response.status().as_u16()),
+            Err(failure) => trace.on_attempt_failed(failure.label()),
+        }
+    }
+    begun
 }
 
 /// Sends the request to one worker, up to the head of its response; of a stream whose first byte is awaited
@@ -423,6 +453,9 @@ fn request(inbound: &Inbound, worker: &Worker, outbound: &Outbound) -> Request<F
     let (name, value) = &inbound.request_id;
     let is_open = inbound.core.config().auth.api_keys.is_empty();
     *request.headers_mut() = headers::to_worker(&parts.headers, worker, (name, value), is_open);
+    if let Some((traceparent, is_clients)) = &*outbound.context.borrow() {
+        headers::trace(request.headers_mut(), traceparent, *is_clients);
+    }
     request
 }
 

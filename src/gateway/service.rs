@@ -84,6 +84,11 @@ async fn dispatch(mut inbound: Inbound, body: Incoming, finish: &mut Finish) -> 
     let found = routes::find(method, uri.path());
     let (Ok((_, path)) | Err((_, path))) = found;
     inbound.path = path;
+    if let (Some(traces), Ok((target, _))) = (&core.shared().traces, &found)
+        && !matches!(target, Target::Liveness | Target::Readiness | Target::Health)
+    {
+        finish.follow(traces.begin(&inbound.parts, core.shared().acceptor.is_some()));
+    }
     if !matches!(found, Ok((Target::Control, _))) {
         finish.on_path(method, path);
     }

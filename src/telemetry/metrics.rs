@@ -108,6 +108,7 @@ pub struct Metrics {
     mesh_rejected: Family<(&'static str, &'static str), BoundCounter<u64>>,
     /// Failed, done.
     mesh_data_saves: [BoundCounter<u64>; 2],
+    trace_spans: Family<&'static str, BoundCounter<u64>>,
     tls_expiry: tls::Expiry,
     tls_reload_failures: Family<&'static str, BoundCounter<u64>>,
     tls_handshake_failures: Family<&'static str, BoundCounter<u64>>,
@@ -190,6 +191,7 @@ impl Metrics {
             mesh_gossip: counters_by_two(&meter, &def::MESH_GOSSIP),
             mesh_rejected: counters_by_two(&meter, &def::MESH_REJECTED),
             mesh_data_saves: ["failed", "done"].map(|result| saves.bind(&[KeyValue::new("result", result)])),
+            trace_spans: counters_by_one(&meter, &def::TRACE_SPANS),
             tls_expiry: tls::expiry(&meter),
             tls_reload_failures: counters_by_one(&meter, &def::TLS_RELOAD_FAILURES),
             tls_handshake_failures: counters_by_one(&meter, &def::TLS_HANDSHAKE_FAILURES),
@@ -386,6 +388,11 @@ impl Metrics {
     /// The same for several at once.
     pub fn mesh_rejected_times(&self, plane: &'static str, reason: &'static str, times: u64) {
         self.mesh_rejected.with(&(plane, reason), |counter| counter.add(times));
+    }
+
+    /// `smg_trace_spans_total{result}`: exported, failed, dropped.
+    pub fn trace_spans(&self, result: &'static str, spans: u64) {
+        self.trace_spans.with(&result, |counter| counter.add(spans));
     }
 
     fn model(&self, name: &str, record: impl Fn(&Model)) {

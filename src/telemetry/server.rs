@@ -83,6 +83,7 @@ mod tests {
             log_level: "info".into(),
             log_json: false,
             log_dir: None,
+            traces: None,
         }
     }
 

@@ -31,5 +31,6 @@ mod shutdown;
 mod steering;
 mod surface;
 mod tls;
+mod traces;
 mod worker_tls;
 mod workers;

@@ -56,6 +56,17 @@ fn workers(second: Duration) -> Workers {
     Workers { urls: vec![], api_key: None, tls, startup_timeout: second, drain_settle: second }
 }
 
+fn telemetry(prometheus_addr: SocketAddr) -> Telemetry {
+    Telemetry {
+        prometheus_addr,
+        prometheus_port_explicit: false,
+        log_level: "info".into(),
+        log_json: false,
+        log_dir: None::<PathBuf>,
+        traces: None,
+    }
+}
+
 fn config() -> Config {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let second = Duration::from_secs(1);
@@ -99,13 +110,7 @@ fn config() -> Config {
             endpoint: "/health".into(),
         },
         auth: Auth::default(),
-        telemetry: Telemetry {
-            prometheus_addr: any,
-            prometheus_port_explicit: false,
-            log_level: "info".into(),
-            log_json: false,
-            log_dir: None::<PathBuf>,
-        },
+        telemetry: telemetry(any),
         mesh: Mesh {
             voters: None,
             enabled: false,

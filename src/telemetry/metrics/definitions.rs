@@ -139,6 +139,8 @@ definitions! {
     MESH_STORE_BYTES = Gauge "smg_mesh_store_bytes" ["store"] "Live payload of a replicated namespace in bytes.";
     MESH_DATA_SAVES = Counter "smg_mesh_data_saves_total" ["result"]
         "Batches of replicated state written to --mesh-data-dir: done (flushed to the disk) or failed.";
+    TRACE_SPANS = Counter "smg_trace_spans_total" ["result"]
+        "Spans of --enable-trace: exported, failed to arrive, or dropped because too many waited.";
     TLS_EXPIRY = Gauge "smg_tls_cert_expiry_timestamp_seconds" ["role"]
         "Unix time at which the certificate in use expires, by what it is for (mesh, server, worker).";
     TLS_RELOAD_FAILURES = Counter "smg_tls_reload_failures_total" ["role"]

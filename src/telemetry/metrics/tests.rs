@@ -76,6 +76,7 @@ fn busy() -> Arc<Metrics> {
     metrics.mesh_sync_operation("delta_sent");
     metrics.mesh_sync_latency(elapsed);
     metrics.mesh_gossip_message("sent", "ping");
+    metrics.trace_spans("exported", 2);
     metrics.tls_expiry("mesh", 1);
     metrics.tls_handshake_failed("timeout");
     metrics.mesh_rejected("datagram", "malformed");
