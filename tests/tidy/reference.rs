@@ -130,6 +130,20 @@ fn every_alert_says_where_its_runbook_is() {
     assert_none("every alert has a runbook and a test", &findings);
 }
 
+#[test]
+fn the_operator_gets_the_rules_that_are_tested() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let rules = read("deploy/prometheus/smg.rules.yml");
+    let object = read("deploy/kubernetes/overlays/monitoring/prometheusrule.yaml");
+    let (_, spec) = object.split_once("\nspec:\n").unwrap();
+    let indented = |line: &str| if line.is_empty() { String::new() } else { format!("  {line}") };
+    let expected: Vec<String> = rules.lines().map(indented).collect();
+    assert!(
+        spec.lines().eq(expected.iter().map(String::as_str)),
+        "prometheusrule.yaml is smg.rules.yml, indented by two"
+    );
+}
+
 fn is_known_metric(name: &str) -> bool {
     metrics::ALL.iter().any(|metric| {
         let rest = name.strip_prefix(metric.name);
