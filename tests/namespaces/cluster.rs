@@ -124,6 +124,11 @@ impl Cluster {
         self.past.extend(turns(n, &process.log()));
     }
 
+    /// Whether the mesh runs by mutual TLS.
+    pub fn is_tls(&self) -> bool {
+        self.certs.is_some()
+    }
+
     /// Runs one `nft` command on host `n`.
     pub fn nft(&self, n: usize, command: &str) -> String {
         let output = self.hosts.command(n, "nft").arg(command).output().unwrap();
