@@ -91,7 +91,8 @@ impl Stores {
         let chunk = body.chunk.iter().flat_map(|chunk| chunk.base.iter().chain(&chunk.guard)).copied();
         let told = body.context.iter().copied().chain(body.covers.iter().map(|cover| (cover.actor, cover.to)));
         let mut own_floor_ms = 0;
-        for (actor, floor_ms) in told.chain(chunk) {
+        let keys = body.keys.iter().flat_map(|state| &state.guard).copied();
+        for (actor, floor_ms) in told.chain(chunk).chain(keys) {
             let Some(actor) = body.actors.get(actor.index()).filter(|actor| actor.is_floor()) else { continue };
             if floor_ms > FLOOR_MS_MAX {
                 return Err(BodyError::FloorAhead);
