@@ -26,9 +26,19 @@ async fn basic_configuration_forms_a_cluster_within_5_s() {
         let (_, status) = gateway.get("/ha/status").await.unwrap();
         assert_eq!(
             keys(&status),
-            BTreeSet::from(["leader", "node_count", "node_name", "nodes", "quorum", "stores", "term", "voters"])
+            BTreeSet::from([
+                "gateway",
+                "leader",
+                "node_count",
+                "node_name",
+                "nodes",
+                "quorum",
+                "stores",
+                "term",
+                "voters"
+            ])
         );
-        assert_eq!(keys(&status["nodes"][0]), BTreeSet::from(["address", "name", "status"]));
+        assert_eq!(keys(&status["nodes"][0]), BTreeSet::from(["address", "name", "status", "zone"]));
         assert_eq!(keys(&status["stores"]), BTreeSet::from(["policies", "routing", "workers"]));
         assert_eq!(keys(&status["stores"]["workers"]), BTreeSet::from(["entry_count", "last_sync", "root"]));
         assert_eq!(status["node_name"], gateway.name.as_str());
