@@ -1,8 +1,8 @@
 //! `smg cluster`: a cluster in a terminal, read from the `/ha/*` routes of its gateways, and the leaving of one node.
 //!
 //! Exit code 0 means healthy or done, 1 degraded, not done or not reachable, 2 wrong usage. Whatever comes from a gateway
-//! is printed without control characters. Nothing here waits without a bound: an exchange has [`client::TIMEOUT`],
-//! an answer [`client::ANSWER_BYTES_MAX`], reconnecting and leaving their flags.
+//! is printed without control characters. Nothing here waits without a bound: an exchange has 5 s,
+//! an answer 64 MiB, reconnecting and leaving their flags.
 
 mod client;
 mod doctor;

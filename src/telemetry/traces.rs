@@ -6,7 +6,7 @@
 //! line would: route, status, worker, model, token counts. Never a prompt, an answer, a key or a query string.
 //!
 //! The `OTEL_*` variables keep their meaning: endpoint, protocol (`grpc`, the default, or `http/protobuf`), headers and
-//! timeout of the exporter, sampler, span limits, resource attributes, and `OTEL_BSP_*` for the queue in [`export`].
+//! timeout of the exporter, sampler, span limits, resource attributes, and `OTEL_BSP_*` for the queue.
 
 use std::{sync::Arc, time::Duration};
 
