@@ -26,7 +26,7 @@
 //! *Changes* of a limit are replicated by the caller. The leader cuts what it knows of; a lower limit holds when the rights
 //! to the higher one are given up, at the latest after [`Timing::hold`].
 //!
-//! Bounds: [`LIMITS_MAX`](message::LIMITS_MAX) limits, [`issuer::HOLDERS_MAX`] holders, [`holder::ASKED_MAX`] questions that
+//! Bounds: [`message::LIMITS_MAX`] limits, [`issuer::HOLDERS_MAX`] holders, [`holder::ASKED_MAX`] questions that
 //! may still be answered, [`issuer::OUTSTANDING_MAX`] grants of one holder that may be in force.
 
 pub mod allot;
