@@ -234,16 +234,21 @@ impl Sweep {
             }
             Some(Pending::From(from)) => {
                 let mut end = None;
-                for (key, _) in map.range_from(&from) {
+                let mut live = map.range_from(&from).map(|(key, _)| Key::from(key)).peekable();
+                let mut guarded = map.guards().keys_from(&from).cloned().peekable();
+                while let Some(key) = live.peek().into_iter().chain(guarded.peek()).min().cloned() {
                     if bytes >= budget {
-                        end = Some(Key::from(key));
+                        end = Some(key);
                         break;
                     }
-                    if let Some(state) = self.encode(map, key) {
+                    live.next_if_eq(&key);
+                    guarded.next_if_eq(&key);
+                    if let Some(state) = self.encode(map, &key) {
                         bytes += key.len() + state.len();
-                        part.puts.push((key.into(), state));
+                        part.puts.push((key, state));
                     }
                 }
+                drop((live, guarded));
                 self.pending = end.clone().map(Pending::From);
                 part.replaces = Some((from, end));
             }
@@ -261,15 +266,17 @@ impl Sweep {
         (part, bytes)
     }
 
-    /// A live key with what was seen of it beyond the context that the disk has; none when it does not live.
+    /// A key with what was seen of it beyond the context that the disk has; none when it does not live and the context says
+    /// all that was seen of it. A removed key whose guard says more is kept: else its removal would be lost with a crash.
     fn encode(&self, map: &Map, key: &[u8]) -> Option<Vec<u8>> {
         let mut live: Vec<Live> = map.get(key).map(Into::into).collect();
-        if live.is_empty() {
+        let mut context = map.seen().clone();
+        let guard = if map.guards().is_empty() { None } else { map.guards().of(key).beyond(&context) };
+        if live.is_empty() && guard.is_none() {
             return None;
         }
-        let mut context = map.seen().clone();
-        if !map.guards().is_empty() {
-            context.join(&map.guards().of(key));
+        if let Some(guard) = guard {
+            context.join(&guard);
         }
         context.retain(|actor| map.actors().knows(actor));
         let mut numbers = Numbers::default();

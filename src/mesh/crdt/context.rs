@@ -184,20 +184,28 @@ impl Guards {
         self.ranges.push(RangeGuard { from: from.clone(), to: to.cloned(), context: context.clone() });
     }
 
-    /// Drops what `seen` covers by now: everything at once when that is so, else one by one.
-    pub fn prune(&mut self, seen: &VersionVector) {
+    /// Drops what `seen` covers by now, everything at once when that is so, else one by one; gives the keys that lost theirs.
+    pub fn prune(&mut self, seen: &VersionVector) -> Vec<Key> {
         if seen.covers(&self.need) {
-            *self = Self::default();
-            return;
+            return std::mem::take(self).keys.into_keys().collect();
         }
-        self.keys.retain(|_, context| !seen.covers(context));
+        let mut dropped = Vec::new();
+        self.keys.retain(|key, context| {
+            let is_needed = !seen.covers(context);
+            if !is_needed {
+                dropped.push(key.clone());
+            }
+            is_needed
+        });
         self.ranges.retain(|range| !seen.covers(&range.context));
+        dropped
     }
 
-    /// Drops everything when `seen` covers all of it; cheap enough for every frame.
-    pub fn prune_all(&mut self, seen: &VersionVector) {
-        if !self.is_empty() && seen.covers(&self.need) {
-            *self = Self::default();
+    /// Drops everything when `seen` covers all of it, and gives the keys that lost theirs; cheap enough for every frame.
+    pub fn prune_all(&mut self, seen: &VersionVector) -> Vec<Key> {
+        if self.is_empty() || !seen.covers(&self.need) {
+            return Vec::new();
         }
+        std::mem::take(self).keys.into_keys().collect()
     }
 }

@@ -228,7 +228,8 @@ impl Map {
 
     /// Drops guards that are no longer needed, and folded actors of which nothing is left; to be called now and then.
     pub fn prune(&mut self) {
-        self.guards.prune(&self.seen);
+        let unguarded = self.guards.prune(&self.seen);
+        self.note_changes(&unguarded);
         // Guards and a snapshot under way name actors by number.
         if !self.guards.is_empty() || self.progress.is_some() {
             return;
@@ -265,7 +266,18 @@ impl Map {
         self.changes = Some(changes);
     }
 
-    /// The keys whose live dots changed since the last call, in order; none when they are too many to remember, or were
+    fn guard_key(&mut self, key: &Key, context: &std::sync::Arc<VersionVector>) {
+        self.guards.guard_key(key, context);
+        self.note_changes(std::slice::from_ref(key));
+    }
+
+    fn note_changes(&mut self, keys: &[Key]) {
+        if let Some(changes) = &mut self.changes {
+            keys.iter().for_each(|key| changes.insert(key));
+        }
+    }
+
+    /// The keys whose live dots or guards changed since the last call, in order; none when they are too many to remember, or were
     /// never tracked: then any key may have changed.
     pub fn take_changes(&mut self) -> Option<BTreeSet<Key>> {
         self.changes.as_mut().and_then(Changes::take)

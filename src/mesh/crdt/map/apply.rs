@@ -164,7 +164,8 @@ pub(super) fn join(map: &mut Map, peer: &mut VersionVector, body: Body, known: &
     if has_floors {
         map.settle();
     }
-    map.guards.prune_all(&map.seen);
+    let unguarded = map.guards.prune_all(&map.seen);
+    map.note_changes(&unguarded);
     changed
 }
 
@@ -191,10 +192,10 @@ fn join_key(
         map.records.insert(Dot { actor: local(dot.actor), ..dot }, key);
     }
     if let Some(beyond) = beyond {
-        map.guards.guard_key(key, beyond);
+        map.guard_key(key, beyond);
     }
     if let Some(rest) = guard.beyond(&map.seen) {
-        map.guards.guard_key(key, &Arc::new(rest));
+        map.guard_key(key, &Arc::new(rest));
     }
 }
 

@@ -148,6 +148,15 @@ fn no_acknowledged_write_is_lost_and_nothing_comes_back() {
     assert!(is_one || fired.iter().all(|times| *times > 0), "{faults:?}");
 }
 
+/// 41 and 54: guards and floors of an epoch on a clock that was set back. 74: a removal that only the guard of its key told
+/// was not saved, and the worker came back after a crash of all nodes.
+#[test]
+fn histories_that_once_broke_a_rule_hold() {
+    for seed in [41, 54, 74] {
+        history(seed);
+    }
+}
+
 /// What really happened.
 #[derive(Clone, Copy, Debug, Default)]
 struct Faults {
