@@ -5,7 +5,10 @@
 //! is a key, or a whole string that no `{` follows. The routes' spellings are those of OpenAI (`prompt_tokens`), of
 //! Responses and Messages (`input_tokens`).
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use memchr::{memchr, memmem, memrchr};
 use serde::Deserialize;
@@ -40,9 +43,14 @@ struct Details {
     cached_tokens: Option<u64>,
 }
 
+const KEY: &[u8] = b"\"usage\"";
+
+/// Made once: most events have no usage, and every event of every stream is asked.
+static KEY_FINDER: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(KEY));
+static DATA_FINDER: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("data:"));
+
 /// The last usage in a text; none when it has none that can be read.
 pub(crate) fn find(text: &[u8]) -> Option<Usage> {
-    const KEY: &[u8] = b"\"usage\"";
     let at = memmem::rfind(text, KEY)?;
     let rest = text[at + KEY.len()..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
     // What follows the object is not ours to read.
@@ -100,9 +108,11 @@ impl Tally {
     }
 
     fn on_lines(&mut self, lines: &[u8]) {
-        self.events +=
-            memmem::find_iter(lines, b"data:").filter(|&at| at == 0 || lines[at - 1] == b'\n').count() as u64;
-        if let Some(usage) = find(lines) {
+        self.events += DATA_FINDER.find_iter(lines).filter(|&at| at == 0 || lines[at - 1] == b'\n').count() as u64;
+        // Forward first: that search is vectorised, the one from the end is not.
+        if KEY_FINDER.find(lines).is_some()
+            && let Some(usage) = find(lines)
+        {
             // Messages tells the prompt in its first event and the answer in its last.
             let Usage { prompt, cached, completion } = &mut self.usage;
             *prompt = usage.prompt.max(*prompt);
