@@ -116,7 +116,7 @@ impl Swim {
     fn is_verdict_of_afar(&self, now: Instant, update: &Update, from: &NodeName) -> bool {
         let Some(member) = self.members.get(&update.name).filter(|member| member.is_live()) else { return false };
         let is_of_this_process = member.boot_epoch_ms == update.epoch_ms && update.name != *from;
-        update.status == NodeStatus::Down && is_of_this_process && member.was_heard_within(now, update.age)
+        update.status == NodeStatus::Down && is_of_this_process && member.was_heard_since(now, update.age)
     }
 
     /// The order below which nothing is believed of `name`.

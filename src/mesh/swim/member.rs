@@ -16,6 +16,9 @@ use super::{
 };
 use crate::mesh::node::{NodeName, NodeStatus};
 
+/// The unit in which ages travel: they are rounded down to it.
+const AGE_UNIT: Duration = Duration::from_secs(1);
+
 /// A map by name whose hasher has no random seed: equal runs are equal. Names come from the network, so somebody may
 /// choose them to collide; what holds members has at most [`MEMBERS_MAX`] of them.
 pub(super) type NameMap<V> = HashMap<NodeName, V, FixedState>;
@@ -85,9 +88,10 @@ impl Member {
         rank(self.status) < rank(NodeStatus::Down)
     }
 
-    /// Whether a datagram of this process came from its address less than `time` ago.
-    pub(in crate::mesh) fn was_heard_within(&self, now: Instant, time: Duration) -> bool {
-        self.heard_at.is_some_and(|at| now.saturating_duration_since(at) < time)
+    /// Whether a datagram of this process may have come from its address after a verdict of that age. Ages travel in whole
+    /// seconds, so the verdict may be older by one. Whoever is gone was silent for longer than that before it was given.
+    pub(in crate::mesh) fn was_heard_since(&self, now: Instant, age: Duration) -> bool {
+        self.heard_at.is_some_and(|at| now.saturating_duration_since(at) < age + AGE_UNIT)
     }
 
     pub(super) fn from_update(update: &Update, now: Instant) -> Self {

@@ -119,7 +119,7 @@ pub(super) fn heard(cluster: &mut Cluster, by: usize, payload: &[u8]) {
     let is_doubted = |update: &Update, member: &Member| {
         let suspected = Update { status: NodeStatus::Suspected, ..update.clone() }.key();
         let is_verdict = update.status == NodeStatus::Down && member.key() == suspected;
-        is_verdict && member.was_heard_within(now, update.age)
+        is_verdict && member.was_heard_since(now, update.age)
     };
     let behind = behind.filter(|(update, member)| member.key() < update.key() && !is_doubted(update, member));
     let texts: Vec<_> = behind

@@ -75,7 +75,8 @@ fn a_verdict_from_across_a_cut_is_a_suspicion_of_who_was_heard_since() {
     for (case, heard_ago, verdict_ago, epoch_ms, expected) in [
         ("heard after the verdict", ms(900), ms(5000), 500, Suspected),
         ("silent since the verdict", ms(5000), ms(900), 500, Down),
-        ("a verdict of this moment", ms(900), ms(0), 500, Down),
+        ("a verdict of this second, heard in it", ms(900), ms(0), 500, Suspected),
+        ("a verdict of this second, silent before", ms(1100), ms(0), 500, Down),
         ("a verdict on a later process", ms(900), ms(5000), 501, Down),
     ] {
         let start = Instant::now();
