@@ -11,3 +11,5 @@ pub mod memberlist;
 pub mod membership;
 
 pub mod replication;
+
+mod stage;

@@ -2,7 +2,7 @@
 //!
 //! The machines are the ones that ship. The network loses, duplicates, delays and reorders messages and is cut between any
 //! two nodes in either direction; processes crash (with their ballots or without), start twice in a row, and stall. What
-//! membership would say is simplified: a node that is dead or cut off for [`DETECTED_AFTER`] is silent to the others. After each
+//! membership would say is simplified: a node that is dead or cut off for 2.5 s is silent to the others. After each
 //! step at most one node may hold a lease, in true time.
 
 #[cfg(test)]
@@ -15,20 +15,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
 use rand_pcg::Pcg64Mcg;
 
 use crate::mesh::{
     election::{
-        Ballot, Election, ElectionConfig, Event, Standing, Timing,
+        Ballot, Election, ElectionConfig, Event, Timing,
         message::{Message, Transmit},
         voters::Voters,
     },
     node::NodeName,
+    sim::stage::{DETECTED_AFTER, Stage, parted},
 };
-
-/// How long it takes until a node that is silent is known to be.
-pub const DETECTED_AFTER: Duration = Duration::from_millis(2500);
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -104,16 +102,8 @@ pub struct Cluster {
     pub violations: u64,
     /// Terms that two different nodes led, one after the other; only amnesia can bring that about.
     pub shared_terms: u64,
-    /// Faults that really happened, by name.
-    pub faults: BTreeMap<&'static str, u64>,
     nodes: Vec<Node>,
-    /// Pairs (from, to) whose messages vanish, and since when.
-    cut: BTreeMap<(usize, usize), Duration>,
-    now: Duration,
-    base: Instant,
-    rng: Pcg64Mcg,
-    steps: BTreeMap<(Duration, u64), Step>,
-    serial: u64,
+    stage: Stage<Step>,
     led: BTreeMap<u64, usize>,
     leader: Option<usize>,
 }
@@ -143,14 +133,7 @@ impl Cluster {
             elections: 0,
             violations: 0,
             shared_terms: 0,
-            faults: BTreeMap::new(),
-            cut: BTreeMap::new(),
-            now: Duration::ZERO,
-            // The one instant of a run; its value never shows, because only differences are used.
-            base: Instant::now(),
-            rng: Pcg64Mcg::seed_from_u64(seed),
-            steps: BTreeMap::new(),
-            serial: 0,
+            stage: Stage::new(seed),
             led: BTreeMap::new(),
             leader: None,
             plan,
@@ -164,7 +147,7 @@ impl Cluster {
     /// True time since the start of the run.
     #[must_use]
     pub fn now(&self) -> Duration {
-        self.now
+        self.stage.now
     }
 
     /// Who holds the lease.
@@ -182,12 +165,18 @@ impl Cluster {
     /// The instant of now on a node's clock.
     #[must_use]
     pub fn local(&self, n: usize) -> Instant {
-        self.base + self.now.mul_f64(self.nodes[n].speed)
+        self.stage.local(self.nodes[n].speed)
+    }
+
+    /// Faults and events that really happened, by name.
+    #[must_use]
+    pub fn faults(&self) -> &BTreeMap<&'static str, u64> {
+        &self.stage.faults
     }
 
     /// A random generator for the schedule of faults.
     pub fn rng(&mut self) -> &mut Pcg64Mcg {
-        &mut self.rng
+        &mut self.stage.rng
     }
 
     /// Starts the process of a node, or starts it anew; it knows what is on its disk.
@@ -196,8 +185,7 @@ impl Cluster {
     /// When the plan has more nodes than a set of voters can have.
     pub fn start(&mut self, n: usize) {
         let names: Vec<NodeName> = self.nodes.iter().map(|node| node.name.clone()).collect();
-        let drift = self.plan.drift;
-        self.nodes[n].speed = if drift > 0.0 { self.rng.random_range(1.0 - drift..=1.0 + drift) } else { 1.0 };
+        self.nodes[n].speed = self.stage.speed(self.plan.drift);
         let config = ElectionConfig {
             node: names[n].clone(),
             fixed: self.plan.fixed.then(|| Voters::fixed(names.clone()).expect("as many as the plan may have")),
@@ -205,14 +193,14 @@ impl Cluster {
             saved: self.nodes[n].disk.clone().filter(|_| self.plan.durable),
             timing: self.plan.timing,
         };
-        let (local, seed) = (self.local(n), self.rng.random());
+        let (local, seed) = (self.local(n), self.stage.rng.random());
         let node = &mut self.nodes[n];
         node.machine = Some(Election::new(config, local, seed));
         (node.saves, node.died_at, node.leaving, node.stalled_until) = (0, None, false, Duration::ZERO);
         node.saving.clear();
         node.inbox.clear();
         self.detect();
-        self.plan_step(self.now + DETECTED_AFTER, Step::Detect);
+        self.stage.plan(self.stage.now + DETECTED_AFTER, Step::Detect);
         self.settle(n);
     }
 
@@ -220,14 +208,14 @@ impl Cluster {
     pub fn crash(&mut self, n: usize) {
         let node = &mut self.nodes[n];
         node.machine = None;
-        node.died_at = Some(self.now);
-        self.plan_step(self.now + DETECTED_AFTER, Step::Detect);
+        node.died_at = Some(self.stage.now);
+        self.stage.plan(self.stage.now + DETECTED_AFTER, Step::Detect);
     }
 
     /// Stops a node for a while; what comes meanwhile is read afterwards.
     pub fn stall(&mut self, n: usize, time: Duration) {
-        self.nodes[n].stalled_until = self.now + time;
-        self.plan_step(self.now + time, Step::Wake(n));
+        self.nodes[n].stalled_until = self.stage.now + time;
+        self.stage.plan(self.stage.now + time, Step::Wake(n));
     }
 
     /// A node says that it leaves.
@@ -243,50 +231,41 @@ impl Cluster {
 
     /// Cuts what goes from one node to another.
     pub fn cut(&mut self, from: usize, to: usize) {
-        let now = self.now;
-        self.cut.entry((from, to)).or_insert(now);
-        self.plan_step(now + DETECTED_AFTER, Step::Detect);
+        self.stage.cut(from, to, Step::Detect);
     }
 
     /// Cuts both ways between two groups.
     pub fn partition(&mut self, one: &BTreeSet<usize>) {
-        for a in 0..self.nodes.len() {
-            for b in 0..self.nodes.len() {
-                if one.contains(&a) != one.contains(&b) {
-                    self.cut(a, b);
-                }
-            }
-        }
+        parted(self.nodes.len(), one).for_each(|(from, to)| self.cut(from, to));
     }
 
     /// Takes every cut back.
     pub fn heal(&mut self) {
-        self.cut.clear();
+        self.stage.heal();
         self.detect();
     }
 
     /// Counts a fault that was planned.
     pub fn count(&mut self, fault: &'static str) {
-        *self.faults.entry(fault).or_default() += 1;
+        self.stage.count(fault);
     }
 
     /// Runs for a time.
     pub fn run_for(&mut self, time: Duration) {
-        let until = self.now + time;
+        let until = self.stage.now + time;
         self.run_until(until, |_| false);
     }
 
     /// Runs until a condition holds, at most until `limit`; whether it holds.
     pub fn run_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
         while !done(self) {
-            let Some((&(at, serial), _)) = self.steps.first_key_value() else { return false };
+            let Some(at) = self.stage.next_at() else { return false };
             if at > limit {
-                self.now = limit;
+                self.stage.now = limit;
                 self.check();
                 return done(self);
             }
-            self.now = self.now.max(at);
-            if let Some(step) = self.steps.remove(&(at, serial)) {
+            if let Some(step) = self.stage.next() {
                 self.take(step);
             }
             self.check();
@@ -297,9 +276,7 @@ impl Cluster {
     fn take(&mut self, step: Step) {
         match step {
             Step::Deliver { from, to, message } => {
-                if self.cut.contains_key(&(from, to)) {
-                    self.count("cut");
-                } else if self.nodes[to].machine.is_some() {
+                if !self.stage.vanishes(from, to) && self.nodes[to].machine.is_some() {
                     let from = self.nodes[from].name.clone();
                     self.nodes[to].inbox.push((from, message));
                     self.settle(to);
@@ -312,7 +289,7 @@ impl Cluster {
 
     /// Gives a node what waits for it and takes what it has to say.
     fn settle(&mut self, n: usize) {
-        let (now, local) = (self.now, self.local(n));
+        let (now, local) = (self.stage.now, self.local(n));
         let node = &mut self.nodes[n];
         let Some(machine) = &mut node.machine else { return };
         if now < node.stalled_until {
@@ -348,11 +325,11 @@ impl Cluster {
             }
             for ballot in ballots {
                 self.nodes[n].saves += 1;
-                let last = self.nodes[n].saving.last_key_value().map_or(self.now, |(at, _)| *at);
-                let at = last.max(self.now) + Duration::from_micros(self.rng.random_range(200..20_000));
+                let last = self.nodes[n].saving.last_key_value().map_or(self.stage.now, |(at, _)| *at);
+                let at = last.max(self.stage.now) + Duration::from_micros(self.stage.rng.random_range(200..20_000));
                 let count = self.nodes[n].saves;
                 self.nodes[n].saving.insert(at, (count, ballot));
-                self.plan_step(at, Step::Wake(n));
+                self.stage.plan(at, Step::Wake(n));
             }
             break;
         }
@@ -374,50 +351,32 @@ impl Cluster {
             self.send(n, &transmit);
         }
         if let Some(at) = timeout {
-            let true_at =
-                at.saturating_duration_since(self.base).div_f64(self.nodes[n].speed) + Duration::from_nanos(2);
-            let at = true_at.max(self.now + Duration::from_nanos(1));
-            if self.nodes[n].wake_at.is_none_or(|planned| planned <= self.now || at < planned) {
+            let at = self.stage.true_time(at, self.nodes[n].speed);
+            if self.nodes[n].wake_at.is_none_or(|planned| planned <= self.stage.now || at < planned) {
                 self.nodes[n].wake_at = Some(at);
-                self.plan_step(at, Step::Wake(n));
+                self.stage.plan(at, Step::Wake(n));
             }
         }
     }
 
     fn send(&mut self, from: usize, transmit: &Transmit) {
         let Some(to) = self.nodes.iter().position(|node| node.name == transmit.to) else { return };
-        if self.rng.random_bool(self.plan.loss) {
-            return self.count("loss");
-        }
-        let copies = 1 + usize::from(self.rng.random_bool(self.plan.duplicates));
-        for _ in 0..copies {
-            let delay = self.rng.random_range(self.plan.delay.0..=self.plan.delay.1);
+        for at in self.stage.arrivals(self.plan.loss, self.plan.duplicates, self.plan.delay) {
             let message = transmit.message.clone();
-            self.plan_step(self.now + delay, Step::Deliver { from, to, message });
+            self.stage.plan(at, Step::Deliver { from, to, message });
         }
-    }
-
-    fn plan_step(&mut self, at: Duration, step: Step) {
-        self.serial += 1;
-        self.steps.insert((at, self.serial), step);
     }
 
     /// Tells every node what membership would say of the others.
     fn detect(&mut self) {
         for n in 0..self.nodes.len() {
-            let is_old = |since: Option<Duration>| since.is_some_and(|since| self.now >= since + DETECTED_AFTER);
             let standing = |other: usize| {
-                let is_cut = is_old(self.cut.get(&(n, other)).copied()) || is_old(self.cut.get(&(other, n)).copied());
                 let node = &self.nodes[other];
-                match () {
-                    () if node.leaving => Standing::Leaving,
-                    () if is_old(node.died_at) || is_cut => Standing::Silent,
-                    () => Standing::Alive,
-                }
+                self.stage.standing(n, other, node.died_at, node.leaving)
             };
             let others = (0..self.nodes.len()).filter(|other| *other != n);
             let peers = others.map(|other| (self.nodes[other].name.clone(), standing(other))).collect();
-            let (local, now) = (self.local(n), self.now);
+            let (local, now) = (self.local(n), self.stage.now);
             let node = &mut self.nodes[n];
             if let Some(machine) = node.machine.as_mut().filter(|_| now >= node.stalled_until) {
                 machine.handle_peers(local, peers);
@@ -446,11 +405,11 @@ pub fn storm(plan: Plan, seed: u64, elections: u64) -> Cluster {
     let loss = plan.loss;
     let mut cluster = Cluster::new(plan, seed);
     let limit = Duration::from_secs(3600 * (1 + elections / 100));
-    while cluster.elections < elections && cluster.violations == 0 && cluster.now < limit {
-        let calm = Duration::from_millis(cluster.rng.random_range(0..3000));
+    while cluster.elections < elections && cluster.violations == 0 && cluster.stage.now < limit {
+        let calm = Duration::from_millis(cluster.stage.rng.random_range(0..3000));
         cluster.run_for(calm);
         fault(&mut cluster);
-        if cluster.rng.random_bool(0.3) {
+        if cluster.stage.rng.random_bool(0.3) {
             cluster.heal();
             cluster.plan.loss = loss;
             for n in 0..cluster.nodes.len() {
@@ -466,9 +425,9 @@ pub fn storm(plan: Plan, seed: u64, elections: u64) -> Cluster {
 /// One fault; the leader, when there is one, is its victim more often than others.
 fn fault(cluster: &mut Cluster) {
     let count = cluster.nodes.len();
-    let any = cluster.rng.random_range(0..count);
-    let victim = cluster.leader().filter(|_| cluster.rng.random_bool(0.5)).unwrap_or(any);
-    match cluster.rng.random_range(0..8) {
+    let any = cluster.stage.rng.random_range(0..count);
+    let victim = cluster.leader().filter(|_| cluster.stage.rng.random_bool(0.5)).unwrap_or(any);
+    match cluster.stage.rng.random_range(0..8) {
         0 => {
             cluster.count("crash");
             cluster.crash(victim);
@@ -476,7 +435,7 @@ fn fault(cluster: &mut Cluster) {
         1 => {
             cluster.count("restart");
             cluster.crash(victim);
-            let gap = Duration::from_millis(cluster.rng.random_range(0..300));
+            let gap = Duration::from_millis(cluster.stage.rng.random_range(0..300));
             cluster.run_for(gap);
             cluster.start(victim);
         }
@@ -485,30 +444,30 @@ fn fault(cluster: &mut Cluster) {
             for _ in 0..2 {
                 cluster.crash(victim);
                 cluster.start(victim);
-                let gap = Duration::from_millis(cluster.rng.random_range(0..1500));
+                let gap = Duration::from_millis(cluster.stage.rng.random_range(0..1500));
                 cluster.run_for(gap);
             }
         }
         3 => {
             cluster.count("stall");
-            let time = Duration::from_millis(cluster.rng.random_range(50..4000));
+            let time = Duration::from_millis(cluster.stage.rng.random_range(50..4000));
             cluster.stall(victim, time);
         }
         4 => {
             cluster.count("partition");
-            let one = (0..count).filter(|_| cluster.rng.random_bool(0.5)).collect();
+            let one = (0..count).filter(|_| cluster.stage.rng.random_bool(0.5)).collect();
             cluster.partition(&one);
         }
         5 => {
             cluster.count("one-way cut");
-            let other = cluster.rng.random_range(0..count);
+            let other = cluster.stage.rng.random_range(0..count);
             if other != victim {
                 cluster.cut(victim, other);
             }
         }
         6 => {
             cluster.count("heavy loss");
-            cluster.plan.loss = cluster.rng.random_range(0.0..0.4);
+            cluster.plan.loss = cluster.stage.rng.random_range(0.0..0.4);
         }
         _ => {
             cluster.count("leave");

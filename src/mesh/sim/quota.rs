@@ -18,20 +18,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
 use rand_pcg::Pcg64Mcg;
 
 use crate::{
     gateway::limiter::{Limiter, Quota},
     mesh::{
-        election::{self, Election, ElectionConfig, Standing, voters::Voters},
+        election::{self, Election, ElectionConfig, voters::Voters},
         node::NodeName,
         quota::{
             Bucket, Buckets, Escrow, Holding, Lead, Timing,
             message::Message,
             share::{LimitId, Share, TOKEN},
         },
-        sim::election::DETECTED_AFTER,
+        sim::stage::{DETECTED_AFTER, Stage, parted},
     },
 };
 
@@ -148,15 +148,8 @@ pub struct Cluster {
     pub refused: u64,
     /// Most requests admitted beyond the limit in any window; the burst bounds it.
     pub excess_max: f64,
-    /// Faults and events that really happened, by name.
-    pub faults: BTreeMap<&'static str, u64>,
     nodes: Vec<Node>,
-    cut: BTreeMap<(usize, usize), Duration>,
-    now: Duration,
-    base: Instant,
-    rng: Pcg64Mcg,
-    steps: BTreeMap<(Duration, u64), Step>,
-    serial: u64,
+    stage: Stage<Step>,
     limit: Share,
     /// Until when the older, higher limit counts.
     older: Option<(Duration, Share)>,
@@ -194,14 +187,7 @@ impl Cluster {
             admitted: 0,
             refused: 0,
             excess_max: 0.0,
-            faults: BTreeMap::new(),
-            cut: BTreeMap::new(),
-            now: Duration::ZERO,
-            // The one instant of a run; its value never shows, because only differences are used.
-            base: Instant::now(),
-            rng: Pcg64Mcg::seed_from_u64(seed),
-            steps: BTreeMap::new(),
-            serial: 0,
+            stage: Stage::new(seed),
             limit: Share::of_tokens(plan.limit, plan.burst),
             older: None,
             excess: (0.0, Duration::ZERO),
@@ -216,7 +202,7 @@ impl Cluster {
     /// True time since the start of the run.
     #[must_use]
     pub fn now(&self) -> Duration {
-        self.now
+        self.stage.now
     }
 
     /// Who holds the lease of the election.
@@ -244,12 +230,18 @@ impl Cluster {
     /// The instant of now on a node's clock.
     #[must_use]
     pub fn local(&self, n: usize) -> Instant {
-        self.base + self.now.mul_f64(self.nodes[n].speed)
+        self.stage.local(self.nodes[n].speed)
+    }
+
+    /// Faults and events that really happened, by name.
+    #[must_use]
+    pub fn faults(&self) -> &BTreeMap<&'static str, u64> {
+        &self.stage.faults
     }
 
     /// A random generator for the schedule of faults.
     pub fn rng(&mut self) -> &mut Pcg64Mcg {
-        &mut self.rng
+        &mut self.stage.rng
     }
 
     /// Starts the process of a node, or starts it anew; it remembers nothing.
@@ -258,8 +250,7 @@ impl Cluster {
     /// When the plan has more nodes than a set of voters can have.
     pub fn start(&mut self, n: usize) {
         let names: Vec<NodeName> = self.nodes.iter().map(|node| node.name.clone()).collect();
-        let drift = self.plan.drift;
-        self.nodes[n].speed = if drift > 0.0 { self.rng.random_range(1.0 - drift..=1.0 + drift) } else { 1.0 };
+        self.nodes[n].speed = self.stage.speed(self.plan.drift);
         let config = ElectionConfig {
             node: names[n].clone(),
             fixed: Some(Voters::fixed(names.clone()).expect("as many as the plan may have")),
@@ -269,8 +260,8 @@ impl Cluster {
         };
         let local = self.local(n);
         let process = Process {
-            election: Election::new(config, local, self.rng.random()),
-            escrow: Escrow::new(names[n].clone(), self.plan.timing, local, self.rng.random()),
+            election: Election::new(config, local, self.stage.rng.random()),
+            escrow: Escrow::new(names[n].clone(), self.plan.timing, local, self.stage.rng.random()),
             limiter: Limiter::new(None, local),
             saves: 0,
         };
@@ -279,7 +270,7 @@ impl Cluster {
         (node.process, node.died_at, node.leaving, node.stalled_until) = (Some(process), None, false, Duration::ZERO);
         node.inbox.clear();
         self.detect();
-        self.plan_step(self.now + DETECTED_AFTER, Step::Detect);
+        self.stage.plan(self.stage.now + DETECTED_AFTER, Step::Detect);
         self.take(Step::Limit { node: n, limit: self.limit });
         let demand = self.nodes[n].demand;
         self.set_demand(n, demand);
@@ -289,14 +280,14 @@ impl Cluster {
     pub fn crash(&mut self, n: usize) {
         let node = &mut self.nodes[n];
         node.process = None;
-        node.died_at = Some(self.now);
-        self.plan_step(self.now + DETECTED_AFTER, Step::Detect);
+        node.died_at = Some(self.stage.now);
+        self.stage.plan(self.stage.now + DETECTED_AFTER, Step::Detect);
     }
 
     /// Stops the mesh task of a node for a while; its request path goes on.
     pub fn stall(&mut self, n: usize, time: Duration) {
-        self.nodes[n].stalled_until = self.now + time;
-        self.plan_step(self.now + time, Step::Wake(n));
+        self.nodes[n].stalled_until = self.stage.now + time;
+        self.stage.plan(self.stage.now + time, Step::Wake(n));
     }
 
     /// A node says that it leaves.
@@ -313,25 +304,17 @@ impl Cluster {
 
     /// Cuts what goes from one node to another.
     pub fn cut(&mut self, from: usize, to: usize) {
-        let now = self.now;
-        self.cut.entry((from, to)).or_insert(now);
-        self.plan_step(now + DETECTED_AFTER, Step::Detect);
+        self.stage.cut(from, to, Step::Detect);
     }
 
     /// Cuts both ways between two groups.
     pub fn partition(&mut self, one: &BTreeSet<usize>) {
-        for a in 0..self.nodes.len() {
-            for b in 0..self.nodes.len() {
-                if one.contains(&a) != one.contains(&b) {
-                    self.cut(a, b);
-                }
-            }
-        }
+        parted(self.nodes.len(), one).for_each(|(from, to)| self.cut(from, to));
     }
 
     /// Takes every cut back.
     pub fn heal(&mut self) {
-        self.cut.clear();
+        self.stage.heal();
         self.detect();
     }
 
@@ -345,41 +328,38 @@ impl Cluster {
 
     /// Sets the limit anew at one node after the other.
     pub fn set_limit(&mut self, limit: Share) {
-        let until = self.now + LOWERED_WITHIN;
-        let older = self.older.filter(|(until, _)| self.now < *until).map_or(self.limit, |(_, older)| older);
+        let until = self.stage.now + LOWERED_WITHIN;
+        let older = self.older.filter(|(until, _)| self.stage.now < *until).map_or(self.limit, |(_, older)| older);
         self.older = Some((until, older.max(self.limit)));
         self.limit = limit;
         for node in 0..self.nodes.len() {
-            let at = self.now + REPLICATED_WITHIN.mul_f64(self.rng.random_range(0.0..1.0));
-            self.plan_step(at, Step::Limit { node, limit });
+            let at = self.stage.now + REPLICATED_WITHIN.mul_f64(self.stage.rng.random_range(0.0..1.0));
+            self.stage.plan(at, Step::Limit { node, limit });
         }
     }
 
     /// Counts something that happened.
     pub fn count(&mut self, what: &'static str) {
-        *self.faults.entry(what).or_default() += 1;
+        self.stage.count(what);
     }
 
     /// Runs for a time; which part of the limit was admitted meanwhile.
     pub fn run_for(&mut self, time: Duration) -> f64 {
-        let (until, before) = (self.now + time, self.admitted);
-        while let Some((&(at, serial), _)) = self.steps.first_key_value().filter(|((at, _), _)| *at <= until) {
-            self.now = self.now.max(at);
-            if let Some(step) = self.steps.remove(&(at, serial)) {
+        let (until, before) = (self.stage.now + time, self.admitted);
+        while self.stage.next_at().is_some_and(|at| at <= until) {
+            if let Some(step) = self.stage.next() {
                 self.take(step);
             }
             self.check();
         }
-        self.now = until;
+        self.stage.now = until;
         (self.admitted - before) as f64 / (quota(self.limit).per_second * time.as_secs_f64())
     }
 
     fn take(&mut self, step: Step) {
         match step {
             Step::Deliver { from, to, word } => {
-                if self.cut.contains_key(&(from, to)) {
-                    self.count("cut");
-                } else if self.nodes[to].process.is_some() {
+                if !self.stage.vanishes(from, to) && self.nodes[to].process.is_some() {
                     let from = self.nodes[from].name.clone();
                     self.nodes[to].inbox.push((from, word));
                     self.settle(to);
@@ -428,32 +408,32 @@ impl Cluster {
 
     /// Lets the checker's bucket leak up to now.
     fn drip(&mut self) {
-        if self.older.is_some_and(|(until, _)| until <= self.now) {
+        if self.older.is_some_and(|(until, _)| until <= self.stage.now) {
             // A window that began under the higher limit was held to that one; from here on begin those of the lower.
-            (self.older, self.excess) = (None, (0.0, self.now));
+            (self.older, self.excess) = (None, (0.0, self.stage.now));
         }
         let fastest = 1.0 + self.plan.drift;
-        let elapsed = (self.now - self.excess.1).as_secs_f64();
+        let elapsed = (self.stage.now - self.excess.1).as_secs_f64();
         let leaked = quota(self.limit_now()).per_second * fastest * elapsed;
-        self.excess = ((self.excess.0 - leaked).max(0.0), self.now);
+        self.excess = ((self.excess.0 - leaked).max(0.0), self.stage.now);
     }
 
     /// The limit that may be in force: while it changes the higher one.
     fn limit_now(&self) -> Share {
-        self.older.filter(|(until, _)| self.now < *until).map_or(self.limit, |(_, older)| older.max(self.limit))
+        self.older.filter(|(until, _)| self.stage.now < *until).map_or(self.limit, |(_, older)| older.max(self.limit))
     }
 
     fn plan_arrival(&mut self, node: usize, era: u64) {
         let demand = self.nodes[node].demand;
         if demand > 0.0 {
-            let wait = -self.rng.random_range(f64::MIN_POSITIVE..1.0).ln() / demand;
-            self.plan_step(self.now + Duration::from_secs_f64(wait), Step::Arrive { node, era });
+            let wait = -self.stage.rng.random_range(f64::MIN_POSITIVE..1.0).ln() / demand;
+            self.stage.plan(self.stage.now + Duration::from_secs_f64(wait), Step::Arrive { node, era });
         }
     }
 
     /// Gives a node what waits for it and takes what it has to say, in the order of the driver.
     fn settle(&mut self, n: usize) {
-        let (now, local) = (self.now, self.local(n));
+        let (now, local) = (self.stage.now, self.local(n));
         let node = &mut self.nodes[n];
         let Some(process) = &mut node.process else { return };
         if now < node.stalled_until {
@@ -495,47 +475,30 @@ impl Cluster {
 
     fn plan_wake(&mut self, n: usize, timeout: Option<Instant>) {
         let Some(at) = timeout else { return };
-        let true_at = at.saturating_duration_since(self.base).div_f64(self.nodes[n].speed) + Duration::from_nanos(2);
-        let at = true_at.max(self.now + Duration::from_nanos(1));
-        if self.nodes[n].wake_at.is_none_or(|planned| planned <= self.now || at < planned) {
+        let at = self.stage.true_time(at, self.nodes[n].speed);
+        if self.nodes[n].wake_at.is_none_or(|planned| planned <= self.stage.now || at < planned) {
             self.nodes[n].wake_at = Some(at);
-            self.plan_step(at, Step::Wake(n));
+            self.stage.plan(at, Step::Wake(n));
         }
     }
 
     fn send(&mut self, from: usize, to: &NodeName, word: &Word) {
         let Some(to) = self.nodes.iter().position(|node| node.name == *to) else { return };
-        if self.rng.random_bool(self.plan.loss) {
-            return self.count("loss");
+        for at in self.stage.arrivals(self.plan.loss, self.plan.duplicates, self.plan.delay) {
+            self.stage.plan(at, Step::Deliver { from, to, word: word.clone() });
         }
-        let copies = 1 + usize::from(self.rng.random_bool(self.plan.duplicates));
-        for _ in 0..copies {
-            let delay = self.rng.random_range(self.plan.delay.0..=self.plan.delay.1);
-            self.plan_step(self.now + delay, Step::Deliver { from, to, word: word.clone() });
-        }
-    }
-
-    fn plan_step(&mut self, at: Duration, step: Step) {
-        self.serial += 1;
-        self.steps.insert((at, self.serial), step);
     }
 
     /// Tells every node what membership would say of the others.
     fn detect(&mut self) {
         for n in 0..self.nodes.len() {
-            let is_old = |since: Option<Duration>| since.is_some_and(|since| self.now >= since + DETECTED_AFTER);
             let standing = |other: usize| {
-                let is_cut = is_old(self.cut.get(&(n, other)).copied()) || is_old(self.cut.get(&(other, n)).copied());
                 let node = &self.nodes[other];
-                match () {
-                    () if node.leaving => Standing::Leaving,
-                    () if is_old(node.died_at) || is_cut => Standing::Silent,
-                    () => Standing::Alive,
-                }
+                self.stage.standing(n, other, node.died_at, node.leaving)
             };
             let others = (0..self.nodes.len()).filter(|other| *other != n);
             let peers = others.map(|other| (self.nodes[other].name.clone(), standing(other))).collect();
-            let (local, now) = (self.local(n), self.now);
+            let (local, now) = (self.local(n), self.stage.now);
             let node = &mut self.nodes[n];
             if let Some(process) = node.process.as_mut().filter(|_| now >= node.stalled_until) {
                 process.election.handle_peers(local, peers);

@@ -33,40 +33,6 @@ impl Stores {
         peer: &mut VersionVector,
         body: Body,
     ) -> Result<Option<u64>, BodyError> {
-        self.join(wall_ms, namespace, peer, body)
-    }
-
-    /// Joins what this node itself saved before it ended.
-    ///
-    /// # Errors
-    /// As [`Map::apply`]: nothing was applied.
-    pub fn restore(
-        &mut self,
-        wall_ms: u64,
-        namespace: Namespace,
-        saved: &mut VersionVector,
-        body: Body,
-    ) -> Result<(), BodyError> {
-        self.join(wall_ms, namespace, saved, body).map(drop)
-    }
-
-    /// From now on remembers which keys change. See [`Map::track_changes`].
-    pub fn track_changes(&mut self) {
-        self.maps.iter_mut().for_each(Map::track_changes);
-    }
-
-    /// The keys of a namespace that changed. See [`Map::take_changes`].
-    pub fn take_changes(&mut self, namespace: Namespace) -> Option<BTreeSet<Key>> {
-        self.maps[namespace.index()].take_changes()
-    }
-
-    fn join(
-        &mut self,
-        wall_ms: u64,
-        namespace: Namespace,
-        peer: &mut VersionVector,
-        body: Body,
-    ) -> Result<Option<u64>, BodyError> {
         self.heed_floors(&body)?;
         let stamps: Vec<Timestamp> = body.keys.iter().flat_map(|key| key.live.iter().map(|live| live.stamp)).collect();
         let changed = self.maps[namespace.index()].apply(peer, body)?;
@@ -84,6 +50,30 @@ impl Stores {
             }
         }
         Ok(ahead_ms)
+    }
+
+    /// Joins what this node itself saved before it ended.
+    ///
+    /// # Errors
+    /// As [`Map::apply`]: nothing was applied.
+    pub fn restore(
+        &mut self,
+        wall_ms: u64,
+        namespace: Namespace,
+        saved: &mut VersionVector,
+        body: Body,
+    ) -> Result<(), BodyError> {
+        self.apply(wall_ms, namespace, saved, body).map(drop)
+    }
+
+    /// From now on remembers which keys change. See [`Map::track_changes`].
+    pub fn track_changes(&mut self) {
+        self.maps.iter_mut().for_each(Map::track_changes);
+    }
+
+    /// The keys of a namespace that changed. See [`Map::take_changes`].
+    pub fn take_changes(&mut self, namespace: Namespace) -> Option<BTreeSet<Key>> {
+        self.maps[namespace.index()].take_changes()
     }
 
     /// Begins a higher epoch in every namespace when the body's floor for this node is above the present one.

@@ -197,7 +197,7 @@ fn no_two_leases_in_a_storm() {
         assert!(!durable || cluster.shared_terms == 0, "seed {seed}: {} terms with two leaders", cluster.shared_terms);
         for fault in ["crash", "restart", "double restart", "stall", "partition", "one-way cut", "loss", "cut", "leave"]
         {
-            assert!(cluster.faults.contains_key(fault), "seed {seed}: no {fault}");
+            assert!(cluster.faults().contains_key(fault), "seed {seed}: no {fault}");
         }
     }
 }

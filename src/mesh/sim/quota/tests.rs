@@ -199,11 +199,11 @@ fn the_limit_holds_in_a_storm() {
     for seed in 0..seeds {
         let plan = if seed % 3 == 0 { Plan { drift: 0.0, ..rough(5) } } else { rough(3 + seed as usize % 3) };
         let cluster = storm(plan, seed, 120);
-        assert_eq!(cluster.violations, 0, "seed {seed}: {:?}", cluster.faults);
+        assert_eq!(cluster.violations, 0, "seed {seed}: {:?}", cluster.faults());
         assert!(cluster.admitted > 5000, "seed {seed}: {} admitted", cluster.admitted);
         for what in ["crash", "restart", "stall", "partition", "one-way cut", "loss", "cut", "shift", "limit", "leave"]
         {
-            assert!(cluster.faults.contains_key(what), "seed {seed}: no {what}");
+            assert!(cluster.faults().contains_key(what), "seed {seed}: no {what}");
         }
     }
 }
