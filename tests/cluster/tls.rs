@@ -1,12 +1,28 @@
 //! A mesh under mutual TLS: certificates from `smg certs` alone, and who stays out.
 
-use std::{io::Write as _, net::TcpStream, path::Path, process::Command, time::Instant};
+use std::{io::Write as _, net::TcpStream, path::Path, process::Command, sync::Arc, time::Instant};
+
+use rustls::{SignatureScheme, client::ResolvesClientCert, sign::CertifiedKey};
 
 use crate::harness::{Gateway, Network, SMG, all_alive, eventually, joined, s};
 
 mod flood;
 mod rotation;
 mod strangers;
+
+/// Shows no certificate.
+#[derive(Debug)]
+struct Anonymous;
+
+impl ResolvesClientCert for Anonymous {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
 
 fn certs(dir: &Path, line: &str) {
     let done = Command::new(SMG).arg("certs").args(line.split_whitespace()).current_dir(dir).output().unwrap();
@@ -27,6 +43,12 @@ pub fn count(metrics: &str, plane: &str, reason: &str) -> u32 {
     let is_meant = |line: &&str| labels.iter().all(|label| line.contains(label));
     let line = metrics.lines().filter(|line| line.starts_with("smg_mesh_rejected_total{")).find(is_meant);
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_default()
+}
+
+/// All that a counter has counted, whatever its labels.
+pub fn total(metrics: &str, name: &str) -> f64 {
+    let is_of = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    metrics.lines().filter(is_of).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 #[tokio::test]

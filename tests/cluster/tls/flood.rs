@@ -3,41 +3,21 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use rustls::{ClientConfig, SignatureScheme, client::ResolvesClientCert, sign::CertifiedKey};
 use smg_certs::{Authority, IdentityFiles, Material, NodeRequest};
 use smg_transport::{
     Transport,
     quic::{QuicConfig, QuicTransport},
 };
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
-use super::*;
+use super::{strangers::shake_stream, *};
 
 /// Longest time from a `kill -9` to DOWN everywhere during the flood: the goal of a quiet machine is 4 s for a silent
 /// crash, and here strangers, three nodes and other tests share the processors.
 const DOWN_WITHIN: std::time::Duration = s(8);
-
-/// Shows no certificate.
-#[derive(Debug)]
-struct Anonymous;
-
-impl ResolvesClientCert for Anonymous {
-    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        None
-    }
-
-    fn has_certs(&self) -> bool {
-        false
-    }
-}
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -54,14 +34,6 @@ fn foreign(trusted: &str) -> Arc<Material> {
     std::fs::write(&files.key, issued.key_pem).unwrap();
     std::fs::write(&files.authorities, format!("{trusted}{}", other.bundle_pem())).unwrap();
     Material::open(files, now).unwrap()
-}
-
-async fn shake_stream(config: Arc<ClientConfig>, target: SocketAddr) {
-    let Ok(stream) = TcpStream::connect(target).await else { return };
-    let name = rustls_pki_types::ServerName::try_from("nobody").unwrap();
-    let Ok(mut stream) = TlsConnector::from(config).connect(name, stream).await else { return };
-    // TLS 1.3 tells a client of its refusal after the handshake.
-    let _ = tokio::time::timeout(s(1), tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 16])).await;
 }
 
 /// Strangers come to node1 by turns on both planes, until told to end.
@@ -121,15 +93,11 @@ async fn a_flood_of_handshakes_leaves_the_detector_what_it_is() {
     let (span, begun) = (since.elapsed(), begun.load(Ordering::Relaxed));
     let metrics = nodes[0].metrics().await;
     let refused = count(&metrics, "grpc", "no_certificate");
-    let sum = |name: &str| -> f64 {
-        let lines = metrics.lines().filter(|line| line.starts_with(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-    };
     eprintln!(
         "{begun} handshakes in {span:?}: {refused} refused on grpc, {} on datagrams; {} suspicions, {} false",
         count(&metrics, "datagram", "unknown_issuer"),
-        sum("smg_mesh_suspicions_total"),
-        sum("smg_mesh_false_suspicions_total"),
+        total(&metrics, "smg_mesh_suspicions_total"),
+        total(&metrics, "smg_mesh_false_suspicions_total"),
     );
     assert!(refused > 0 && begun > rate, "{begun} begun, {refused} refused");
 }

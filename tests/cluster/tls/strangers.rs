@@ -1,11 +1,11 @@
 //! Everybody who must stay out of a living cluster: each is refused for its own reason on its own plane, and the cluster
-//! goes on. What cannot even make a handshake with a good library is in the tests of `smg-transport`.
+//! goes on.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{net::SocketAddr, sync::Mutex};
 
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::{ClientConfig, RootCertStore, version::TLS12};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use smg::mesh::{
     node::NodeStatus,
     swim::message::{Body, Packet, Update},
@@ -18,7 +18,8 @@ use smg_transport::{
     quic::{QuicConfig, QuicTransport},
 };
 use time::{Duration, OffsetDateTime};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio_rustls::TlsConnector;
 
 use super::*;
 
@@ -144,6 +145,63 @@ async fn strangers_are_refused_by_reason_and_the_cluster_is_unharmed() {
     let slander = slander(cluster.network);
     let send = async || drop(plain.send_to(&slander, target).await);
     cluster.refuses("datagram", "plaintext", send).await;
+}
+
+/// Shakes hands on the stream plane, and waits for what the node has to say to that.
+pub async fn shake_stream(config: Arc<ClientConfig>, target: SocketAddr) {
+    let Ok(stream) = TcpStream::connect(target).await else { return };
+    let name = ServerName::try_from("nobody").unwrap();
+    let Ok(mut stream) = TlsConnector::from(config).connect(name, stream).await else { return };
+    // TLS 1.3 tells a client of its refusal after the handshake.
+    let _ = tokio::time::timeout(s(1), tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 16])).await;
+}
+
+/// Shakes hands on the datagram plane, and waits for the end of it.
+async fn shake_datagrams(config: ClientConfig, from: SocketAddr, target: SocketAddr) {
+    let mut endpoint = quinn::Endpoint::client(from).unwrap();
+    let crypto = QuicClientConfig::try_from(config).unwrap();
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    if let Ok(connection) = endpoint.connect(target, "nobody").unwrap().await {
+        let _ = tokio::time::timeout(s(1), connection.closed()).await;
+    }
+}
+
+/// A client of TLS 1.2 that would take the node's certificate.
+fn outdated(trusted: &Authority) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(trusted.bundle_pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS12])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+#[tokio::test]
+async fn handshakes_of_no_peer_are_refused_by_reason_and_the_cluster_is_unharmed() {
+    let cluster = Cluster::start().await;
+    let (target, from) = (cluster.target(), cluster.stranger());
+    let good = shown(&cluster.authority, "node2", 0, &cluster.authority);
+    let anonymous = |alpn: &[u8]| {
+        let mut config = good.client_config(&[alpn]);
+        config.client_auth_cert_resolver = Arc::new(Anonymous);
+        config
+    };
+    for (reason, config) in [
+        ("no_certificate", anonymous(b"h2")),
+        ("no_alpn", good.client_config(&[])),
+        ("tls_version", outdated(&cluster.authority)),
+    ] {
+        let config = Arc::new(config);
+        cluster.refuses("grpc", reason, async || shake_stream(config.clone(), target).await).await;
+    }
+    // RFC 9001 §4.2: there is no QUIC with TLS 1.2.
+    for (reason, config) in [("no_certificate", anonymous(b"smg-mesh/1")), ("no_alpn", good.client_config(&[]))] {
+        cluster.refuses("datagram", reason, async || shake_datagrams(config.clone(), from, target).await).await;
+    }
 }
 
 #[tokio::test]
