@@ -19,10 +19,19 @@ pub(crate) const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Files that stay bad are logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What the files hold.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Files {
+    /// A certificate and its key, authorities, or all of them.
+    Certificates,
+    /// The list of nodes that are let in.
+    Nodes,
+}
+
 /// What came of reading the files again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
-    /// They hold something new, which is used from now on.
+    /// They hold something else, which is used from now on.
     pub(crate) is_new: bool,
     /// Last instant at which the certificate in use is valid; none when it is only authorities that are read.
     pub(crate) not_after: Option<OffsetDateTime>,
@@ -32,6 +41,7 @@ pub(crate) struct Reading {
 /// metrics and the log.
 pub(crate) async fn keep_fresh(
     role: &'static str,
+    files: Files,
     metrics: Arc<Metrics>,
     reload: impl Fn(OffsetDateTime) -> Option<Result<Reading, MaterialError>> + Send,
 ) {
@@ -42,9 +52,11 @@ pub(crate) async fn keep_fresh(
         match reading {
             Ok(Reading { is_new, not_after }) => {
                 logged = None;
-                if is_new {
+                if is_new && files == Files::Certificates {
                     let until = not_after.map(smg_certs::rfc3339);
                     info!(role, until = until.as_deref(), "certificate files replaced");
+                } else if is_new {
+                    info!(role, "list of allowed nodes replaced");
                 }
                 show(&metrics, role, not_after);
             }
@@ -52,8 +64,15 @@ pub(crate) async fn keep_fresh(
                 metrics.tls_reload_failed(role);
                 if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
                     logged = Some(Instant::now());
-                    let error = anyhow::Error::new(error);
-                    warn!(role, error = %format!("{error:#}"), "certificate files not replaced; the old stay in use");
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    match files {
+                        Files::Certificates => {
+                            warn!(role, error = %error, "certificate files not replaced; the old stay in use");
+                        }
+                        Files::Nodes => {
+                            warn!(role, error = %error, "list of allowed nodes not replaced; the old stays in use");
+                        }
+                    }
                 }
             }
         }
@@ -67,3 +86,6 @@ pub(crate) fn show(metrics: &Metrics, role: &'static str, not_after: Option<Offs
         None => metrics.tls_without_certificate(role),
     }
 }
+
+#[cfg(test)]
+mod tests;

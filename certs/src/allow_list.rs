@@ -26,10 +26,10 @@ pub struct AllowList {
 #[non_exhaustive]
 pub enum AllowListError {
     /// A file cannot be read.
-    #[error(transparent)]
+    #[error("the list of allowed nodes is out of reach")]
     Load(#[from] LoadError),
     /// A line is no node name.
-    #[error("`{name}` in {} is no node name: write one per line, of letters, digits, `.`, `_` and `-`", .file.display())]
+    #[error("the list of allowed nodes is damaged: `{name}` in {} is no node name; write one per line, of letters, digits, `.`, `_` and `-`", .file.display())]
     Name {
         /// The line.
         name: String,
@@ -37,7 +37,7 @@ pub enum AllowListError {
         file: PathBuf,
     },
     /// The reader is not on its own list.
-    #[error("lacks this node, {own}: add it, so that one list serves all nodes")]
+    #[error("the list of allowed nodes lacks this node, {own}: add it, so that one list serves all nodes")]
     WithoutSelf {
         /// This node.
         own: String,

@@ -63,7 +63,7 @@ pub enum MaterialError {
         certificate: PathBuf,
     },
     /// The list of nodes that are let in cannot be read, or lacks this node.
-    #[error("the list of allowed nodes {0}")]
+    #[error(transparent)]
     AllowList(#[from] AllowListError),
     /// The TLS library refuses the key or an authority.
     #[error("the certificates in {} or the key cannot be used for TLS", .certificate.display())]
@@ -100,20 +100,12 @@ impl Material {
         Ok(Arc::new(Self { files, list, allowed, provider, current }))
     }
 
-    /// Reads the files again; true when what they hold is new and is used from now on. `is_ours` says whether the names
-    /// of a certificate are those that its owner needs. The list of nodes and the identity do not wait for each other: a
-    /// node is put out also while a new certificate is bad.
+    /// Reads the list of nodes again; true when it is another and is used from now on. It does not wait for the identity:
+    /// a node is put out also while a new certificate is bad.
     ///
     /// # Errors
-    /// When the files are half written, no pair, expired, not trusted or another's, or the list cannot be used. What is
-    /// bad has not changed anything then; try again later.
-    pub fn reload_if(&self, now: OffsetDateTime, is_ours: &dyn Fn(&NodeNames) -> bool) -> Result<bool, MaterialError> {
-        let list = self.reload_list();
-        let identity = self.reload_identity(now, is_ours);
-        Ok(list? | identity?)
-    }
-
-    fn reload_list(&self) -> Result<bool, AllowListError> {
+    /// When the list cannot be used. Nothing has changed then; try again later.
+    pub fn reload_list(&self) -> Result<bool, MaterialError> {
         let Some(list) = &self.list else { return Ok(false) };
         let new = list.read()?;
         let is_new = self.allowed.load().as_deref() != Some(&new);
@@ -123,11 +115,13 @@ impl Material {
         Ok(is_new)
     }
 
-    fn reload_identity(
-        &self,
-        now: OffsetDateTime,
-        is_ours: &dyn Fn(&NodeNames) -> bool,
-    ) -> Result<bool, MaterialError> {
+    /// Reads the files again; true when what they hold is new and is used from now on. `is_ours` says whether the names
+    /// of a certificate are those that its owner needs.
+    ///
+    /// # Errors
+    /// When the files are half written, no pair, expired, not valid yet, not trusted or another's. Nothing has changed
+    /// then; try again later.
+    pub fn reload_if(&self, now: OffsetDateTime, is_ours: &dyn Fn(&NodeNames) -> bool) -> Result<bool, MaterialError> {
         let new = Current::load(&self.files, &self.provider, now)?;
         if !is_ours(&new.identity.certificate().node_names()) {
             return Err(MaterialError::OtherNode { certificate: self.files.certificate.clone() });

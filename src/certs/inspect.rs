@@ -1,6 +1,9 @@
 //! `smg certs inspect`: what is in a file or directory, and what is wrong with it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::bail;
 use smg_certs::{Certificate, PrivateKey, check_chain, read_certificates};
@@ -36,6 +39,8 @@ pub(super) struct Report {
     pub(super) is_chain_good: Option<bool>,
     /// What is wrong and what to change, a sentence each. Empty means that all is well.
     pub(super) problems: Vec<String>,
+    /// What works and should be changed all the same, a sentence each.
+    pub(super) warnings: Vec<String>,
 }
 
 /// A certificate and where it is.
@@ -65,8 +70,14 @@ pub(super) fn run(args: &Args, now: OffsetDateTime) -> anyhow::Result<()> {
 }
 
 fn report(args: &Args, now: OffsetDateTime) -> Report {
-    let mut report =
-        Report { path: args.path.clone(), found: Vec::new(), key: None, is_chain_good: None, problems: Vec::new() };
+    let mut report = Report {
+        path: args.path.clone(),
+        found: Vec::new(),
+        key: None,
+        is_chain_good: None,
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    };
     let path = &args.path;
     let is_authority = path.join("ca.key").exists() && !path.join("tls.crt").exists();
     let subject = if !path.is_dir() {
@@ -157,6 +168,7 @@ impl Report {
                 file.display()
             ));
         }
+        self.warnings.extend(open_to_others(file));
         self.key = Some(KeyFound { file: file.to_owned(), key_type: key.key_type(), belongs });
     }
 
@@ -168,6 +180,18 @@ impl Report {
         self.is_chain_good = Some(outcome.is_ok());
         self.problems.extend(outcome.err().map(|error| chain_of(&error)));
     }
+}
+
+/// What to say of a key that not its owner and group alone may read. The group may: a Kubernetes secret with `fsGroup` is
+/// read by it.
+fn open_to_others(file: &Path) -> Option<String> {
+    let mode = file.metadata().ok()?.mode() & 0o777;
+    (mode & 0o004 != 0).then(|| {
+        let file = file.display();
+        format!(
+            "every user of this machine can read {file} (mode {mode:04o}): chmod 600, or defaultMode 0440 of a secret"
+        )
+    })
 }
 
 /// An error with its sources in one line.

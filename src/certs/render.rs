@@ -20,6 +20,7 @@ pub(super) fn json(report: &Report, now: OffsetDateTime) -> String {
         "path": report.path.display().to_string(),
         "ok": report.problems.is_empty(),
         "problems": report.problems,
+        "warnings": report.warnings,
         "certificates": certificates,
         "key": key,
         "chain_verifies": report.is_chain_good,
@@ -70,6 +71,9 @@ pub(super) fn text(report: &Report, now: OffsetDateTime) -> String {
         Some(true) => line(&mut text, "chain", "verifies against ca.crt, as server and as client"),
         Some(false) => line(&mut text, "chain", "does NOT verify against ca.crt"),
         None => {}
+    }
+    for warning in &report.warnings {
+        line(&mut text, "WARNING", warning);
     }
     for problem in &report.problems {
         line(&mut text, "PROBLEM", problem);

@@ -397,6 +397,10 @@ impl Check<'_> {
             }
             return None;
         }
+        if !flags.mesh_tls && *self.origins.of("mesh-tls") != Origin::Default {
+            let given = self.origins.name(any.unwrap_or("mesh-tls-dir"));
+            self.problem("mesh-tls", &format!("`false` contradicts {given}, which asks for TLS: remove one of them"));
+        }
         if transport == Some("udp") {
             self.problem("mesh-transport", "`udp` cannot be protected by --mesh-tls: use `quic`, or leave it out");
         }

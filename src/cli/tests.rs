@@ -425,6 +425,7 @@ fn the_mesh_is_protected_on_both_planes_or_on_none() {
     for (case, args, expected) in [
         ("nothing", vec!["--enable-mesh"], None),
         ("said so", vec!["--enable-mesh", "--mesh-transport=udp"], None),
+        ("off", vec!["--enable-mesh", "--mesh-tls=false"], None),
         ("files", [&files[..], &["--mesh-tls-ca=a"]].concat(), Some(three.clone())),
         ("files by the old name", [&files[..], &["--mesh-tls-ca-cert=a"]].concat(), Some(three)),
         ("directory", vec!["--enable-mesh", "--mesh-tls-dir=d"], Some(IdentityFiles::in_dir("d".as_ref()))),
@@ -441,6 +442,12 @@ fn the_mesh_is_protected_on_both_planes_or_on_none() {
     for (case, args, parts) in [
         ("no files", vec!["--mesh-tls"], vec!["--mesh-tls:", "--mesh-tls-dir", "--mesh-tls-cert"]),
         ("two files", vec![cert, key], vec!["--mesh-tls-cert:", "--mesh-tls-ca"]),
+        ("off and a directory", vec!["--mesh-tls=false", "--mesh-tls-dir=d"], vec!["--mesh-tls:", "--mesh-tls-dir"]),
+        (
+            "off and a file",
+            vec!["--mesh-tls=false", cert, key, "--mesh-tls-ca=a"],
+            vec!["--mesh-tls:", "--mesh-tls-cert"],
+        ),
         ("both", vec!["--mesh-tls-dir=d", key], vec!["--mesh-tls-key:", "--mesh-tls-dir"]),
         ("udp", vec!["--mesh-tls-dir=d", "--mesh-transport=udp"], vec!["--mesh-transport:", "--mesh-tls"]),
         ("bare quic", vec!["--mesh-transport=quic"], vec!["--mesh-transport:", "--mesh-tls"]),

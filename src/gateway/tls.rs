@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use crate::{
     config::Config,
     gateway::byte_stream::ALPN_HTTP1,
-    rotation::{self, Reading},
+    rotation::{self, Files, Reading},
     telemetry::metrics::Metrics,
 };
 
@@ -60,7 +60,7 @@ fn clients(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Arc<ServerM
     let material = ServerMaterial::open(files.clone(), OffsetDateTime::now_utc()).map_err(TlsError::Clients)?;
     rotation::show(metrics, SERVER, Some(material.not_after()));
     let used = Arc::downgrade(&material);
-    tokio::spawn(rotation::keep_fresh(SERVER, metrics.clone(), move |now| {
+    tokio::spawn(rotation::keep_fresh(SERVER, Files::Certificates, metrics.clone(), move |now| {
         let material = used.upgrade()?;
         Some(material.reload(now).map(|is_new| Reading { is_new, not_after: Some(material.not_after()) }))
     }));
@@ -74,7 +74,7 @@ fn workers(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<ClientMaterial
     }
     rotation::show(metrics, WORKER, material.not_after());
     let used = Arc::downgrade(&material);
-    tokio::spawn(rotation::keep_fresh(WORKER, metrics.clone(), move |now| {
+    tokio::spawn(rotation::keep_fresh(WORKER, Files::Certificates, metrics.clone(), move |now| {
         let material = used.upgrade()?;
         Some(material.reload(now).map(|is_new| Reading { is_new, not_after: material.not_after() }))
     }));

@@ -1,6 +1,6 @@
 //! `smg certs` as an operator runs it.
 
-use std::{path::Path, process::Command};
+use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use serde_json::Value;
 use smg_certs::{Authority, NodeRequest};
@@ -110,6 +110,23 @@ fn inspect_finds_what_is_wrong_and_says_what_to_change() {
         let report: Value = serde_json::from_str(&out).unwrap();
         assert_eq!((found, &report["ok"]), (code, &Value::Bool(code == 0)), "{case}: {out}");
         assert_eq!(report["problems"].as_array().unwrap().len(), problems, "{case}: {out}");
+    }
+}
+
+#[test]
+fn inspect_warns_of_keys_that_everybody_may_read() {
+    let dir = tempfile::tempdir().unwrap();
+    done(dir.path(), "ca --out ca");
+    done(dir.path(), "issue --ca ca --node n1 --out n1");
+    for (mode, warnings) in [(0o600, 0), (0o640, 0), (0o644, 1), (0o604, 1)] {
+        for (line, key) in [("inspect n1", "n1/tls.key"), ("inspect ca", "ca/ca.key")] {
+            std::fs::set_permissions(dir.path().join(key), Permissions::from_mode(mode)).unwrap();
+            let (code, out, err) = certs(dir.path(), line);
+            assert_eq!((code, out.matches("WARNING").count()), (0, warnings), "{key} {mode:o}: {out}{err}");
+            assert!(warnings == 0 || out.contains(&format!("can read {key} (mode {mode:04o})")), "{out}");
+            let report: Value = serde_json::from_str(&certs(dir.path(), &format!("{line} --json")).1).unwrap();
+            assert_eq!(report["warnings"].as_array().unwrap().len(), warnings, "{key} {mode:o}: {report}");
+        }
     }
 }
 

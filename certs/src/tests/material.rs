@@ -110,12 +110,15 @@ fn the_list_of_nodes_is_read_again_and_a_bad_one_changes_nothing() {
         [("without the reader", "n3"), ("no name", "n1\nn/3"), ("empty", ""), ("too large", &"n1\n".repeat(1024 * 512))]
     {
         fs::write(&file, text).unwrap();
-        let error = material.reload_if(now(), &|_| true).unwrap_err();
+        let error = material.reload_list().unwrap_err();
         assert!(matches!(error, MaterialError::AllowList(_)), "{case}: {error}");
+        assert!(error.to_string().starts_with("the list of allowed nodes"), "{case}: {error}");
         assert_eq!(let_in(), [true, false, true], "{case}");
     }
     fs::write(&file, "n1\nn3\n").unwrap();
     fs::write(&files.key, "half").unwrap();
     material.reload_if(now(), &|_| true).unwrap_err();
+    assert!(material.reload_list().unwrap(), "another list");
     assert_eq!(let_in(), [false, true, true], "the list does not wait for the key");
+    assert!(!material.reload_list().unwrap(), "the same list");
 }

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use crate::{
     config::{Mesh, MeshTls},
     mesh::node::NodeName,
-    rotation::{self, Reading},
+    rotation::{self, Files, Reading},
     telemetry::metrics::Metrics,
 };
 
@@ -50,7 +50,14 @@ pub(super) fn open(config: &Mesh, node: &NodeName, metrics: &Arc<Metrics>) -> Re
     }
     rotation::show(metrics, ROLE, Some(material.not_after()));
     let (used, cluster, node) = (Arc::downgrade(&material), config.cluster.clone(), node.clone());
-    tokio::spawn(rotation::keep_fresh(ROLE, metrics.clone(), move |now| {
+    if allowed.is_some() {
+        let used = used.clone();
+        tokio::spawn(rotation::keep_fresh(ROLE, Files::Nodes, metrics.clone(), move |_| {
+            let material = used.upgrade()?;
+            Some(material.reload_list().map(|is_new| Reading { is_new, not_after: Some(material.not_after()) }))
+        }));
+    }
+    tokio::spawn(rotation::keep_fresh(ROLE, Files::Certificates, metrics.clone(), move |now| {
         let material = used.upgrade()?;
         let names_us = |names: &NodeNames| names.allow(&cluster, node.as_str());
         let read = material.reload_if(now, &names_us);
