@@ -8,7 +8,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use smg_certs::{AllowList, ClientFiles, IdentityFiles, PairFiles};
 
-use crate::mesh::{election::voters::Voters, node::NodeName};
+use crate::mesh::{election::voters::Voters, node::NodeName, quota::local::WithoutQuorum};
 
 pub use syntax::{MESH_PORT, cors_origin, host, label, mesh_peer, otlp_endpoint};
 
@@ -325,6 +325,8 @@ pub struct Mesh {
     pub zone: String,
     /// Who elects the leader; none: `auto`, the nodes agree on it.
     pub voters: Option<Voters>,
+    /// What becomes of limited requests while nobody leads.
+    pub without_quorum: WithoutQuorum,
     /// QUIC datagrams and gRPC, both with mutual TLS; none: UDP and plain gRPC.
     pub tls: Option<MeshTls>,
     /// Where the replicated state is kept over a restart; none: nowhere.

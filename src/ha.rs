@@ -98,7 +98,13 @@ async fn health(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {
 }
 
 async fn cluster(State(ha): State<Ha>) -> Json<status::Status> {
-    Json(status::cluster(&ha.mesh.view(), &ha.mesh.leadership(), &ha.registry.routing().load(), &ha.about))
+    Json(status::cluster(
+        &ha.mesh.view(),
+        &ha.mesh.leadership(),
+        &ha.mesh.rights(),
+        &ha.registry.routing().load(),
+        &ha.about,
+    ))
 }
 
 async fn list_workers(State(ha): State<Ha>) -> Json<Value> {
@@ -160,11 +166,13 @@ async fn put_policy(
 }
 
 async fn show_rate_limit(State(ha): State<Ha>) -> Json<rate_limit::Shown> {
-    Json(rate_limit::shown(&ha.mesh.view(), &ha.registry.limiter(), Instant::now()))
+    let (rights, mode) = (ha.mesh.rights(), ha.about.without_quorum);
+    Json(rate_limit::shown(&ha.mesh.view(), &rights, mode, &ha.registry.limiter(), Instant::now()))
 }
 
 async fn rate_limit_stats(State(ha): State<Ha>) -> Json<rate_limit::Stats> {
-    Json(rate_limit::stats(&ha.mesh.view(), &ha.mesh.rights(), &ha.registry.limiter(), Instant::now()))
+    let (rights, mode) = (ha.mesh.rights(), ha.about.without_quorum);
+    Json(rate_limit::stats(&ha.mesh.view(), &rights, mode, &ha.registry.limiter(), Instant::now()))
 }
 
 async fn set_rate_limit(

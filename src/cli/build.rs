@@ -28,6 +28,7 @@ use crate::{
     mesh::{
         election::voters::Voters,
         node::{NAME_BYTES_MAX, NodeName},
+        quota::local::WithoutQuorum,
     },
 };
 
@@ -326,6 +327,10 @@ impl Check<'_> {
             cluster: cluster.unwrap_or_default(),
             zone: zone.unwrap_or_default(),
             voters,
+            without_quorum: match flags.mesh_rate_limit_without_quorum.as_str() {
+                "local" => WithoutQuorum::Local,
+                _ => WithoutQuorum::Closed,
+            },
             tls,
             data_dir: flags.mesh_data_dir.as_deref().filter(|dir| !dir.is_empty()).map(PathBuf::from),
             probe_interval: Duration::from_millis(flags.mesh_probe_interval_ms),
@@ -532,6 +537,7 @@ pub(super) const MESH: &[&str] = &[
     "mesh-zone",
     "mesh-data-dir",
     "mesh-voters",
+    "mesh-rate-limit-without-quorum",
     "mesh-probe-interval-ms",
     "mesh-gossip-interval-ms",
     "mesh-sync-interval-ms",

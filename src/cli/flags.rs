@@ -7,7 +7,10 @@
 
 use clap::{Args, builder::TypedValueParser};
 
-use crate::config::{PolicyKind, RATE_MAX};
+use crate::{
+    config::{PolicyKind, RATE_MAX},
+    mesh::quota::local::WithoutQuorum,
+};
 
 /// A year: longer waits are mistakes, and sums with it stay far from overflow.
 const SECS_MAX: u64 = 31_536_000;
@@ -339,6 +342,9 @@ pub struct MeshFlags {
     /// Nodes that elect the leader, comma separated, the same list on every node; `auto`: the nodes agree on at most 7 of them, and no failure changes the set
     #[arg(long, num_args = 1.., default_value = "auto", value_name = "NAME")]
     pub mesh_voters: Vec<String>,
+    /// Limited requests while this node was lent no part of the limit and knows no leader, as in a minority: `closed` refuses them; `local` admits 1/N of each limit, at least one at once, N being all nodes known or named, so that nodes which are cut off admit at most one limit more together
+    #[arg(long, default_value = WithoutQuorum::Closed.as_str(), value_name = "MODE", value_parser = WithoutQuorum::NAMES)]
+    pub mesh_rate_limit_without_quorum: String,
     /// Each peer is probed once in this time
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
     pub mesh_probe_interval_ms: u64,

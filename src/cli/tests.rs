@@ -58,6 +58,7 @@ fn samples(long: &str, arg: &clap::Arg) -> [String; 3] {
         "retry-jitter-factor" | "cache-threshold" => ["0.25", "0.5", "0.75"],
         "cache-index-bytes" => ["77000", "78000", "79000"],
         "mesh-transport" => ["udp", "quic", "udp"],
+        "mesh-rate-limit-without-quorum" => ["local", "closed", "local"],
         "mesh-suspicion-multiplier" | "retry-backoff-multiplier" | "balance-rel-threshold" => ["2.5", "3.5", "4.5"],
         _ => ["77", "78", "79"],
     };

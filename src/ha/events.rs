@@ -73,7 +73,10 @@ pub fn subscribe(
     let place = PLACES.clone().try_acquire_owned().ok()?;
     let mut view = mesh.watch();
     let seen = view.borrow_and_update().clone();
-    let first = Change { event: "status", data: json!(status::cluster(&seen, &mesh.leadership(), routing, about)) };
+    let first = Change {
+        event: "status",
+        data: json!(status::cluster(&seen, &mesh.leadership(), &mesh.rights(), routing, about)),
+    };
     let subscriber = Subscriber { view, seen, ended, _place: place };
     let changes = stream::once(async move { vec![first] }).chain(stream::unfold(subscriber, next));
     let events = changes.flat_map(|changes| stream::iter(changes.into_iter().map(|change| Ok(event(&change)))));

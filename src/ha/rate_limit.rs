@@ -8,7 +8,7 @@ use crate::{
     gateway::{limiter::Limiter, rate},
     mesh::{
         driver::{handle::View, rights::RightsView},
-        quota::{issuer, share::TOKEN},
+        quota::{issuer, local::WithoutQuorum, share::TOKEN},
     },
 };
 
@@ -23,6 +23,12 @@ pub struct Shown {
     pub source: &'static str,
     /// Whose requests count together: `cluster`, those of all gateways.
     pub scope: &'static str,
+    /// What becomes of limited requests while this gateway knows no leader: `closed`, refused, or `local`, admitted by its
+    /// own part of the limit.
+    pub without_quorum: &'static str,
+    /// By whose word this gateway admits now: `lent` by the leader, `local` by its own part, `none` at all; `off` without
+    /// a limit.
+    pub rights: &'static str,
 }
 
 /// What became of the requests of this gateway.
@@ -85,7 +91,7 @@ fn owner(owner: &issuer::Owner) -> Owner {
 
 /// The limit.
 #[must_use]
-pub fn shown(view: &View, limiter: &Limiter, now: Instant) -> Shown {
+pub fn shown(view: &View, rights: &RightsView, mode: WithoutQuorum, limiter: &Limiter, now: Instant) -> Shown {
     let quota = limiter.stats(now).quota;
     let is_set = view.rate_limit.as_ref().is_some_and(|spec| rate::of_spec(spec).is_ok());
     Shown {
@@ -93,16 +99,18 @@ pub fn shown(view: &View, limiter: &Limiter, now: Instant) -> Shown {
         burst: quota.map_or(0, |quota| quota.burst as u64),
         source: if is_set { "api" } else { "flag" },
         scope: "cluster",
+        without_quorum: mode.as_str(),
+        rights: if quota.is_some() { rights.standing(now) } else { "off" },
     }
 }
 
 /// The figures.
 #[must_use]
-pub fn stats(view: &View, rights: &RightsView, limiter: &Limiter, now: Instant) -> Stats {
+pub fn stats(view: &View, rights: &RightsView, mode: WithoutQuorum, limiter: &Limiter, now: Instant) -> Stats {
     let stats = limiter.stats(now);
     Stats {
         node_name: view.node.to_string(),
-        limit: shown(view, limiter, now),
+        limit: shown(view, rights, mode, limiter, now),
         held: held(rights, now),
         owners: rights.owners.as_ref().map(|owners| owners.get(&rate::ID).into_iter().flatten().map(owner).collect()),
         remaining: stats.remaining,

@@ -9,8 +9,12 @@ use crate::{
     config::Mesh,
     gateway::view::RoutingView,
     mesh::{
-        driver::handle::{Leadership, View},
+        driver::{
+            handle::{Leadership, View},
+            rights::RightsView,
+        },
         node::NodeStatus,
+        quota::local::WithoutQuorum,
     },
 };
 
@@ -33,8 +37,19 @@ pub struct Status {
     pub quorum: bool,
     /// Who elects the leader, sorted; empty before it is known.
     pub voters: Vec<String>,
+    /// How cluster-wide limits fare at this gateway.
+    pub limits: Limits,
     /// The process that answers.
     pub gateway: Gateway,
+}
+
+/// How cluster-wide limits fare at one gateway.
+#[derive(Debug, Serialize)]
+pub struct Limits {
+    /// What becomes of limited requests while this gateway knows no leader: `closed` or `local`.
+    pub without_quorum: &'static str,
+    /// By whose word it admits them now: `lent`, `local` or `none`, also where nothing is limited.
+    pub rights: &'static str,
 }
 
 /// The process that answers.
@@ -59,13 +74,16 @@ pub struct About {
     pub cluster: String,
     /// What carries its datagrams: udp or quic.
     pub transport: &'static str,
+    /// What becomes of limited requests while no leader is known.
+    pub without_quorum: WithoutQuorum,
 }
 
 impl About {
     /// As the configuration has it.
     #[must_use]
     pub fn of(mesh: &Mesh) -> Self {
-        Self { cluster: mesh.cluster.clone(), transport: if mesh.tls.is_some() { "quic" } else { "udp" } }
+        let transport = if mesh.tls.is_some() { "quic" } else { "udp" };
+        Self { cluster: mesh.cluster.clone(), transport, without_quorum: mesh.without_quorum }
     }
 
     fn gateway(&self) -> Gateway {
@@ -131,7 +149,13 @@ pub struct Store {
 
 /// The cluster as this node sees it.
 #[must_use]
-pub fn cluster(view: &View, leadership: &Leadership, routing: &RoutingView, about: &About) -> Status {
+pub fn cluster(
+    view: &View,
+    leadership: &Leadership,
+    rights: &RightsView,
+    routing: &RoutingView,
+    about: &About,
+) -> Status {
     let nodes = view.nodes.iter().map(|node| Node {
         name: node.name.to_string(),
         status: node.status.as_str(),
@@ -148,6 +172,7 @@ pub fn cluster(view: &View, leadership: &Leadership, routing: &RoutingView, abou
         term: leadership.term,
         quorum: leadership.has_quorum,
         voters: leadership.voters.iter().map(ToString::to_string).collect(),
+        limits: Limits { without_quorum: about.without_quorum.as_str(), rights: rights.standing(Instant::now()) },
         gateway: about.gateway(),
         stores: Stores {
             workers: store(view.workers.len(), view.roots.workers),

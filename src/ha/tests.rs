@@ -21,6 +21,7 @@ use crate::{
     },
     mesh::{
         node::NodeStatus,
+        quota,
         stores::{PolicySpec, WorkerId, WorkerSpec, WorkerState},
     },
 };
@@ -39,7 +40,11 @@ fn fixture() -> Fixture {
         registry,
         auth: Arc::new(Auth::default()),
         policy: PolicyKind::PowerOfTwo,
-        about: status::About { cluster: "east".to_owned(), transport: "udp" },
+        about: status::About {
+            cluster: "east".to_owned(),
+            transport: "udp",
+            without_quorum: quota::local::WithoutQuorum::Local,
+        },
         shutdown: CancellationToken::new(),
     };
     Fixture { script, mesh, ha }
@@ -89,6 +94,7 @@ async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
         "term": 0,
         "quorum": false,
         "voters": [],
+        "limits": {"without_quorum": "local", "rights": "none"},
     });
     set_status(&f, 1, NodeStatus::Down);
     // What the process says of itself differs from run to run.
@@ -218,16 +224,31 @@ async fn operators_read_and_set_the_rate_limit() {
     {
         assert_eq!(f.send(method, path, [10, 0, 0, 1]).await.0, 403, "{path}");
     }
-    let shown = |limit, burst, source| json!({ "limit_per_second": limit, "burst": burst, "source": source, "scope": "cluster" });
-    assert_eq!(f.send(Method::GET, "/ha/rate-limit", local).await, (200, shown(0, 0, "flag")));
+    let shown = |limit, burst, source| {
+        let limit = json!({ "limit_per_second": limit, "burst": burst, "source": source, "scope": "cluster" });
+        let mut shown = limit.as_object().unwrap().clone();
+        shown.insert("without_quorum".into(), json!("local"));
+        shown
+    };
+    // What is lent comes a little later.
+    let without_rights = |(status, mut body): (u16, Value)| {
+        let rights = body.as_object_mut().unwrap().remove("rights");
+        assert!(["off", "none", "lent"].map(Value::from).contains(&rights.unwrap()));
+        (status, body)
+    };
+    let first = f.send(Method::GET, "/ha/rate-limit", local).await;
+    assert_eq!(first.1["rights"], "off");
+    assert_eq!(without_rights(first), (200, shown(0, 0, "flag").into()));
     for (body, expected) in [
         (r#"{"limit_per_second":5,"burst":9}"#, shown(5, 9, "api")),
         (r#"{"limit_per_second":6}"#, shown(6, 6, "api")),
         (r#"{"limit_per_second":0}"#, shown(0, 0, "api")),
         (r#"{"limit_per_second":7,"burst":2}"#, shown(7, 2, "api")),
     ] {
-        assert_eq!(f.send_body(Method::POST, "/ha/rate-limit", local, body).await, (200, expected.clone()), "{body}");
-        assert_eq!(f.send(Method::GET, "/ha/rate-limit", local).await, (200, expected), "{body}");
+        let set = without_rights(f.send_body(Method::POST, "/ha/rate-limit", local, body).await);
+        assert_eq!(set, (200, expected.clone().into()), "{body}");
+        let read = without_rights(f.send(Method::GET, "/ha/rate-limit", local).await);
+        assert_eq!(read, (200, expected.into()), "{body}");
     }
     let (status, body) = f.send_body(Method::POST, "/ha/rate-limit", local, r#"{"limit_per_second":-5}"#).await;
     assert_eq!((status, &body["error"]["code"]), (400, &json!("invalid_request")));

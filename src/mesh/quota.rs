@@ -21,7 +21,8 @@
 //! meanwhile: nobody has lent anything since the reign began, so what is held after that is disjoint. A leader that resigns
 //! is so followed without a gap.
 //!
-//! *Without a leader* everybody's rights run out, and nothing is admitted until there is one.
+//! *Without a leader* everybody's rights run out, and nothing is admitted until there is one; unless the operator prefers
+//! that each node then admits a fixed part of the limit ([`local`]), which has a bound of its own.
 //!
 //! *Changes* of a limit are replicated by the caller. The leader cuts what it knows of; a lower limit holds when the rights
 //! to the higher one are given up, at the latest after [`Timing::hold`].
@@ -32,6 +33,7 @@
 pub mod allot;
 pub mod holder;
 pub mod issuer;
+pub mod local;
 pub mod message;
 pub mod share;
 #[cfg(test)]
@@ -49,6 +51,7 @@ use rand_pcg::Pcg64Mcg;
 use self::{
     holder::Holder,
     issuer::{Issuer, Owner},
+    local::{Local, WithoutQuorum},
     message::{LIMITS_MAX, Message, Transmit},
     share::{LimitId, Share},
 };
@@ -127,6 +130,8 @@ pub struct Counts {
     pub lent: u64,
     /// Owners whose lease ran out while this node led: their rights were lent anew.
     pub reissued: u64,
+    /// Times that local shares were put in force or prolonged here.
+    pub local: u64,
 }
 
 /// The machine of one node. After each `handle_*` drain [`poll_transmit`](Self::poll_transmit).
@@ -138,6 +143,7 @@ pub struct Escrow {
     limits: BTreeMap<LimitId, Share>,
     leader: Option<NodeName>,
     holder: Holder,
+    local_shares: Local,
     issuer: Option<Issuer>,
     counts: Counts,
     transmits: VecDeque<Transmit>,
@@ -148,7 +154,7 @@ pub struct Escrow {
 impl Escrow {
     /// A node that knows of no limit and no leader. `seed` drives every random choice.
     #[must_use]
-    pub fn new(node: NodeName, timing: Timing, now: Instant, seed: u64) -> Self {
+    pub fn new(node: NodeName, timing: Timing, mode: WithoutQuorum, now: Instant, seed: u64) -> Self {
         Self {
             node,
             timing,
@@ -156,6 +162,7 @@ impl Escrow {
             limits: BTreeMap::new(),
             leader: None,
             holder: Holder::new(now),
+            local_shares: Local::new(mode, now),
             issuer: None,
             counts: Counts::default(),
             transmits: VecDeque::new(),
@@ -168,6 +175,11 @@ impl Escrow {
         self.limits = limits.iter().take(LIMITS_MAX).map(|(id, limit)| (*id, *limit)).collect();
         self.holder.ask_now(now);
         self.run(now, buckets);
+    }
+
+    /// Takes how many nodes share the limits: all that are known or expected, those that are silent included.
+    pub fn handle_nodes(&mut self, count: usize) {
+        self.local_shares.set_nodes(count);
     }
 
     /// Takes what the election knows: who leads, and whether it is this node. To be called after each input of the election,
@@ -187,6 +199,7 @@ impl Escrow {
             }
             (_, None) => self.issuer = None,
         }
+        self.local_shares.note_leader(now, leader.is_some());
         if self.leader.as_ref() != leader {
             self.leader = leader.cloned();
             self.holder.ask_now(now);
@@ -219,10 +232,11 @@ impl Escrow {
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.may_ask().then(|| self.holder.ask_due())
+        let local = self.local_shares.due().filter(|_| !self.limits.is_empty());
+        self.may_ask().then(|| self.holder.ask_due()).into_iter().chain(local).min()
     }
 
-    /// What this node holds of a limit at `now`.
+    /// What this node was lent of a limit, at `now`.
     #[must_use]
     pub fn held(&self, now: Instant, limit: LimitId) -> Share {
         self.holder.share(now, limit)
@@ -232,6 +246,18 @@ impl Escrow {
     #[must_use]
     pub fn lease_until(&self, now: Instant) -> Option<Instant> {
         self.holder.until().filter(|until| now < *until)
+    }
+
+    /// The local share of a limit that is in force at `now`.
+    #[must_use]
+    pub fn local(&self, now: Instant, limit: LimitId) -> Share {
+        self.local_shares.share(now, limit)
+    }
+
+    /// Until when local shares are in force; none while they are not.
+    #[must_use]
+    pub fn local_until(&self, now: Instant) -> Option<Instant> {
+        self.local_shares.until().filter(|until| now < *until)
     }
 
     /// What was counted.
@@ -253,6 +279,11 @@ impl Escrow {
     /// Whatever is due, and what this node says to itself.
     fn run(&mut self, now: Instant, buckets: &dyn Buckets) {
         self.counts.lapsed += u64::from(self.holder.note_lapse(now));
+        if self.limits.is_empty() {
+            self.local_shares.end(now, buckets);
+        } else if self.holder.until().is_none() && self.local_shares.run(now, &self.limits, &self.timing, buckets) {
+            self.counts.local += 1;
+        }
         for _ in 0..LOCAL_STEPS_MAX {
             if self.may_ask() && self.holder.ask_due() <= now {
                 self.ask(now, buckets);
@@ -283,6 +314,9 @@ impl Escrow {
                 }
             }
             Message::Grant(grant) => {
+                if self.local_shares.is_active() && self.holder.would_take(now, from, grant, &self.timing) {
+                    self.local_shares.end(now, buckets);
+                }
                 let taken = self.holder.on_grant(now, from, grant, &self.timing, buckets);
                 self.counts.granted += u64::from(taken);
             }

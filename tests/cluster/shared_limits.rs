@@ -185,3 +185,66 @@ async fn a_limit_that_is_set_or_taken_away_holds_everywhere() {
         }
     }
 }
+
+/// Two of three die. The third has no quorum: `closed` refuses, `local` admits its third and says so everywhere.
+#[tokio::test]
+async fn a_rest_without_a_quorum_admits_its_part_where_that_is_wanted() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let limit = ["--worker-urls", &url, "--rate-limit-tokens-per-second", "90", "--rate-limit-burst", "30"];
+    let local = [&limit[..], &["--mesh-rate-limit-without-quorum", "local"]].concat();
+    let mut nodes = [
+        Gateway::start(network, 1, &[1, 2, 3], &local),
+        Gateway::start(network, 2, &[1, 2, 3], &limit),
+        Gateway::start(network, 3, &[1, 2, 3], &limit),
+    ];
+    joined(&nodes.each_ref(), 3, s(10)).await;
+    for node in &nodes {
+        eventually(s(20), "serves", async || matches!(node.chat("m1").await, Ok((200, _)))).await;
+    }
+    nodes[2].process.kill();
+    eventually(s(10), "two are a quorum, and one of them lends", async || stats(&nodes[0]).await["rights"] == "lent")
+        .await;
+    nodes[1].process.kill();
+    let [rest, ..] = &nodes;
+    eventually(s(10), "admits by itself", async || stats(rest).await["rights"] == "local").await;
+    let held = stats(rest).await;
+    assert_eq!((held["held"]["per_second"].as_f64(), held["held"]["burst"].as_f64()), (Some(30.0), Some(10.0)));
+    assert_eq!(held["without_quorum"], "local");
+    eventually(s(10), "/ha/status says it", async || {
+        rest.get("/ha/status").await.unwrap().1["limits"] == json!({"without_quorum": "local", "rights": "local"})
+    })
+    .await;
+    assert!(rest.metrics().await.contains("smg_mesh_limit_local 1"));
+    assert!(rest.process.log().contains("--mesh-rate-limit-without-quorum"));
+
+    let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
+    let begin = Instant::now();
+    let load = Load::start(&[rest.url("/v1/chat/completions")], &seen);
+    let admitted = || seen.lock().unwrap().iter().filter(|outcome| outcome.is_admitted).count();
+    eventually(s(20), "serves by its part", async || admitted() > 60).await;
+    load.end().await;
+    let allowed = 30.0 * begin.elapsed().as_secs_f64() + 10.0;
+    assert!(admitted() as f64 <= allowed + 1.0, "{} of {allowed}", admitted());
+
+    // With a quorum again it is lent a share, and its own part is over.
+    let back = Gateway::start(network, 2, &[1, 2, 3], &limit);
+    eventually(s(20), "is lent a share", async || stats(rest).await["rights"] == "lent").await;
+    // The other, which refuses without a quorum, serves as well.
+    eventually(s(10), "serves", async || matches!(back.chat("m1").await, Ok((200, _)))).await;
+    drop(back);
+    nodes[0].process.kill();
+}
+
+#[tokio::test]
+async fn a_rest_without_a_quorum_refuses_by_default() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let flags = ["--worker-urls", &url, "--rate-limit-tokens-per-second", "90", "--mesh-voters", "node1,node2,node3"];
+    let rest = Gateway::start(network, 1, &[1, 2, 3], &flags);
+    eventually(s(20), "ready", async || rest.is_ready().await).await;
+    let (status, _) = rest.chat("m1").await.unwrap();
+    assert_eq!(status, 429);
+    let stats = stats(&rest).await;
+    assert_eq!((&stats["rights"], &stats["without_quorum"]), (&json!("none"), &json!("closed")), "{stats}");
+}

@@ -66,7 +66,7 @@ fn run_quota(message: &quota::message::Message) {
     let limit = Share::of_tokens(100, 20);
     for leader in ["a", "b"] {
         let now = Instant::now();
-        let mut machine = Escrow::new(name("a"), quota::Timing::default(), now, 1);
+        let mut machine = Escrow::new(name("a"), quota::Timing::default(), quota::local::WithoutQuorum::Closed, now, 1);
         machine.handle_limits(now, &[(1, limit)].into(), &Bucket);
         for after in [0, 1, 5] {
             let now = now + Duration::from_secs(after);

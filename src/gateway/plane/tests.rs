@@ -113,6 +113,7 @@ fn config() -> Config {
         telemetry: telemetry(any),
         mesh: Mesh {
             voters: None,
+            without_quorum: crate::mesh::quota::local::WithoutQuorum::Closed,
             enabled: false,
             node: "node1".parse().unwrap(),
             node_is_derived: false,

@@ -78,6 +78,8 @@ pub(super) struct Chair {
     counted_term: u64,
     /// A set of voters whose size was warned about.
     warned: usize,
+    /// How many nodes the operator's list speaks of.
+    expected: usize,
     /// What the leader lends: it stands on the election.
     rights: Rights,
 }
@@ -93,10 +95,11 @@ impl Chair {
     ) -> Self {
         let (votes, saved) = podium.votes.unzip();
         let names_itself = config.peers.iter().any(|peer| peer == own_host);
+        let expected = expected(config.peers.len(), names_itself, 0);
         let election = ElectionConfig {
             node: node.clone(),
             fixed: config.voters.clone(),
-            expected: expected(config.peers.len(), names_itself, 0),
+            expected,
             saved: saved.flatten(),
             timing: Timing::default(),
         };
@@ -111,7 +114,8 @@ impl Chair {
             disk: votes.map(Disk::new),
             counted_term: 0,
             warned: 0,
-            rights: Rights::new(node, podium.rights, now),
+            expected,
+            rights: Rights::new(node, config.without_quorum, podium.rights, now),
         }
     }
 
@@ -119,7 +123,8 @@ impl Chair {
     pub(super) fn on_seeds(&mut self, seeds: &[SocketAddr], own: SocketAddr) {
         self.names_itself |= seeds.contains(&own);
         let others = seeds.iter().filter(|addr| **addr != own).collect::<BTreeSet<_>>().len();
-        self.machine.expect_nodes(expected(self.named, self.names_itself, others));
+        self.expected = expected(self.named, self.names_itself, others);
+        self.machine.expect_nodes(self.expected);
     }
 
     /// Takes a user message of membership.
@@ -145,6 +150,9 @@ impl Chair {
             NodeStatus::Leaving => Standing::Leaving,
         };
         let others = swim.members().filter(|member| member.name != self.node);
+        let there = swim.members().count();
+        let voters = self.machine.voters().map_or(0, |voters| voters.names().len());
+        self.rights.on_nodes(there.max(self.expected).max(voters));
         self.machine.handle_peers(now, others.map(|member| (member.name.clone(), standing(member.status))).collect());
     }
 

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     mesh::{
@@ -14,6 +14,7 @@ use crate::{
         quota::{
             Bucket, Buckets, Counts, Escrow, Holding, Lead, Timing,
             issuer::Owner,
+            local::WithoutQuorum,
             message::{LIMITS_MAX, Message, Transmit},
             share::{LimitId, Share},
         },
@@ -35,10 +36,12 @@ pub struct SharedLimit {
 /// What this node holds and lends, for people and metrics. It changes about ten times a second while there is a limit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RightsView {
-    /// By limit what this node holds.
+    /// By limit what this node may admit.
     pub held: BTreeMap<LimitId, Share>,
-    /// Until when; none: it holds nothing.
+    /// Until when; none: nothing.
     pub until: Option<Instant>,
+    /// No leader lent it: it is this node's local share.
+    pub is_local: bool,
     /// By limit who holds what, where this node leads.
     pub owners: Option<BTreeMap<LimitId, Vec<Owner>>>,
     /// What happened since the start.
@@ -46,6 +49,16 @@ pub struct RightsView {
 }
 
 impl RightsView {
+    /// Whose word it is by which limited requests are admitted at `now`: `lent`, `local` or `none`.
+    #[must_use]
+    pub fn standing(&self, now: Instant) -> &'static str {
+        match (self.until.is_some_and(|until| now < until), self.is_local) {
+            (false, _) => "none",
+            (true, false) => "lent",
+            (true, true) => "local",
+        }
+    }
+
     /// For a scrape.
     pub(super) fn sample(&self, now: Instant) -> RightsSample {
         let is_held = self.until.is_some_and(|until| now < until);
@@ -53,8 +66,9 @@ impl RightsView {
         let held = if is_held { sum(&mut self.held.values().copied()) } else { Share::NONE };
         let owners = self.owners.iter().flat_map(BTreeMap::values).flatten();
         let lent = sum(&mut owners.map(|owner| owner.bound));
-        let Counts { granted, lapsed, lent: lendings, reissued } = self.counts;
-        RightsSample { held: held.tokens(), lent: lent.tokens(), granted, lapsed, lendings, reissued }
+        let Counts { granted, lapsed, lent: lendings, reissued, .. } = self.counts;
+        let is_local = is_held && self.is_local;
+        RightsSample { held: held.tokens(), lent: lent.tokens(), is_local, granted, lapsed, lendings, reissued }
     }
 }
 
@@ -79,18 +93,19 @@ pub(super) struct Rights {
     purse: Purse,
     limits: BTreeMap<LimitId, Share>,
     shown: watch::Sender<RightsView>,
-    is_holding: bool,
+    /// The last standing that was logged.
+    standing: &'static str,
 }
 
 impl Rights {
-    pub(super) fn new(node: &NodeName, shown: watch::Sender<RightsView>, now: Instant) -> Self {
+    pub(super) fn new(node: &NodeName, mode: WithoutQuorum, shown: watch::Sender<RightsView>, now: Instant) -> Self {
         Self {
             node: node.clone(),
-            machine: Escrow::new(node.clone(), Timing::default(), now, rand::random()),
+            machine: Escrow::new(node.clone(), Timing::default(), mode, now, rand::random()),
             purse: Purse::default(),
             limits: BTreeMap::new(),
             shown,
-            is_holding: false,
+            standing: "none",
         }
     }
 
@@ -100,6 +115,11 @@ impl Rights {
         let (whole, buckets) = limits.map(|limit| ((limit.id, limit.whole), (limit.id, limit.bucket))).unzip();
         (self.limits, self.purse) = (whole, Purse(buckets));
         self.machine.handle_limits(now, &self.limits, &self.purse);
+    }
+
+    /// Takes how many nodes share the limits, silent ones included.
+    pub(super) fn on_nodes(&mut self, count: usize) {
+        self.machine.handle_nodes(count);
     }
 
     /// Takes what the election knows: before each other input, and after each of its own.
@@ -135,20 +155,27 @@ impl Rights {
             return;
         }
         let holds = self.limits.keys().any(|id| self.machine.held(now, *id) != Share::NONE);
-        let until = self.machine.lease_until(now).filter(|_| holds);
+        let lent_until = self.machine.lease_until(now).filter(|_| holds);
+        let until = lent_until.or_else(|| self.machine.local_until(now));
+        let held = |id: &LimitId| match lent_until {
+            Some(_) => self.machine.held(now, *id),
+            None => self.machine.local(now, *id),
+        };
         let owners = |id: &LimitId| self.machine.owners(*id).map(|owners| (*id, owners));
         let view = RightsView {
-            held: self.limits.keys().map(|id| (*id, self.machine.held(now, *id))).collect(),
+            held: self.limits.keys().map(|id| (*id, held(id))).collect(),
             until,
+            is_local: until.is_some() && lent_until.is_none(),
             owners: self.limits.keys().map(owners).collect(),
             counts,
         };
-        let is_holding = until.is_some();
-        if is_holding != self.is_holding && !self.limits.is_empty() {
-            self.is_holding = is_holding;
-            match is_holding {
-                true => info!("holds rights to admit requests"),
-                false => info!("rights ran out: what is limited is refused until a leader lends some"),
+        let standing = view.standing(now);
+        if standing != self.standing && !self.limits.is_empty() {
+            self.standing = standing;
+            match standing {
+                "lent" => info!("holds rights to admit requests"),
+                "local" => warn!("no leader: admits 1/N of each limit, as --mesh-rate-limit-without-quorum says"),
+                _ => info!("rights ran out: what is limited is refused until a leader lends some"),
             }
         }
         self.shown.send_replace(view);

@@ -191,6 +191,22 @@ impl Holder {
         self.until = None;
     }
 
+    /// Whether an answer will put rights in force, or prolong them.
+    pub(super) fn would_take(&self, now: Instant, from: &NodeName, grant: &Grant, timing: &Timing) -> bool {
+        !self.is_gone && self.lease_of(from, grant, timing).is_some_and(|until| self.is_current(now, grant, until))
+    }
+
+    /// The end of the lease that an answer stands for; none when nothing like it was asked.
+    fn lease_of(&self, from: &NodeName, grant: &Grant, timing: &Timing) -> Option<Instant> {
+        let asked = self.asked.iter().find(|(seq, _, to)| *seq == grant.ask && to == from);
+        asked.map(|(_, sent, _)| *sent + Duration::from_millis(grant.lease_ms.into()).min(timing.lease))
+    }
+
+    fn is_current(&self, now: Instant, grant: &Grant, until: Instant) -> bool {
+        let is_grant = grant.reign != 0 && grant.seq != 0;
+        is_grant && grant.reign == self.reign && grant.seq >= self.held && now < until
+    }
+
     /// Takes an answer; whether it put rights in force, or prolonged them.
     pub(super) fn on_grant(
         &mut self,
@@ -200,8 +216,7 @@ impl Holder {
         timing: &Timing,
         buckets: &dyn Buckets,
     ) -> bool {
-        let asked = self.asked.iter().find(|(seq, _, to)| *seq == grant.ask && to == from);
-        let Some((_, sent, _)) = asked.cloned() else { return false };
+        let Some(until) = self.lease_of(from, grant, timing) else { return false };
         if self.is_gone || grant.reign == 0 {
             return false;
         }
@@ -214,8 +229,7 @@ impl Holder {
             }
             return false;
         }
-        let until = sent + Duration::from_millis(grant.lease_ms.into()).min(timing.lease);
-        if grant.reign != self.reign || grant.seq < self.held || until <= now {
+        if !self.is_current(now, grant, until) {
             return false;
         }
         self.note_lapse(now);

@@ -46,7 +46,7 @@ impl Buckets for Noted {
 
 /// A leader `a` since `start`, whose lease does not end.
 fn leader(start: Instant) -> Escrow {
-    let mut machine = Escrow::new(name("a"), Timing::default(), start, 1);
+    let mut machine = Escrow::new(name("a"), Timing::default(), WithoutQuorum::Closed, start, 1);
     machine.handle_limits(start, &limit(), &Noted::default());
     let lead = Lead { term: 1, until: start + Duration::from_secs(3600) };
     machine.handle_leader(start, Some(&name("a")), Some(lead), &Noted::default());
@@ -186,7 +186,7 @@ fn a_grant_counts_from_the_question_and_no_longer() {
         ("too late", 5, 405, 405, None),
         ("of another reign", 6, 405, 100, None),
     ] {
-        let mut machine = Escrow::new(name("b"), Timing::default(), start, 1);
+        let mut machine = Escrow::new(name("b"), Timing::default(), WithoutQuorum::Closed, start, 1);
         machine.handle_limits(start, &limit(), &bucket);
         machine.handle_leader(start, Some(&name("a")), None, &bucket);
         machine.handle_message(

@@ -8,7 +8,8 @@
 //! Two checkers run after every step. What all nodes hold at that instant, in true time, is together no more than the
 //! limit. And no window of any length holds more admitted requests than limit·τ + burst: with a bucket that fills by one for
 //! each of them and leaks at the limit, that is to say that it never holds more than the burst. A clock that is a part too
-//! fast admits by that part more, and the bucket leaks as much faster.
+//! fast admits by that part more, and the bucket leaks as much faster. What nodes admit by local shares is counted in a
+//! bucket of its own, which is held to limit·τ + max(burst, nodes).
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use crate::{
         node::NodeName,
         quota::{
             Bucket, Buckets, Escrow, Holding, Lead, Timing,
+            local::WithoutQuorum,
             message::Message,
             share::{LimitId, Share, TOKEN},
         },
@@ -63,6 +65,8 @@ pub struct Plan {
     pub drift: f64,
     /// Durations of the protocol.
     pub timing: Timing,
+    /// What nodes do while nobody leads.
+    pub mode: WithoutQuorum,
 }
 
 impl Default for Plan {
@@ -77,6 +81,7 @@ impl Default for Plan {
             delay: (Duration::from_micros(100), Duration::from_millis(2)),
             drift: 0.0,
             timing: Timing::default(),
+            mode: WithoutQuorum::Closed,
         }
     }
 }
@@ -144,6 +149,8 @@ pub struct Cluster {
     pub violations: u64,
     /// Requests admitted since the start.
     pub admitted: u64,
+    /// Of these those that local shares admitted.
+    pub admitted_locally: u64,
     /// Requests refused since the start.
     pub refused: u64,
     /// Most requests admitted beyond the limit in any window; the burst bounds it.
@@ -153,8 +160,10 @@ pub struct Cluster {
     limit: Share,
     /// Until when the older, higher limit counts.
     older: Option<(Duration, Share)>,
-    /// The bucket of the checker, and when it was last looked at.
-    excess: (f64, Duration),
+    /// The checker's bucket of what was lent, and that of local shares.
+    excess: [f64; 2],
+    /// When they were last looked at.
+    dripped_at: Duration,
 }
 
 fn quota(limit: Share) -> Quota {
@@ -190,7 +199,9 @@ impl Cluster {
             stage: Stage::new(seed),
             limit: Share::of_tokens(plan.limit, plan.burst),
             older: None,
-            excess: (0.0, Duration::ZERO),
+            excess: [0.0; 2],
+            dripped_at: Duration::ZERO,
+            admitted_locally: 0,
             plan,
         };
         for n in 0..cluster.nodes.len() {
@@ -259,12 +270,13 @@ impl Cluster {
             timing: election::Timing::default(),
         };
         let local = self.local(n);
-        let process = Process {
+        let mut process = Process {
             election: Election::new(config, local, self.stage.rng.random()),
-            escrow: Escrow::new(names[n].clone(), self.plan.timing, local, self.stage.rng.random()),
+            escrow: Escrow::new(names[n].clone(), self.plan.timing, self.plan.mode, local, self.stage.rng.random()),
             limiter: Limiter::new(None, local),
             saves: 0,
         };
+        process.escrow.handle_nodes(names.len());
         process.limiter.share_out(quota(self.limit), local);
         let node = &mut self.nodes[n];
         (node.process, node.died_at, node.leaving, node.stalled_until) = (Some(process), None, false, Duration::ZERO);
@@ -392,30 +404,42 @@ impl Cluster {
             (self.admitted, self.refused) =
                 (self.admitted + u64::from(is_admitted), self.refused + u64::from(!is_admitted));
             if is_admitted {
-                self.drip();
-                self.excess.0 += 1.0;
-                self.excess_max = self.excess_max.max(self.excess.0);
-                // What sums of floating point numbers are wrong by.
-                let is_beyond = self.excess.0 > quota(self.limit_now()).burst + 1e-6;
-                if is_beyond {
-                    self.violations += 1;
-                    self.count("admitted beyond");
-                }
+                let is_local = process.escrow.local_until(local).is_some();
+                self.count_admitted(is_local);
             }
         }
         self.plan_arrival(n, era);
     }
 
-    /// Lets the checker's bucket leak up to now.
+    fn count_admitted(&mut self, is_local: bool) {
+        self.drip();
+        self.admitted_locally += u64::from(is_local);
+        let excess = &mut self.excess[usize::from(is_local)];
+        *excess += 1.0;
+        let excess = *excess;
+        let burst = quota(self.limit_now()).burst;
+        let burst = if is_local { burst.max(self.nodes.len() as f64) } else { burst };
+        if !is_local {
+            self.excess_max = self.excess_max.max(excess);
+        }
+        // What sums of floating point numbers are wrong by.
+        if excess > burst + 1e-6 {
+            self.violations += 1;
+            self.count(if is_local { "admitted locally beyond" } else { "admitted beyond" });
+        }
+    }
+
+    /// Lets the checker's buckets leak up to now.
     fn drip(&mut self) {
         if self.older.is_some_and(|(until, _)| until <= self.stage.now) {
             // A window that began under the higher limit was held to that one; from here on begin those of the lower.
-            (self.older, self.excess) = (None, (0.0, self.stage.now));
+            (self.older, self.excess, self.dripped_at) = (None, [0.0; 2], self.stage.now);
         }
         let fastest = 1.0 + self.plan.drift;
-        let elapsed = (self.stage.now - self.excess.1).as_secs_f64();
+        let elapsed = (self.stage.now - self.dripped_at).as_secs_f64();
         let leaked = quota(self.limit_now()).per_second * fastest * elapsed;
-        self.excess = ((self.excess.0 - leaked).max(0.0), self.stage.now);
+        self.excess = self.excess.map(|excess| (excess - leaked).max(0.0));
+        self.dripped_at = self.stage.now;
     }
 
     /// The limit that may be in force: while it changes the higher one.

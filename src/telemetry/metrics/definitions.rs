@@ -116,6 +116,8 @@ definitions! {
         "Requests per second that nodes may admit of what this node lends as the leader.";
     LIMIT_BURST_LENT = Gauge "smg_mesh_limit_burst_lent" []
         "Requests at once that nodes may admit of what this node lends as the leader.";
+    LIMIT_LOCAL = Gauge "smg_mesh_limit_local" []
+        "1 while this node admits its own part of each limit, for it knows no leader (--mesh-rate-limit-without-quorum local), else 0.";
     LIMIT_LEASES = Counter "smg_mesh_limit_leases_total" ["event"]
         "Leases of rights to admit requests: granted to this node, lapsed here, lent by it, reissued by it.";
     MESH_MEMBERS = Gauge "smg_mesh_members" ["status"] "Known nodes by status, this one included.";

@@ -15,6 +15,7 @@ fn hello() -> Hello {
 async fn net(metrics: &Arc<Metrics>) -> Net {
     let config = Mesh {
         voters: None,
+        without_quorum: crate::mesh::quota::local::WithoutQuorum::Closed,
         enabled: true,
         node: "node1".parse().unwrap(),
         node_is_derived: false,

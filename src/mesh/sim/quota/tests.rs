@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use rand::RngExt;
 
 use super::{Cluster, Plan};
-use crate::mesh::quota::{Timing, share::Share};
+use crate::mesh::quota::{Timing, local::WithoutQuorum, share::Share};
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
@@ -205,6 +205,42 @@ fn the_limit_holds_in_a_storm() {
         {
             assert!(cluster.faults().contains_key(what), "seed {seed}: no {what}");
         }
+    }
+}
+
+/// With local shares both bounds hold in the same storm, and something is admitted by them.
+#[test]
+fn local_shares_hold_their_bound_in_a_storm() {
+    let mut locally = 0;
+    for seed in 0..6 {
+        let cluster = storm(Plan { mode: WithoutQuorum::Local, ..rough(3 + seed as usize % 3) }, seed, 120);
+        assert_eq!(cluster.violations, 0, "seed {seed}: {:?}", cluster.faults());
+        locally += cluster.admitted_locally;
+    }
+    assert!(locally > 2000, "{locally} admitted locally");
+}
+
+/// A minority of two admits two of five parts of the limit, and not a token more of what a leader lends once it is back.
+#[test]
+fn a_minority_with_local_shares_admits_its_parts() {
+    for seed in 0..5 {
+        let plan = Plan { nodes: 5, mode: WithoutQuorum::Local, ..Plan::default() };
+        let mut cluster = settled(plan, seed, 500.0);
+        let leader = cluster.leader().unwrap();
+        let minority: BTreeSet<usize> = [leader, (leader + 1) % 5].into();
+        cluster.partition(&minority);
+        cluster.run_for(secs(5));
+        let before = cluster.admitted_locally;
+        let used = cluster.run_for(secs(10));
+        let locally = (cluster.admitted_locally - before) as f64 / 1000.0;
+        assert!((0.38..=0.41).contains(&locally), "seed {seed}: {locally}");
+        assert!((1.30..=1.42).contains(&used), "seed {seed}: {used}");
+        cluster.heal();
+        cluster.run_for(secs(3));
+        let before = cluster.admitted_locally;
+        let used = cluster.run_for(secs(5));
+        assert!((0.95..=1.03).contains(&used) && cluster.admitted_locally == before, "seed {seed}: {used}");
+        assert_eq!(cluster.violations, 0, "seed {seed}: {:?}", cluster.faults());
     }
 }
 
