@@ -37,6 +37,8 @@ pub struct Status {
     pub quorum: bool,
     /// Who elects the leader, sorted; empty before it is known.
     pub voters: Vec<String>,
+    /// What a person should change about the cluster; empty when nothing.
+    pub warnings: Vec<String>,
     /// How cluster-wide limits fare at this gateway.
     pub limits: Limits,
     /// The process that answers.
@@ -147,6 +149,21 @@ pub struct Store {
     pub root: String,
 }
 
+/// An even number of voters tolerates no more failures than one less; fewer than three tolerate none.
+fn warnings(voters: usize) -> Vec<String> {
+    let tolerated = voters.saturating_sub(1) / 2;
+    match voters {
+        0 => Vec::new(),
+        1 | 2 => {
+            vec![format!("{voters} voters tolerate no failure: use 3, 5 or 7 nodes, or name so many in --mesh-voters")]
+        }
+        _ if voters.is_multiple_of(2) => {
+            vec![format!("{voters} voters tolerate {tolerated} failures, no more than {} would", voters - 1)]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The cluster as this node sees it.
 #[must_use]
 pub fn cluster(
@@ -172,6 +189,7 @@ pub fn cluster(
         term: leadership.term,
         quorum: leadership.has_quorum,
         voters: leadership.voters.iter().map(ToString::to_string).collect(),
+        warnings: warnings(leadership.voters.len()),
         limits: Limits { without_quorum: about.without_quorum.as_str(), rights: rights.standing(Instant::now()) },
         gateway: about.gateway(),
         stores: Stores {
@@ -221,4 +239,27 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
     // Formatting fails for times before 1970, which a broken clock may show.
     let time = time.max(SystemTime::UNIX_EPOCH);
     humantime::format_rfc3339_seconds(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn even_and_small_numbers_of_voters_are_warned_about() {
+        for (voters, expected) in [
+            (0, None),
+            (1, Some("1 voters tolerate no failure")),
+            (2, Some("2 voters tolerate no failure")),
+            (3, None),
+            (4, Some("4 voters tolerate 1 failures, no more than 3")),
+            (5, None),
+            (6, Some("6 voters tolerate 2 failures, no more than 5")),
+            (7, None),
+        ] {
+            let found = warnings(voters);
+            assert_eq!(found.len(), usize::from(expected.is_some()), "{voters}: {found:?}");
+            assert!(found.iter().all(|found| found.starts_with(expected.unwrap_or_default())), "{voters}: {found:?}");
+        }
+    }
 }

@@ -94,6 +94,7 @@ async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
         "term": 0,
         "quorum": false,
         "voters": [],
+        "warnings": [],
         "limits": {"without_quorum": "local", "rights": "none"},
     });
     set_status(&f, 1, NodeStatus::Down);

@@ -29,13 +29,15 @@ async fn basic_configuration_forms_a_cluster_within_5_s() {
             BTreeSet::from([
                 "gateway",
                 "leader",
+                "limits",
                 "node_count",
                 "node_name",
                 "nodes",
                 "quorum",
                 "stores",
                 "term",
-                "voters"
+                "voters",
+                "warnings"
             ])
         );
         assert_eq!(keys(&status["nodes"][0]), BTreeSet::from(["address", "name", "status", "zone"]));
