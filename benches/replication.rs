@@ -17,8 +17,9 @@ use smg::mesh::{
         map::Map,
     },
     hlc::Timestamp,
+    replication::SyncEvent,
     sim::replication::Cluster,
-    stores::{Namespace, PolicySpec, WorkerId, WorkerOrigin, WorkerSpec},
+    stores::{Namespace, PolicySpec, StoreEvent, WorkerId, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState},
 };
 
 #[global_allocator]
@@ -40,11 +41,12 @@ fn figure(measured: String, goal: &'static str, is_met: bool) -> Figure {
 }
 
 fn main() {
-    const ROWS: [Row; 8] = [
+    const ROWS: [Row; 9] = [
         ("one entry to all, n=5", one_entry),
         ("1 000 entries to all, n=5", thousand_entries),
         ("reconcile 10 of 100 k", reconcile),
         ("heal a 50/50 partition of 10 min, 10 k writes on each side", heal),
+        ("heal 3|2, 10 k workers added and removed a side, seen by all", heal_of_gateways),
         ("join with 100 k entries, n=5", join_of_100k),
         ("small deltas, one key each", small_deltas),
         ("deltas of 1 000 keys", large_deltas),
@@ -159,6 +161,85 @@ fn heal() -> Vec<Figure> {
     let keys = cluster.nodes[0].stores.map(Namespace::Policies).len();
     let is_met = took <= 3 * SECOND && cluster.is_equal() && keys > 19_000;
     vec![figure(format!("equal roots after {took:?}, {keys} keys"), "<= 3 s", is_met)]
+}
+
+/// Gateways that see each worker, as in `tests/namespaces/run state`: after the healing each has to learn of the workers of
+/// the other side, to forget what that removed, and to say what it sees of those that are new to it.
+fn heal_of_gateways() -> Vec<Figure> {
+    const COUNT: usize = 10_000;
+    let mut cluster = Cluster::new(5, Instant::now());
+    let change = |cluster: &mut Cluster, nodes: [usize; 2], indexes: std::ops::Range<usize>, adds: bool| {
+        for index in indexes {
+            let (wall_ms, stores) = (cluster.wall_ms(), &mut cluster.nodes[nodes[index % 2]].stores);
+            if adds {
+                stores.put_worker(wall_ms, worker(index));
+            } else {
+                stores.remove_worker(wall_ms, &WorkerId::of_url(&worker(index).url));
+            }
+            if index % 200 == 0 {
+                run_seeing(cluster, Duration::from_millis(50));
+            }
+        }
+        run_seeing(cluster, 2 * SECOND);
+    };
+    change(&mut cluster, [0, 1], 0..12 * COUNT / 10, true);
+    cluster.partition(&[0, 1], true);
+    change(&mut cluster, [0, 1], 0..COUNT, false);
+    change(&mut cluster, [2, 3], COUNT / 5..12 * COUNT / 10, false);
+    change(&mut cluster, [0, 1], 2 * COUNT..3 * COUNT, true);
+    change(&mut cluster, [2, 3], 25 * COUNT / 10..345 * COUNT / 100, true);
+    change(&mut cluster, [2, 3], 0..COUNT / 20, true);
+    cluster.nodes.iter_mut().for_each(|node| node.events.clear());
+    cluster.bytes = 0;
+    cluster.partition(&[0, 1], false);
+    let (start, mut took) = (Instant::now(), Duration::ZERO);
+    while (!has_equal_roots(&cluster) || cluster.nodes[0].stores.workers().len() != 3 * COUNT / 2) && took < 60 * SECOND
+    {
+        run_seeing(&mut cluster, Duration::from_millis(10));
+        took += Duration::from_millis(10);
+    }
+    let (cpu, mut sent) = (start.elapsed(), [(0, 0); 2]);
+    for event in cluster.nodes.iter().flat_map(|node| &node.events) {
+        let (slot, size) = match event {
+            SyncEvent::SnapshotSent { chunk_bytes, .. } => (&mut sent[0], chunk_bytes),
+            SyncEvent::DeltaSent { delta_bytes, .. } => (&mut sent[1], delta_bytes),
+            _ => continue,
+        };
+        (slot.0, slot.1) = (slot.0 + 1, slot.1 + size);
+    }
+    let measured = format!(
+        "equal roots after {took:?}, {cpu:.2?} of CPU for all nodes, {} chunks of {:.1} MB and {} deltas of {:.1} MB",
+        sent[0].0,
+        sent[0].1 as f64 / 1e6,
+        sent[1].0,
+        sent[1].1 as f64 / 1e6,
+    );
+    vec![figure(measured, "<= 3 s", took <= 3 * SECOND && cluster.is_equal())]
+}
+
+/// Lets a cluster run in which each node says of each worker that it learns of that it is ready.
+fn run_seeing(cluster: &mut Cluster, duration: Duration) {
+    let mut left = duration;
+    while !left.is_zero() {
+        let step = left.min(Duration::from_millis(10));
+        cluster.run_for(step);
+        left -= step;
+        let wall_ms = cluster.wall_ms();
+        for node in &mut cluster.nodes {
+            let mut changed = Vec::new();
+            while let Some(event) = node.stores.poll_event() {
+                match event {
+                    StoreEvent::WorkerChanged(id) => changed.push(id),
+                    StoreEvent::ManyChanged => {
+                        changed = node.stores.workers().into_iter().map(|worker| worker.id).collect();
+                    }
+                    _ => {}
+                }
+            }
+            let seen = WorkerObservation { state: WorkerState::Ready, models: Vec::new(), failing_until_ms: 0 };
+            changed.iter().for_each(|id| node.stores.observe_worker(wall_ms, id, &seen));
+        }
+    }
 }
 
 fn join_of_100k() -> Vec<Figure> {

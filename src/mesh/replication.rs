@@ -11,11 +11,14 @@
 //!    state wins by construction, and a slow peer costs O(actors) (delta-interval anti-entropy, Almeida et al. 2018 §6,
 //!    with the store in the place of the delta buffer).
 //! 3. After the first exchange a node pushes its *own* writes alone, at once. Dots of others go to a peer only when its
-//!    acks still lack them after one to two sync intervals: in a full mesh the writer delivers them itself. In a sparse
-//!    mesh ([`topology`]) dots of others go at once as well.
+//!    acks still lack them after one to two sync intervals: in a full mesh the writer delivers them itself. A peer whose
+//!    acks say that it knows more of some keys is being served by somebody else; that is waited for as well, for
+//!    [`GRANT_FOR`] at most. In a sparse mesh ([`topology`]) dots of others go at once.
 //! 4. A peer that lacks more than [`DELTA_KEYS_MAX`](outbound::DELTA_KEYS_MAX) keys, or whose vector is behind what the
 //!    store remembers of removes, gets a *snapshot*: chunks in key order, resumed where an earlier one stopped, compressed
-//!    where the acks say that they may be, at most [`CREDIT_BYTES`](outbound::CREDIT_BYTES) of them ahead of the acks.
+//!    where the acks say that they may be, at most [`CREDIT_BYTES`](outbound::CREDIT_BYTES) of them ahead of the acks. It
+//!    ends early when the peer turns out to have what it covers, by its acks or by what its own bodies say that it has seen.
+//!    Several donors may send to one node at once.
 //! 5. The acceptor grants "everything" to one peer after another, so that a joiner is not sent all state by each. Own
 //!    writes do not wait for it: a small backlog of them goes at once, a larger one after a sync interval, and new ones
 //!    are pushed ahead of any backlog, without covering anything, so that the receiver guards their keys meanwhile.
@@ -354,6 +357,7 @@ impl Replicator {
                 let ahead_ms = stores.apply(wall_ms, namespace, inbound.context(namespace), body)?;
                 inbound.on_applied(now, wall_ms, bytes.len());
                 let (peer, delta_bytes) = (peer.clone(), bytes.len());
+                self.on_context(stores, pipe, namespace);
                 if stores.epoch_ms() > epoch_ms {
                     self.push_event(SyncEvent::EpochRaised { peer: peer.clone(), epoch_ms: stores.epoch_ms() });
                 }
@@ -381,6 +385,19 @@ impl Replicator {
             }
         }
         Ok(())
+    }
+
+    /// What a peer has seen is told by its bodies before its next ack tells it on the pipe of the other direction. Without
+    /// that a node would send back what it has just been sent, all of it where that was a snapshot.
+    fn on_context(&mut self, stores: &Stores, pipe: PipeId, namespace: Namespace) {
+        let Some(Pipe { peer, epoch_ms, role: Role::Accepted(inbound) }) = self.pipes.get_mut(&pipe) else { return };
+        let (peer, epoch_ms, context) = (peer.clone(), *epoch_ms, inbound.context(namespace).clone());
+        let is_other = |other: &&mut Pipe| other.peer == peer && other.epoch_ms == epoch_ms;
+        for other in self.pipes.values_mut().filter(is_other) {
+            if let Role::Dialed(outbound) = &mut other.role {
+                outbound.on_context(stores, namespace, &context);
+            }
+        }
     }
 
     /// The time that [`poll_timeout`](Self::poll_timeout) named has come.

@@ -28,6 +28,9 @@ use self::{
 pub use self::{entries::Dots, slots::LiveRef};
 pub use super::records::RECORDS_MAX;
 
+/// Snapshots that are received at once at most, by what they cover; of one more the oldest has to begin again.
+pub const SNAPSHOTS_MAX: usize = 8;
+
 /// How far a snapshot that is being received has come.
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -35,6 +38,13 @@ pub struct Progress {
     pub until: Key,
     /// What the snapshot will cover at its end.
     pub base: VersionVector,
+}
+
+impl Progress {
+    /// Whether a chunk of a snapshot of this base can follow that begins here.
+    fn reaches(&self, from: &Key, base: &VersionVector) -> bool {
+        *from <= self.until && self.base == *base
+    }
 }
 
 /// One namespace on one node.
@@ -46,7 +56,8 @@ pub struct Map {
     entries: Entries,
     records: Records,
     guards: Guards,
-    progress: Option<Progress>,
+    /// The one that moved last at the end; at most [`SNAPSHOTS_MAX`].
+    progress: Vec<Progress>,
     root: u64,
     payload_bytes: usize,
     /// Keys that changed since they were last taken; none while nobody asks for them.
@@ -66,7 +77,7 @@ impl Map {
             entries: Entries::default(),
             records: Records::default(),
             guards: Guards::default(),
-            progress: None,
+            progress: Vec::new(),
             root: 0,
             payload_bytes: 0,
             changes: None,
@@ -139,10 +150,10 @@ impl Map {
         &self.guards
     }
 
-    /// How far a snapshot that is being received has come.
+    /// How far the snapshot that moved last, of those that are being received, has come.
     #[must_use]
     pub fn progress(&self) -> Option<&Progress> {
-        self.progress.as_ref()
+        self.progress.last()
     }
 
     /// Up to which counter of `actor` dead dots may be forgotten: a peer that has seen less needs a snapshot.
@@ -231,7 +242,7 @@ impl Map {
         let unguarded = self.guards.prune(&self.seen);
         self.note_changes(&unguarded);
         // Guards and a snapshot under way name actors by number.
-        if !self.guards.is_empty() || self.progress.is_some() {
+        if !self.guards.is_empty() || !self.progress.is_empty() {
             return;
         }
         let gone = |(actor, id): &(&Actor, ActorId)| self.is_folded(actor) && !self.entries.has_actor(*id);
@@ -347,10 +358,16 @@ impl Map {
     /// The whole state of a key, in this namespace's actor numbers.
     #[must_use]
     pub fn key_state(&self, key: &[u8]) -> KeyState {
+        self.key_state_of(key, self.get(key))
+    }
+
+    /// The same of a key whose live dots are at hand.
+    #[must_use]
+    pub fn key_state_of(&self, key: &[u8], live: Dots<'_>) -> KeyState {
         let beyond = (!self.guards.is_empty()).then(|| self.guards.of(key).beyond(&self.seen)).flatten();
         KeyState {
             key: key.into(),
-            live: self.get(key).map(Into::into).collect(),
+            live: live.map(Into::into).collect(),
             records: Vec::new(),
             guard: beyond.map(|vector| vector.iter().collect()).unwrap_or_default(),
         }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    GRANT_FOR,
     clock::{self, Asking},
     frame::{Ack, NamespaceAck},
     pack::Packer,
@@ -21,6 +22,10 @@ use crate::mesh::{
     node::NodeName,
     stores::{Namespace, Stores},
 };
+
+mod snapshot;
+
+use self::snapshot::Snapshot;
 
 /// A body is closed once its keys take this many bytes: 256 KiB. It exceeds that by one key at most.
 pub const BODY_BYTES: usize = 256 << 10;
@@ -53,13 +58,6 @@ const TIMED_MAX: usize = 256;
 /// Guarded keys that one delta may carry beyond its budget before a snapshot is cheaper.
 const GUARDED_BYTES_MAX: usize = 2 << 20;
 
-#[derive(Debug)]
-struct Snapshot {
-    /// By name, because actors may be dropped meanwhile.
-    base: Vec<(Actor, u64)>,
-    next: Key,
-}
-
 #[derive(Debug, Default)]
 struct OutNamespace {
     /// The peer's vector by actor, as its acks told; none before its digest.
@@ -68,6 +66,8 @@ struct OutNamespace {
     /// When the last ack came, and whether the peer then knew more of some keys.
     told_at: Option<Instant>,
     peer_guarded: bool,
+    /// Since when it does, without a break: somebody is sending it what it lacks.
+    served_since: Option<Instant>,
     resume: Option<(Key, Vec<(Actor, u64)>)>,
     /// What the peer has or will have once the frames on their way arrive.
     sent: VersionVector,
@@ -177,6 +177,11 @@ impl Outbound {
         outcome
     }
 
+    /// Takes note of what the peer's own bodies told that it has seen.
+    pub(super) fn on_context(&mut self, stores: &Stores, namespace: Namespace, context: &VersionVector) {
+        self.namespaces[namespace.index()].on_seen(stores.map(namespace), context);
+    }
+
     /// Once per sync interval: foreign dots that the peer still lacks are pushed after all, lasting divergence is healed.
     pub(super) fn on_tick(&mut self, now: Instant, stores: &Stores) {
         if self.namespaces.iter().any(|out| out.peer.is_some()) {
@@ -191,7 +196,9 @@ impl Outbound {
             for vector in [&mut out.sent, &mut out.context_sent, &mut out.ahead] {
                 vector.retain(|actor| map.actors().knows(actor));
             }
-            if self.granted && out.mark.iter().any(|(actor, counter)| counter > map.actors().counter(&peer, actor)) {
+            let is_served = out.served_since.is_some_and(|since| now.saturating_duration_since(since) < GRANT_FOR);
+            let lacks = |(actor, counter)| counter > map.actors().counter(&peer, actor);
+            if self.granted && !is_served && out.mark.iter().any(lacks) {
                 out.full = true;
             }
             out.mark = map.seen().clone();
@@ -200,6 +207,7 @@ impl Outbound {
             {
                 out.diverged_since = None;
                 out.begin_snapshot(map);
+                out.snapshot.iter_mut().for_each(|snapshot| snapshot.is_repair = true);
             }
         }
     }
@@ -268,6 +276,7 @@ impl Outbound {
 impl OutNamespace {
     fn on_told(&mut self, now: Instant, map: &Map, told: NamespaceAck) {
         (self.told_at, self.peer_guarded) = (Some(now), told.guarded);
+        self.served_since = told.guarded.then(|| self.served_since.unwrap_or(now));
         if let Some((until, base)) = told.resume {
             self.resume = Some((Key::from(&*until), base));
         }
@@ -287,7 +296,14 @@ impl OutNamespace {
             peer.retain(|other, _| other.node != actor.node || other.is_floor() || other.boot_epoch_ms >= floor_ms);
         }
         self.peer_root = told.root;
-        self.sent.join(&vector(map, peer.iter().map(|(actor, counter)| (actor, *counter))));
+        let theirs = vector(map, peer.iter().map(|(actor, counter)| (actor, *counter)));
+        self.on_seen(map, &theirs);
+    }
+
+    /// The peer has seen this much.
+    fn on_seen(&mut self, map: &Map, theirs: &VersionVector) {
+        self.snapshot.take_if(|snapshot| snapshot.is_needless(map, theirs));
+        self.sent.join(theirs);
     }
 
     /// Whether both sides are equal, as far as the last ack tells; none when the peer does not know the namespace.
@@ -505,10 +521,11 @@ impl OutNamespace {
             let is_known = named.iter().all(|(actor, counter)| *counter <= map.seen_of(actor));
             let is_current =
                 map.actors().iter().all(|(_, actor)| map.actors().counter(&base, actor) >= map.floor(actor));
-            (is_known && is_current).then_some(Snapshot { base: named, next })
+            (is_known && is_current).then_some(Snapshot { base: named, next, is_whole: false, is_repair: false })
         });
         let name = |(actor, counter)| (map.actors().actor(actor).clone(), counter);
-        let start = || Snapshot { base: map.seen().iter().map(name).collect(), next: Key::from(&b""[..]) };
+        let base = || map.seen().iter().map(name).collect();
+        let start = || Snapshot { base: base(), next: Key::from(&b""[..]), is_whole: true, is_repair: false };
         self.snapshot = Some(resumed.unwrap_or_else(start));
     }
 
@@ -517,22 +534,24 @@ impl OutNamespace {
         let from = snapshot.next;
         let (guard, boundary) = map.guards().range_at(&from);
         let within = |key: &[u8]| boundary.as_deref().is_none_or(|boundary| key < boundary);
-        let mut live = map.range_from(&from).map(|(key, _)| key).take_while(|key| within(key)).peekable();
+        let mut live = map.range_from(&from).take_while(|(key, _)| within(key)).peekable();
         let mut guarded = map.guards().keys_from(&from).map(|key| &**key).take_while(|key| within(key)).peekable();
         let mut packer = Packer::new(map);
         let mut to = boundary.clone();
         loop {
             let key = match (live.peek(), guarded.peek()) {
-                (Some(live), Some(guarded)) => (*live).min(*guarded),
-                (Some(key), None) | (None, Some(key)) => *key,
+                (Some((live, _)), Some(guarded)) => (*live).min(*guarded),
+                (Some((key, _)), None) | (None, Some(key)) => *key,
                 (None, None) => break,
             };
             if packer.bytes() >= BODY_BYTES {
                 to = Some(key.into());
                 break;
             }
-            packer.add_key(key);
-            live.next_if_eq(&key);
+            match live.next_if(|(live, _)| *live == key) {
+                Some((key, live)) => packer.add_next(key, live),
+                None => drop(packer.add_key(key)),
+            }
             guarded.next_if_eq(&key);
         }
         let guard = guard.beyond(map.seen()).unwrap_or_default();
@@ -541,8 +560,15 @@ impl OutNamespace {
         let mut body = packer.finish(&mut self.context_sent);
         body.chunk = Some(Chunk { from: from.clone(), to: to.clone(), guard, base });
         match to {
-            Some(next) => self.snapshot = Some(Snapshot { base: snapshot.base, next }),
-            None => self.sent.join(&vector(map, snapshot.base.iter().map(|(actor, counter)| (actor, *counter)))),
+            Some(next) => self.snapshot = Some(Snapshot { next, ..snapshot }),
+            None => {
+                self.sent.join(&vector(map, snapshot.base.iter().map(|(actor, counter)| (actor, *counter))));
+                if snapshot.is_whole {
+                    // What others wrote since it began they deliver themselves; to look for it now, when acks have yet
+                    // to tell what the peer has got from them, would be to begin again.
+                    (body.complete, self.was_complete, self.full) = (true, true, false);
+                }
+            }
         }
         Some(body)
     }

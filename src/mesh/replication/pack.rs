@@ -6,7 +6,7 @@ use crate::mesh::crdt::{
     context::VersionVector,
     delta::{Body, KeyState},
     dot::{Actor, ActorId, Dot},
-    map::Map,
+    map::{Dots, Map},
 };
 
 /// Bytes that a live dot takes beside its payload, about.
@@ -67,8 +67,17 @@ impl<'a> Packer<'a> {
         if let Some(position) = self.positions.get(key) {
             return *position;
         }
-        let mut state: KeyState = self.map.key_state(key);
-        self.bytes += key.len() + 8 + 12 * state.guard.len();
+        self.positions.insert(key, self.body.keys.len());
+        self.push(self.map.key_state(key))
+    }
+
+    /// Adds a live key that comes in order, and so once, with its dots: there is no need to look for them.
+    pub(super) fn add_next(&mut self, key: &[u8], live: Dots<'_>) {
+        self.push(self.map.key_state_of(key, live));
+    }
+
+    fn push(&mut self, mut state: KeyState) -> usize {
+        self.bytes += state.key.len() + 8 + 12 * state.guard.len();
         for live in &mut state.live {
             live.dot.actor = self.number(live.dot.actor);
             self.bytes += live.payload.len() + DOT_BYTES;
@@ -77,7 +86,6 @@ impl<'a> Packer<'a> {
             *actor = self.number(*actor);
         }
         self.body.keys.push(state);
-        self.positions.insert(key, self.body.keys.len() - 1);
         self.body.keys.len() - 1
     }
 

@@ -8,7 +8,7 @@ use super::{
         delta::{Body, BodyError, Chunk, KeyState},
         dot::{ACTORS_MAX, Actor, ActorId, COUNTER_MAX, Dot, Key},
     },
-    LiveRef, Map, Progress,
+    LiveRef, Map, Progress, SNAPSHOTS_MAX,
 };
 
 /// Refuses what [`join`] could not take whole; gives the numbers here of the body's actors that are known.
@@ -107,13 +107,16 @@ fn check_chunk(map: &Map, body: &Body, chunk: &Chunk, known: &[Option<ActorId>])
     if chunk.from.is_empty() {
         return Ok(());
     }
-    let progress = map.progress.as_ref().filter(|progress| progress.until == chunk.from).ok_or(BodyError::Gap)?;
     let mut base = VersionVector::default();
     for (actor, counter) in &chunk.base {
         let id = known.get(actor.index()).ok_or(BodyError::UnknownActor)?.ok_or(BodyError::Gap)?;
         base.raise(id, *counter);
     }
-    if base == progress.base { Ok(()) } else { Err(BodyError::Gap) }
+    // What the snapshot covers at its end may have come another way meanwhile; then nothing rests on earlier chunks.
+    if map.seen.covers(&base) || map.progress.iter().any(|progress| progress.reaches(&chunk.from, &base)) {
+        return Ok(());
+    }
+    Err(BodyError::Gap)
 }
 
 /// Joins a body with what [`check`] gave for it; gives the keys whose live dots changed.
@@ -164,6 +167,7 @@ pub(super) fn join(map: &mut Map, peer: &mut VersionVector, body: Body, known: &
     if has_floors {
         map.settle();
     }
+    map.progress.retain(|progress| !map.seen.covers(&progress.base));
     let unguarded = map.guards.prune_all(&map.seen);
     map.note_changes(&unguarded);
     changed
@@ -240,9 +244,20 @@ fn drop_unlisted(
 }
 
 /// Moves the snapshot's progress; after the last chunk what it covers was seen, without a record of what died in it.
+///
+/// Two donors may send at once, and the chunks of one then come between those of the other: each base has a progress of
+/// its own, and of one base it does not matter who sends which part.
 fn advance(map: &mut Map, chunk: &Chunk, base: VersionVector, seen_after: &mut VersionVector) {
+    let before = map.progress.iter().position(|progress| progress.reaches(&chunk.from, &base));
+    let before = before.map(|position| map.progress.remove(position));
     match &chunk.to {
-        Some(to) => map.progress = Some(Progress { until: to.clone(), base }),
+        Some(to) => {
+            if map.progress.len() == SNAPSHOTS_MAX {
+                map.progress.remove(0);
+            }
+            let until = before.map_or_else(|| to.clone(), |before| before.until.max(to.clone()));
+            map.progress.push(Progress { until, base });
+        }
         None => {
             let is_news = |(actor, counter): &(ActorId, u64)| {
                 *counter > map.seen.get(*actor) && !map.actors.actor(*actor).is_floor() && *counter < COUNTER_MAX
@@ -251,7 +266,6 @@ fn advance(map: &mut Map, chunk: &Chunk, base: VersionVector, seen_after: &mut V
                 map.records.raise_floor(actor, counter);
             }
             seen_after.join(&base);
-            map.progress = None;
         }
     }
 }

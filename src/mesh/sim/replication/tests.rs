@@ -22,6 +22,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 mod clocks;
 mod folding;
+mod healing;
 mod losses;
 
 fn spec(url: &str) -> WorkerSpec {
