@@ -8,6 +8,7 @@ use crate::harness::{Gateway, Network, SMG, all_alive, eventually, joined, s};
 
 mod flood;
 mod mounted;
+mod names;
 mod rotation;
 mod strangers;
 

@@ -3,15 +3,16 @@
 //! - **Connections** are made by the first datagram to an address, which waits with up to [`QUEUE_MAX`] others while
 //!   hands are shaken. The newest authenticated connection with an address carries what is sent there; a connection that
 //!   answers nothing for [`SILENCE_MAX`] is replaced, as after a restart of the peer. At most [`PEERS_MAX`] addresses
-//!   are held, the least used one goes first; a connection without traffic ends after [`IDLE_MAX`].
+//!   are held, the least used one goes first and its connections with it; of one address there are at most four. A
+//!   connection without traffic ends after [`IDLE_MAX`].
 //! - **Strangers.** Beyond [`UNPROVEN_MAX`] handshakes under way an address must prove that it can receive (Retry, RFC
 //!   9000 §8.1.2), beyond [`HANDSHAKES_MAX`] it is ignored. What is refused comes as [`Incoming::Rejected`], plain and
-//!   replayed packets included. An address that refused us, or that we refused, is left alone for [`QuicConfig::refused_for`].
+//!   replayed packets included. An address that refused us, or that we refused, is left alone for [`QuicConfig::refused_for`];
+//!   one that the owner excludes ([`Transport::exclude`]) is not let in for as long, and is told so.
 //! - **MTU.** UDP payloads have at most [`UDP_BYTES`], so datagrams of [`DATAGRAM_BYTES_MAX`] always fit.
 //! - **Not used:** 0-RTT, resumption, migration, streams. Names are not sent in clear.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
     fmt, io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,8 +22,8 @@ use std::{
 
 use bytes::Bytes;
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, SendDatagramError, TokioRuntime,
-    TransportConfig, VarInt,
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, TokioRuntime, TransportConfig,
+    VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls_pki_types::CertificateDer;
@@ -35,8 +36,10 @@ use crate::{
     udp::{self, DATAGRAM_BYTES_MAX, canonical},
 };
 
+mod peers;
 mod watch;
 
+use peers::{EXCLUDED, Peers, Sending};
 use watch::{Ids, Tally, VERSION, Watched};
 
 /// Size of UDP payloads in bytes: a full datagram and what QUIC adds (RFC 9000 §17.3, RFC 9221 §4).
@@ -102,30 +105,9 @@ struct Shared {
     client: quinn::ClientConfig,
     config: QuicConfig,
     local_addr: SocketAddr,
-    peers: Mutex<BTreeMap<SocketAddr, Peer>>,
+    peers: Mutex<Peers>,
     inbox: mpsc::Sender<Incoming>,
     tally: Arc<Tally>,
-}
-
-/// What is known of an address.
-struct Peer {
-    used: Instant,
-    state: State,
-}
-
-enum State {
-    Dialing(VecDeque<Bytes>),
-    Open(Link),
-    Refused(Instant),
-}
-
-/// The connection that carries what is sent.
-struct Link {
-    connection: Connection,
-    /// Packets received so far, as last looked at.
-    received: u64,
-    /// When something was first sent after that.
-    asked: Option<Instant>,
 }
 
 impl QuicTransport {
@@ -152,7 +134,7 @@ impl QuicTransport {
         let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(ids), Some(server), socket, runtime)?;
         let (inbox, received) = mpsc::channel(INBOX_MAX);
         let local_addr = endpoint.local_addr()?;
-        let peers = Mutex::new(BTreeMap::new());
+        let peers = Mutex::new(Peers::new());
         let shared = Arc::new(Shared { endpoint, client, config, local_addr, peers, inbox, tally });
         tokio::spawn(accept(shared.clone()));
         Ok(Self { shared, inbox: Mutex::new(received) })
@@ -198,6 +180,11 @@ impl Transport for QuicTransport {
         self.shared.send(canonical(peer), Bytes::copy_from_slice(payload))
     }
 
+    fn exclude(&self, peer: SocketAddr) {
+        let until = self.shared.pause();
+        self.shared.peers().exclude(Instant::now(), canonical(peer), until);
+    }
+
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming>> {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         if let Poll::Ready(incoming) = inbox.poll_recv(cx) {
@@ -224,76 +211,27 @@ impl fmt::Debug for QuicTransport {
 }
 
 impl Shared {
-    fn peers(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Peer>> {
+    fn peers(&self) -> MutexGuard<'_, Peers> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(self: &Arc<Self>, to: SocketAddr, payload: Bytes) -> Result<(), SendError> {
         let now = Instant::now();
         let mut peers = self.peers();
-        if let Some(peer) = peers.get_mut(&to) {
-            peer.used = now;
-            match &mut peer.state {
-                State::Open(link) => {
-                    if link.is_alive(now) {
-                        return link.send(now, payload);
-                    }
-                }
-                State::Dialing(queue) => {
-                    enqueue(queue, payload);
-                    return Ok(());
-                }
-                State::Refused(until) if *until > now => return Err(SendError::Refused),
-                State::Refused(_) => {}
+        match peers.send(now, to, payload) {
+            Sending::Done(outcome) => outcome,
+            Sending::Dial(payload) => {
+                let dialing = self.endpoint.connect_with(self.client.clone(), to, UNSENT_NAME).map_err(unreachable)?;
+                peers.dialing(now, to, payload);
+                tokio::spawn(dial(self.clone(), to, dialing));
+                Ok(())
             }
         }
-        let dialing = self.endpoint.connect_with(self.client.clone(), to, UNSENT_NAME).map_err(unreachable)?;
-        make_room(&mut peers, to);
-        peers.insert(to, Peer { used: now, state: State::Dialing(VecDeque::from([payload])) });
-        tokio::spawn(dial(self.clone(), to, dialing));
-        Ok(())
     }
 
-    /// Makes this connection the one that carries what is sent to its address.
-    fn opened(&self, at: SocketAddr, connection: &Connection) {
-        let now = Instant::now();
-        let mut link = Link { connection: connection.clone(), received: 0, asked: None };
-        let mut peers = self.peers();
-        if let Some(Peer { state: State::Dialing(queue), .. }) = peers.get_mut(&at) {
-            for payload in std::mem::take(queue) {
-                // Lost like any other that finds no room.
-                let _ = link.send(now, payload);
-            }
-        }
-        make_room(&mut peers, at);
-        peers.insert(at, Peer { used: now, state: State::Open(link) });
-    }
-
-    /// Forgets a dial that failed; true when nothing else had opened meanwhile.
-    fn undialed(&self, at: SocketAddr, refused: bool) -> bool {
-        let mut peers = self.peers();
-        if !matches!(peers.get(&at), Some(Peer { state: State::Dialing(_), .. })) {
-            return false;
-        }
-        peers.remove(&at);
-        if refused {
-            peers.insert(at, self.refused());
-        }
-        true
-    }
-
-    fn refused(&self) -> Peer {
-        let now = Instant::now();
-        Peer { used: now, state: State::Refused(now + self.config.refused_for) }
-    }
-
-    fn closed(&self, at: SocketAddr, connection: &Connection) {
-        let mut peers = self.peers();
-        if let Some(Peer { state: State::Open(link), .. }) = peers.get(&at)
-            && link.connection.stable_id() == connection.stable_id()
-        {
-            peers.remove(&at);
-        }
+    /// When an address that is refused now may be tried again.
+    fn pause(&self) -> Instant {
+        Instant::now() + self.config.refused_for
     }
 
     /// Hands something to the reader; lost when it does not read.
@@ -304,29 +242,6 @@ impl Shared {
     fn reject(&self, from: SocketAddr, reason: &'static str) {
         tracing::debug!(target: "smg::mesh::transport", addr = %from, reason, "datagram peer refused");
         self.tell(Incoming::Rejected { from, reason, times: 1 });
-    }
-}
-
-impl Link {
-    /// False once the connection has ended, or has been silent for too long although it was spoken to.
-    fn is_alive(&mut self, now: Instant) -> bool {
-        let received = self.connection.stats().udp_rx.datagrams;
-        if received != self.received {
-            (self.received, self.asked) = (received, None);
-        }
-        self.connection.close_reason().is_none() && self.asked.is_none_or(|asked| now - asked < SILENCE_MAX)
-    }
-
-    fn send(&mut self, now: Instant, payload: Bytes) -> Result<(), SendError> {
-        let len = payload.len();
-        self.connection.send_datagram(payload).map_err(|error| match error {
-            SendDatagramError::TooLarge => {
-                SendError::TooLarge { len, max: self.connection.max_datagram_size().unwrap_or_default() }
-            }
-            error => SendError::Io(io::Error::other(error)),
-        })?;
-        self.asked.get_or_insert(now);
-        Ok(())
     }
 }
 
@@ -345,6 +260,11 @@ async fn accept(shared: Arc<Shared>) {
             continue;
         }
         let from = canonical(incoming.remote_address());
+        if shared.peers().is_excluded(Instant::now(), from) {
+            // Its address may be borrowed, but who answers at it is what was excluded.
+            incoming.refuse();
+            continue;
+        }
         let shared = shared.clone();
         tokio::spawn(async move {
             let shaken = match incoming.accept() {
@@ -369,7 +289,8 @@ async fn dial(shared: Arc<Shared>, to: SocketAddr, connecting: quinn::Connecting
         Ok(connection) => serve(&shared, to, connection).await,
         Err(error) => {
             let reason = refusal(&error);
-            if shared.undialed(to, reason.is_some()) {
+            let refused_until = reason.map(|_| shared.pause());
+            if shared.peers().undialed(to, refused_until) {
                 shared.tell(Incoming::Unreachable(to));
             }
             if let Some(reason) = reason {
@@ -390,7 +311,9 @@ async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
         connection.close(VarInt::from_u32(1), b"");
         return shared.reject(at, "bad_certificate");
     };
-    shared.opened(at, &connection);
+    if !shared.peers().opened(Instant::now(), at, &connection) {
+        return connection.close(EXCLUDED, b"");
+    }
     let error = tokio::select! {
         error = read(shared, at, &connection, &identity) => error,
         reason = tls::until_distrusted(&shared.config.material, &chain, shared.config.recheck_interval) => {
@@ -399,15 +322,19 @@ async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
             ConnectionError::LocallyClosed
         }
     };
-    shared.closed(at, &connection);
+    shared.peers().closed(at, &connection);
     match error {
         // An end in order, or nothing to say to each other.
         ConnectionError::LocallyClosed | ConnectionError::TimedOut => {}
+        ConnectionError::ApplicationClosed(close) if close.error_code == EXCLUDED => {
+            shared.peers().refused(Instant::now(), at, shared.pause());
+            shared.reject(at, "refused_by_peer");
+        }
         ConnectionError::ApplicationClosed(_) | ConnectionError::Reset => shared.tell(Incoming::Unreachable(at)),
         // The far end refuses our certificate only after we have taken the connection for made.
         error => {
             if let Some(reason) = refusal(&error) {
-                shared.peers().insert(at, shared.refused());
+                shared.peers().refused(Instant::now(), at, shared.pause());
                 shared.reject(at, reason);
             }
         }
@@ -469,23 +396,6 @@ const UNSENT_NAME: &str = "0.0.0.0";
 
 fn unreachable(error: quinn::ConnectError) -> SendError {
     SendError::Unreachable(io::Error::other(error))
-}
-
-fn enqueue(queue: &mut VecDeque<Bytes>, payload: Bytes) {
-    if queue.len() == QUEUE_MAX {
-        queue.pop_front();
-    }
-    queue.push_back(payload);
-}
-
-/// Drops the address that was used least recently, where there is no room for one more.
-fn make_room(peers: &mut BTreeMap<SocketAddr, Peer>, coming: SocketAddr) {
-    if peers.len() < PEERS_MAX || peers.contains_key(&coming) {
-        return;
-    }
-    if let Some(oldest) = peers.iter().min_by_key(|(_, peer)| peer.used).map(|(addr, _)| *addr) {
-        peers.remove(&oldest);
-    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::{
     mesh::{
         driver::{
             absent::Absent,
-            advertise::{self, AdvertiseError},
+            advertise,
             data::Saving,
             handle::{Command, NodeView},
             leader::{Chair, Podium},
@@ -49,6 +49,10 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
+mod error;
+
+pub use error::NetError;
+
 /// How long a starting node waits for a peer's state before it serves with what it has.
 const SYNC_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -69,26 +73,6 @@ pub(super) enum Input {
     Saved(Saving),
     Ballot(u64),
     Timer,
-}
-
-/// Why the mesh cannot start. Nothing stays bound.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum NetError {
-    /// The mesh port is taken, or the address is not of this host.
-    #[error("cannot bind the mesh to {addr} ({plane}); change --mesh-host or --mesh-port")]
-    Bind {
-        /// The address as configured.
-        addr: SocketAddr,
-        /// `udp` or `tcp`.
-        plane: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// No address can be advertised.
-    #[error(transparent)]
-    Advertise(#[from] AdvertiseError),
 }
 
 /// What a settling changed.
@@ -229,6 +213,8 @@ impl Net {
             Input::Datagram(Ok(Incoming::Datagram(received))) => {
                 if self.is_named(now, received.from, Via::Datagram, received.identity.as_ref(), &received.payload) {
                     self.on_membership(now, received.from, Via::Datagram, &received.payload);
+                } else {
+                    self.transport.exclude(received.from);
                 }
             }
             Input::Datagram(Ok(Incoming::Rejected { from, reason, times })) => {
@@ -376,10 +362,13 @@ impl Net {
                 }
             }
             StreamEvent::Frame { pipe, lane: Lane::Datagram, payload } => {
-                if let Some((from, identity)) = self.open.get(&pipe).cloned()
-                    && self.is_named(now, from, Via::Stream, identity.as_ref(), &payload)
-                {
+                let Some((from, identity)) = self.open.get(&pipe).cloned() else { return };
+                if self.is_named(now, from, Via::Stream, identity.as_ref(), &payload) {
                     self.on_membership(now, from, Via::Stream, &payload);
+                } else {
+                    // At once, not with the pipe's end: nothing more is read of it, and the address is left alone.
+                    self.let_go(now, pipe, from, true);
+                    self.streams.close(pipe, "packet in another's name");
                 }
             }
             StreamEvent::Frame { pipe, lane: Lane::Sync, payload } => {
@@ -400,15 +389,20 @@ impl Net {
                 }
                 let lost = error.is_some();
                 let excluded = error.is_some_and(|error| error.is_exclusion());
-                self.open.remove(&pipe);
-                self.sharing.closed(pipe);
-                self.pipes.closed(now, pipe, addr, excluded);
-                self.replicator.handle_disconnected(now, pipe_id(pipe));
+                self.let_go(now, pipe, addr, excluded);
                 if lost && dialed {
                     self.swim.handle_hint(now, addr);
                 }
             }
         }
+    }
+
+    /// Forgets a pipe, and says whether one side excludes the other.
+    fn let_go(&mut self, now: Instant, pipe: PipeId, addr: SocketAddr, excluded: bool) {
+        self.open.remove(&pipe);
+        self.sharing.closed(pipe);
+        self.pipes.closed(now, pipe, addr, excluded);
+        self.replicator.handle_disconnected(now, pipe_id(pipe));
     }
 
     fn drain_membership(&mut self, now: Instant, stores: &mut Stores, outcome: &mut Outcome) {

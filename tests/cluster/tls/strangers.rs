@@ -26,12 +26,12 @@ use super::*;
 /// Days since the authority was made, and for which it is still valid.
 const AGE_DAYS: i64 = 3600;
 
-fn authority() -> Authority {
+pub fn authority() -> Authority {
     Authority::create("smg", 7200, OffsetDateTime::now_utc() - Duration::days(AGE_DAYS)).unwrap()
 }
 
 /// Writes a node's identity for 5 days from an instant, with these authorities.
-fn write(dir: &Path, of: &Authority, node: &str, from: OffsetDateTime, trusted: &str) -> IdentityFiles {
+pub fn write(dir: &Path, of: &Authority, node: &str, from: OffsetDateTime, trusted: &str) -> IdentityFiles {
     let request = NodeRequest { cluster: "smg".into(), node: node.into(), days: Some(5), ..NodeRequest::default() };
     let issued = of.issue(&request, from).unwrap();
     std::fs::create_dir_all(dir).unwrap();
@@ -43,7 +43,7 @@ fn write(dir: &Path, of: &Authority, node: &str, from: OffsetDateTime, trusted: 
 }
 
 /// What a stranger shows, from authority `of`; it trusts the cluster's `trusted` always, so that the cluster must refuse.
-fn shown(of: &Authority, node: &str, days_from_now: i64, trusted: &Authority) -> Arc<Material> {
+pub fn shown(of: &Authority, node: &str, days_from_now: i64, trusted: &Authority) -> Arc<Material> {
     let dir = tempfile::tempdir().unwrap();
     let then = OffsetDateTime::now_utc() + Duration::days(days_from_now);
     let both = format!("{}{}", of.bundle_pem(), trusted.bundle_pem());
@@ -51,7 +51,7 @@ fn shown(of: &Authority, node: &str, days_from_now: i64, trusted: &Authority) ->
 }
 
 /// A packet in the name of node2 that says node3 is DOWN, and more recently than anything node3 could have said.
-fn slander(network: Network) -> Vec<u8> {
+pub fn slander(network: Network) -> Vec<u8> {
     let addr = SocketAddr::from((network.ip(3), 39527));
     let update = Update {
         name: "node3".parse().unwrap(),

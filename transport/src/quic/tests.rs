@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -218,6 +218,135 @@ async fn an_excluded_node_tries_once_in_its_pause() {
     }
     let least = refused_for * u32::try_from(attempts - 1).unwrap();
     assert!(started.elapsed() >= least, "{attempts} attempts in {:?}", started.elapsed());
+}
+
+/// Everything that comes until this reason, which is told of this address.
+async fn until_rejected(transport: &QuicTransport, from: SocketAddr, wanted: &str) {
+    loop {
+        if let Incoming::Rejected { from: told, reason, .. } = next(transport).await
+            && reason == wanted
+        {
+            return assert_eq!(told, from, "{wanted}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_the_owner_excludes_is_cut_off_for_its_pause_whoever_dialed() {
+    let pki = Pki::new();
+    for case in ["the excluded dialed", "the owner dialed"] {
+        let refused_for = Duration::from_secs(1);
+        let bind = |node: &str| {
+            let config = QuicConfig { refused_for, ..QuicConfig::new(pki.material(node)) };
+            QuicTransport::bind(local(), config).unwrap()
+        };
+        let (owner, other) = (bind("n1"), bind("n2"));
+        let (a, b) = (owner.local_addr(), other.local_addr());
+        let (first, second) = if case == "the owner dialed" { (&owner, &other) } else { (&other, &owner) };
+        first.try_send(second.local_addr(), b"hello").unwrap();
+        assert!(matches!(next(second).await, Incoming::Datagram(_)), "{case}");
+        second.try_send(first.local_addr(), b"well").unwrap();
+        assert!(matches!(next(first).await, Incoming::Datagram(_)), "{case}");
+
+        let since = Instant::now();
+        owner.exclude(b);
+        assert!(matches!(owner.try_send(b, b"no"), Err(SendError::Refused)), "{case}");
+        until_rejected(&other, a, "refused_by_peer").await;
+        assert!(matches!(other.try_send(a, b"again"), Err(SendError::Refused)), "{case}");
+        // Somebody who does not keep to the pause is not let in during it.
+        let mut stubborn = 0;
+        while since.elapsed() < refused_for {
+            other.shared.peers().clear();
+            let _ = other.try_send(a, b"let me in");
+            tokio::select! {
+                incoming = next(&other) => stubborn += u32::from(incoming == Incoming::Unreachable(a)),
+                incoming = next(&owner) => if let Incoming::Datagram(_) = incoming {
+                    assert!(since.elapsed() >= refused_for, "{case}: let in after {:?}", since.elapsed());
+                },
+            }
+        }
+        assert!(stubborn > 0, "{case}");
+        while let Err(SendError::Refused) = owner.try_send(b, b"well then") {
+            tokio::task::yield_now().await;
+        }
+        while !matches!(next(&other).await, Incoming::Datagram(_)) {}
+    }
+}
+
+#[tokio::test]
+async fn addresses_and_connections_are_bounded_and_the_least_used_end() {
+    let pki = Pki::new();
+    let owner = QuicTransport::bind(local(), QuicConfig::new(pki.material("n1"))).unwrap();
+    owner.shared.peers().max = 3;
+    let mut peers = Vec::new();
+    for n in 2..=5 {
+        let peer = QuicTransport::bind(local(), QuicConfig::new(pki.material(&format!("n{n}")))).unwrap();
+        owner.try_send(peer.local_addr(), b"hello").unwrap();
+        assert!(matches!(next(&peer).await, Incoming::Datagram(_)), "n{n}");
+        peers.push(peer);
+    }
+    assert_eq!(owner.shared.peers().len(), 3);
+    assert_eq!(next(&peers[0]).await, Incoming::Unreachable(owner.local_addr()), "the first was used least recently");
+    owner.try_send(peers[0].local_addr(), b"again").unwrap();
+    assert!(matches!(next(&peers[0]).await, Incoming::Datagram(_)), "it is dialed anew");
+
+    // One address that opens connection after connection, as no transport of ours would.
+    let mut endpoint = Endpoint::client(local()).unwrap();
+    let crypto = QuicClientConfig::try_from(pki.material("n9").client_config(&[ALPN_DATAGRAMS])).unwrap();
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    let from = endpoint.local_addr().unwrap();
+    let mut connections = Vec::new();
+    for n in 0..peers::PER_PEER_MAX + 2 {
+        let connection = endpoint.connect(owner.local_addr(), UNSENT_NAME).unwrap().await.unwrap();
+        connection.send_datagram(Bytes::from_static(b"me again")).unwrap();
+        assert!(matches!(next(&owner).await, Incoming::Datagram(_)));
+        connections.push(connection);
+        assert_eq!(owner.shared.peers().served(from), (n + 1).min(peers::PER_PEER_MAX), "after {n}");
+    }
+    for (n, connection) in connections.iter().enumerate() {
+        if n < 2 {
+            connection.closed().await;
+        } else {
+            assert!(connection.close_reason().is_none(), "connection {n}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn beyond_a_number_of_handshakes_addresses_must_prove_themselves() {
+    let pki = Pki::new();
+    let server = QuicTransport::bind(local(), QuicConfig::new(pki.material("n1"))).unwrap();
+    // First packets of clients, caught by somebody who never answers them.
+    let catcher = UdpSocket::bind(local()).await.unwrap();
+    let crypto = QuicClientConfig::try_from(pki.material("n2").client_config(&[ALPN_DATAGRAMS])).unwrap();
+    let mut endpoint = Endpoint::client(local()).unwrap();
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    let (mut answered, mut retried, mut attempts, mut known) = (0, 0, Vec::new(), HashSet::new());
+    for _ in 0..UNPROVEN_MAX + 16 {
+        let connecting = endpoint.connect(catcher.local_addr().unwrap(), UNSENT_NAME).unwrap();
+        let mut packet = [0; 2048];
+        let len = loop {
+            let len = catcher.recv(&mut packet).await.unwrap();
+            // Length and bytes of the id that the client gave the connection (RFC 9000 §17.2); repetitions have it too.
+            if known.insert(packet[5..=5 + usize::from(packet[5])].to_vec()) {
+                break len;
+            }
+        };
+        let client = UdpSocket::bind(local()).await.unwrap();
+        client.send_to(&packet[..len], server.local_addr()).await.unwrap();
+        let mut answer = [0; 2048];
+        let len = tokio::time::timeout(HANDSHAKE_MAX, client.recv(&mut answer)).await.expect("no answer").unwrap();
+        assert!(len > 0 && answer[0] & 0x80 != 0, "a long header");
+        // RFC 9000 §17.2: type 3 is Retry.
+        if answer[0] & 0x30 == 0x30 {
+            retried += 1;
+        } else {
+            answered += 1;
+        }
+        attempts.push((connecting, client));
+    }
+    // One that began early may have run out of time meanwhile and left its place.
+    assert!(answered >= UNPROVEN_MAX && retried > 0, "{answered} answered, {retried} retried");
 }
 
 #[tokio::test]
