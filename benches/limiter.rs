@@ -4,10 +4,19 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use http::{HeaderMap, HeaderValue};
 use smg::{
-    gateway::limiter::{Limiter, Quota},
+    config::{RATE_MAX, RateLimit},
+    gateway::{
+        limiter::{Limiter, Quota},
+        limits::RateLimits,
+        selector::{KeyId, Selector},
+    },
     mesh::quota::{
         Holding,
         share::{AMOUNT_MAX, Share},
@@ -50,4 +59,39 @@ fn main() {
             );
         }
     }
+    for (case, refusing) in [("three limits, admitted", false), ("three limits, the last refuses", true)] {
+        for threads in [1, cores, 4 * cores] {
+            three(case, refusing, threads, cores);
+        }
+    }
+}
+
+/// A limit of all, of the request's key and of its model, among 28 others that do not select it.
+fn three(case: &str, refusing: bool, threads: usize, cores: usize) {
+    const DECISIONS: u32 = 1_000_000;
+    let now = Instant::now();
+    let all = if refusing { Quota { per_second: 1.0, burst: 1.0 } } else { Quota { per_second: 1e9, burst: 1e7 } };
+    let limits = RateLimits::of(Arc::new(Limiter::new(Some(all), now)));
+    let large = RateLimit { per_second: RATE_MAX, burst: RATE_MAX };
+    let others = (0..28).map(|n| Selector { key: None, model: Some(format!("meta-llama/Llama-{n}").into()) });
+    let key = Selector { key: Some(KeyId::of(b"sk-0123456789abcdef0123456789abcdef")), model: None };
+    let model = Selector { key: None, model: Some("meta-llama/Llama-3.1-8B-Instruct".into()) };
+    let scoped: Vec<_> = others.chain([key, model]).map(|selector| (selector, large)).collect();
+    limits.set_scoped(&scoped, false, now);
+    let header = HeaderValue::from_static("Bearer sk-0123456789abcdef0123456789abcdef");
+    let headers: HeaderMap = [(http::header::AUTHORIZATION, header)].into_iter().collect();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let admit = || limits.admit(&headers, Some("meta-llama/Llama-3.1-8B-Instruct"), Instant::now);
+                (0..DECISIONS).filter(|_| admit().is_ok()).count()
+            });
+        }
+    });
+    let per_decision = start.elapsed().as_nanos() as f64 / f64::from(DECISIONS);
+    println!(
+        "{case}, {threads} threads on {cores} cores: {:.0} ns",
+        per_decision * cores.min(threads) as f64 / threads as f64
+    );
 }

@@ -44,6 +44,7 @@ pub mod body;
 pub mod admission;
 
 pub mod limiter;
+pub mod limits;
 
 pub mod rate;
 
@@ -89,6 +90,7 @@ mod finish;
 
 mod usage;
 
+pub mod selector;
 pub mod steering;
 
 pub mod registry;

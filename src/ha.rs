@@ -22,12 +22,13 @@ use crate::{
     gateway::{
         admin::{BODY_BYTES_MAX, Named, auth::require_admin, read_body, worker_id},
         error::GatewayError,
+        limits::SCOPED_MAX,
         rate,
         registry::Registry,
     },
     mesh::{
         driver::handle::{MeshHandle, Stopped},
-        stores::RATE_LIMIT,
+        stores::is_limit,
     },
 };
 
@@ -152,7 +153,7 @@ async fn put_policy(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<policies::Shown>, GatewayError> {
     let spec = policies::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
-    if model == RATE_LIMIT {
+    if is_limit(&model) {
         return Err(GatewayError::PolicyNotFound);
     }
     match ha.mesh.put_policy(model.clone(), spec.clone()).await {
@@ -165,22 +166,43 @@ async fn put_policy(
     }
 }
 
+/// What answers about limits are made from.
+fn limits(ha: &Ha) -> rate_limit::Sources {
+    rate_limit::Sources {
+        view: ha.mesh.view(),
+        rights: ha.mesh.rights(),
+        without_quorum: ha.about.without_quorum,
+        limits: ha.registry.limits(),
+        now: Instant::now(),
+    }
+}
+
 async fn show_rate_limit(State(ha): State<Ha>) -> Json<rate_limit::Shown> {
-    let (rights, mode) = (ha.mesh.rights(), ha.about.without_quorum);
-    Json(rate_limit::shown(&ha.mesh.view(), &rights, mode, &ha.registry.limiter(), Instant::now()))
+    Json(limits(&ha).shown())
 }
 
 async fn rate_limit_stats(State(ha): State<Ha>) -> Json<rate_limit::Stats> {
-    let (rights, mode) = (ha.mesh.rights(), ha.about.without_quorum);
-    Json(rate_limit::stats(&ha.mesh.view(), &rights, mode, &ha.registry.limiter(), Instant::now()))
+    Json(limits(&ha).stats())
 }
 
 async fn set_rate_limit(
     State(ha): State<Ha>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<rate_limit::Shown>, GatewayError> {
-    let limit = rate::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
-    match ha.mesh.put_policy(RATE_LIMIT.into(), rate::to_spec(limit)).await {
+    let (selector, limit) = rate::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
+    let name = selector.name();
+    let outcome = match limit {
+        None if !selector.is_all() => ha.mesh.remove_rate_limit(name).await.map(|_| Ok(())),
+        _ => {
+            let known = &ha.mesh.view().rate_limits;
+            if !selector.is_all() && known.len() >= SCOPED_MAX && !known.iter().any(|(known, _)| *known == name) {
+                let problem = format!("{SCOPED_MAX} limits for keys and models are set: remove one, by a limit of 0");
+                return Err(GatewayError::InvalidRequest(problem));
+            }
+            ha.mesh.put_policy(name, rate::to_spec(limit)).await
+        }
+    };
+    match outcome {
         Ok(Ok(())) => {
             ha.registry.settled().await;
             Ok(show_rate_limit(State(ha)).await)

@@ -62,7 +62,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);
     let (suspicions, sessions, placer) = (registry.suspicions(), mesh.sessions.clone(), sharing.placer.clone());
     let traces = traces(&config, &metrics)?;
-    let reports = Reports { suspicions, sessions, placer, limiter: registry.limiter(), traces: traces.clone() };
+    let reports = Reports { suspicions, sessions, placer, limits: registry.limits(), traces: traces.clone() };
     let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), reports, routes, &tls)?;
     info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");
     if let Some(addr) = plane.probes() {

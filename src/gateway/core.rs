@@ -21,7 +21,7 @@ use crate::{
     config::Config,
     gateway::{
         admission::Admission, budget::RetryBudget, connection::Connection, error::GatewayError, handshake::Handshakes,
-        headers, health::Suspicions, limiter::Limiter, pool::Pool, refusal, sharing::Placer, view::RoutingView,
+        headers, health::Suspicions, limits::RateLimits, pool::Pool, refusal, sharing::Placer, view::RoutingView,
     },
     mesh::driver::sessions::Sessions,
     telemetry::{metrics::Metrics, traces::Traces},
@@ -53,7 +53,7 @@ pub struct Reports {
     /// Placements that other gateways would not expect.
     pub placer: Placer,
     /// How many requests per second are admitted.
-    pub limiter: Arc<Limiter>,
+    pub limits: Arc<RateLimits>,
     /// Makes spans of requests; none without `--enable-trace`.
     pub traces: Option<Traces>,
 }
@@ -66,7 +66,7 @@ pub(crate) struct Shared {
     pub(crate) suspicions: Suspicions,
     pub(crate) sessions: Sessions,
     pub(crate) placer: Placer,
-    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) limits: Arc<RateLimits>,
     pub(crate) traces: Option<Traces>,
     pub(crate) control: axum::Router,
     /// None: clients connect without TLS.
@@ -90,7 +90,7 @@ impl Shared {
         acceptor: Option<TlsAcceptor>,
     ) -> Self {
         let admission = Admission::new(&config.limits, metrics.clone());
-        let Reports { suspicions, sessions, placer, limiter, traces } = reports;
+        let Reports { suspicions, sessions, placer, limits, traces } = reports;
         let (connections, connections_max) = (AtomicUsize::new(0), connections_max(descriptors()));
         let templates = Mutex::default();
         Self {
@@ -100,7 +100,7 @@ impl Shared {
             suspicions,
             sessions,
             placer,
-            limiter,
+            limits,
             traces,
             control,
             acceptor,

@@ -65,6 +65,15 @@ pub struct Refused {
     pub reset: Duration,
 }
 
+/// A token that was taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Taken {
+    /// Of the quota that was in force.
+    generation: u64,
+    /// When, on the limiter's clock.
+    at_ns: u64,
+}
+
 /// What a limiter says of itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stats {
@@ -182,7 +191,50 @@ impl Limiter {
     /// # Errors
     /// When there is no token; nothing was taken.
     pub fn admit(&self, now: Instant) -> Result<bool, Refused> {
-        let Hot { word, slots, admitted, refused } = &self.hot;
+        self.take(now).map(|taken| taken.is_some())
+    }
+
+    /// Takes a token, where there is a quota; what was taken.
+    ///
+    /// # Errors
+    /// When there is no token; nothing was taken.
+    pub fn take(&self, now: Instant) -> Result<Option<Taken>, Refused> {
+        let taken = self.decide(now, true);
+        if taken.is_err() {
+            self.hot.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// Whether there is no token for a request now; nothing is taken or counted.
+    #[must_use]
+    pub fn refusal(&self, now: Instant) -> Option<Refused> {
+        self.decide(now, false).err()
+    }
+
+    /// Gives a token back that was taken for a request which another limit refused: it counts as never come.
+    ///
+    /// What would have come in since then with the token still there comes off: it might have found no room. A token of a
+    /// quota that is no longer in force is lost, for that quota's rights may be in other hands.
+    pub fn put_back(&self, now: Instant, taken: Taken) {
+        let Hot { word, slots, admitted, .. } = &self.hot;
+        admitted.fetch_sub(1, Ordering::Relaxed);
+        let since = self.nanos(now).saturating_sub(taken.at_ns);
+        let mut seen = word.load(Ordering::Acquire);
+        while seen >> TIME_BITS == taken.generation {
+            let (interval, _) = slots[taken.generation as usize & 1].get();
+            let arrival = (seen & TIME_MASK).saturating_sub(interval.saturating_sub(since));
+            let back = pack(taken.generation, arrival);
+            match word.compare_exchange_weak(seen, back, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(newer) => seen = newer,
+            }
+        }
+    }
+
+    /// Finds a token, and takes it where it `takes`.
+    fn decide(&self, now: Instant, takes: bool) -> Result<Option<Taken>, Refused> {
+        let Hot { word, slots, admitted, .. } = &self.hot;
         let now = self.nanos(now);
         let mut seen = word.load(Ordering::Acquire);
         loop {
@@ -190,11 +242,15 @@ impl Limiter {
             let (interval, tolerance) = slot.get();
             let ahead = (seen & TIME_MASK).saturating_sub(now);
             if interval > 0 && ahead + interval <= tolerance && now < slot.until() {
-                let taken = pack(seen >> TIME_BITS, now + ahead + interval);
+                if !takes {
+                    return Ok(None);
+                }
+                let generation = seen >> TIME_BITS;
+                let taken = pack(generation, now + ahead + interval);
                 match word.compare_exchange_weak(seen, taken, Ordering::AcqRel, Ordering::Acquire) {
                     Ok(_) => {
                         admitted.fetch_add(1, Ordering::Relaxed);
-                        return Ok(true);
+                        return Ok(Some(Taken { generation, at_ns: now }));
                     }
                     Err(newer) => seen = newer,
                 }
@@ -209,9 +265,8 @@ impl Limiter {
                 continue;
             }
             if interval == 0 {
-                return Ok(false);
+                return Ok(None);
             }
-            refused.fetch_add(1, Ordering::Relaxed);
             if until <= now {
                 return Err(Refused { limit, retry_after: UNLEASED_RETRY, reset: UNLEASED_RETRY });
             }

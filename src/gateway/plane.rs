@@ -102,7 +102,7 @@ pub struct Plane {
 impl Plane {
     /// Binds every listener and starts a thread per core; serving has begun when it returns.
     ///
-    /// What the request path comes by is told to `reports`, whose limiter says how many requests per second are admitted.
+    /// What the request path comes by is told to `reports`, whose limits say how many requests per second are admitted.
     ///
     /// `control` answers what is none of the hot routes; it runs on the core of its connection, so its handlers must
     /// not block, and it finds the client's address as `ConnectInfo<SocketAddr>`. Its fallbacks are replaced.

@@ -150,7 +150,7 @@ async fn route(
     stage.set(Stage::Queue);
     let mut way = look_up(inbound, found.model.as_deref(), inbound.started)?;
     if is_bounded {
-        take_token(inbound)?;
+        take_token(inbound, found.model.as_deref())?;
     }
     if let Some(admission) = inbound.core.shared().admission.as_ref().filter(|_| is_bounded) {
         let slot = admission.enter().await?;
@@ -193,8 +193,8 @@ fn only(route: &Route, worker: Arc<Worker>) -> Arc<Route> {
 }
 
 /// Takes one of this second's requests. What is wrong with a request was said before, and costs none.
-fn take_token(inbound: &Inbound) -> Result<(), GatewayError> {
-    match inbound.core.shared().limiter.admit(Instant::now()) {
+fn take_token(inbound: &Inbound, model: Option<&str>) -> Result<(), GatewayError> {
+    match inbound.core.shared().limits.admit(&inbound.parts.headers, model, Instant::now) {
         Ok(true) => inbound.core.metrics.rate_limit("allowed", "within_rate"),
         Ok(false) => {}
         Err(refused) => {

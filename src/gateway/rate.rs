@@ -1,10 +1,15 @@
-//! The rate limit as operators say it and the mesh replicates it: `{"limit_per_second":n,"burst":b}`, 0 for no limit.
+//! The rate limit as operators say it and the mesh replicates it: `{"limit_per_second":n,"burst":b}`, 0 for no limit; with
+//! `"key"`, `"model"` or both it is one for the requests that they select.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{RATE_MAX, RateLimit},
-    mesh::{quota::share::LimitId, stores::PolicySpec},
+    gateway::selector::{KeyId, Selector},
+    mesh::{
+        quota::share::LimitId,
+        stores::{MODEL_BYTES_MAX, PolicySpec},
+    },
 };
 
 /// What the limit of all requests is called among the limits that the cluster shares.
@@ -13,29 +18,46 @@ pub const ID: LimitId = 1;
 /// What the entry's policy is called.
 const NAME: &str = "rate_limit";
 
-/// Both the body of `POST /ha/rate-limit` and what is stored.
+/// Both the body of `POST /ha/rate-limit` and what is stored; the selectors are in the name of what is stored.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
     limit_per_second: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     burst: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
 }
 
-/// Reads the body; none is no limit. Without a `burst` it is as large as the limit.
+/// Reads the body: for which requests, and how many; none is no limit. Without a `burst` it is as large as the limit.
 ///
 /// # Errors
-/// What to change: not such a JSON object, or a number out of range.
-pub fn read(body: &[u8]) -> Result<Option<RateLimit>, String> {
-    let Body { limit_per_second, burst } = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+/// What to change: not such a JSON object, or a field out of range.
+pub fn read(body: &[u8]) -> Result<(Selector, Option<RateLimit>), String> {
+    let body: Body = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let key = body
+        .key
+        .as_deref()
+        .map(|key| KeyId::parse(key).ok_or("`key`: not 16 hexadecimal digits: the first of SHA-256 of the key"));
+    let model = body.model.filter(|model| !model.is_empty());
+    if model.as_ref().is_some_and(|model| model.len() > MODEL_BYTES_MAX || model.contains(char::is_control)) {
+        return Err(format!("`model`: longer than {MODEL_BYTES_MAX} bytes, or with control characters"));
+    }
+    let selector = Selector { key: key.transpose()?, model: model.map(Into::into) };
+    Ok((selector, limit(body.limit_per_second, body.burst)?))
+}
+
+fn limit(per_second: u64, burst: Option<u64>) -> Result<Option<RateLimit>, String> {
     let in_range = |field: &str, number: u64| {
         u32::try_from(number)
             .ok()
             .filter(|number| *number <= RATE_MAX)
             .ok_or_else(|| format!("`{field}`: {number} is more than {RATE_MAX}"))
     };
-    let per_second = in_range("limit_per_second", limit_per_second)?;
-    let burst = in_range("burst", burst.unwrap_or(limit_per_second))?;
+    let per_second = in_range("limit_per_second", per_second)?;
+    let burst = burst.map_or(Ok(per_second), |burst| in_range("burst", burst))?;
     match (per_second, burst) {
         (0, _) => Ok(None),
         (_, 0) => Err("`burst`: 0 would refuse every request: give at least 1, or a limit of 0 for none".into()),
@@ -58,7 +80,21 @@ pub fn to_spec(limit: Option<RateLimit>) -> PolicySpec {
 /// # Errors
 /// Why it makes no sense.
 pub fn of_spec(spec: &PolicySpec) -> Result<Option<RateLimit>, String> {
-    if spec.policy == NAME { read(spec.config_json.as_bytes()) } else { Err(format!("not a {NAME}")) }
+    if spec.policy == NAME {
+        read(spec.config_json.as_bytes()).map(|(_, limit)| limit)
+    } else {
+        Err(format!("not a {NAME}"))
+    }
+}
+
+/// The limits of some requests that entries say, in the order of their names; what makes no sense has no effect.
+#[must_use]
+pub fn scoped(entries: &[(String, PolicySpec)]) -> Vec<(Selector, RateLimit)> {
+    let limit = |(name, spec): &(String, PolicySpec)| {
+        let limit = of_spec(spec).inspect_err(|error| tracing::debug!(%error, "rate limit of a newer version ignored"));
+        Some((Selector::of_name(name).filter(|selector| !selector.is_all())?, limit.ok()??))
+    };
+    entries.iter().filter_map(limit).collect()
 }
 
 #[cfg(test)]
@@ -82,10 +118,19 @@ mod tests {
             ("nothing", "{}", Err("limit_per_second")),
             ("another field", r#"{"limit_per_second":1,"brust":1}"#, Err("brust")),
             ("no JSON", "5", Err("5")),
+            ("a short key", r#"{"limit_per_second":1,"key":"abc"}"#, Err("`key`")),
+            ("a key itself", r#"{"limit_per_second":1,"key":"sk-0123456789abc"}"#, Err("SHA-256")),
+            ("a bad model", "{\"limit_per_second\":1,\"model\":\"a\\u0000\"}", Err("`model`")),
         ] {
             match (read(body.as_bytes()), expected) {
                 (Err(found), Err(part)) => assert!(found.contains(part), "{case}: {found}"),
-                (found, expected) => assert_eq!(found.as_ref().ok(), expected.as_ref().ok(), "{case}: {found:?}"),
+                (found, expected) => {
+                    let found = found.map(|(selector, limit)| {
+                        assert_eq!(selector, Selector::default(), "{case}");
+                        limit
+                    });
+                    assert_eq!(found.as_ref().ok(), expected.as_ref().ok(), "{case}: {found:?}");
+                }
             }
         }
     }

@@ -30,6 +30,7 @@ use crate::{
             probe::{HttpProbe, Probe},
         },
         limiter::Limiter,
+        limits::{self, RateLimits},
         registry::{
             keeper::{Keeper, Outputs},
             roster::{Entry, Roster},
@@ -102,7 +103,7 @@ pub struct Registry {
     routing: Arc<ArcSwap<RoutingView>>,
     roster: watch::Receiver<Arc<Roster>>,
     suspicions: Suspicions,
-    limiter: Arc<Limiter>,
+    limits: Arc<RateLimits>,
     waiters: mpsc::Sender<oneshot::Sender<()>>,
 }
 
@@ -129,20 +130,18 @@ impl Registry {
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let prober = Prober::new(probe, settings.health.clone());
-        let limiter = Arc::new(Limiter::of(settings.rate));
-        if let Some(rate) = settings.rate.filter(|_| mesh.view().mesh_enabled) {
-            // Nothing is admitted before the leader has lent something.
-            limiter.share_out(rate.into(), Instant::now());
-        }
+        let limits = Arc::<RateLimits>::default();
+        // With the mesh nothing is admitted before the leader has lent something.
+        limits::put(&limits.all, settings.rate, mesh.view().mesh_enabled, Instant::now());
         let (roster_sender, roster) = watch::channel(Arc::default());
         let (waiters, waiting) = mpsc::channel(WAITERS_MAX);
-        let registry = Self { routing: Arc::default(), roster, suspicions: prober.suspicions(), limiter, waiters };
+        let registry = Self { routing: Arc::default(), roster, suspicions: prober.suspicions(), limits, waiters };
         let source = registry.clone();
         metrics.watch_workers(move || source.samples());
         let routing = registry.routing.clone();
         metrics.watch_caches(move || cache_samples(&routing.load()));
-        let (routing, limiter) = (registry.routing.clone(), registry.limiter.clone());
-        let outputs = Outputs { routing, limiter, roster: roster_sender, waiting };
+        let (routing, limits) = (registry.routing.clone(), registry.limits.clone());
+        let outputs = Outputs { routing, limits, roster: roster_sender, waiting };
         let keeper = Keeper::new(prober, mesh, settings, metrics, outputs);
         (registry, keeper.run())
     }
@@ -159,10 +158,16 @@ impl Registry {
         self.roster.borrow().clone()
     }
 
-    /// How many requests per second are admitted: what the cluster says, else the flag.
+    /// How many requests per second are admitted in all: what the cluster says, else the flag.
     #[must_use]
     pub fn limiter(&self) -> Arc<Limiter> {
-        self.limiter.clone()
+        self.limits.all.clone()
+    }
+
+    /// All limits on requests per second.
+    #[must_use]
+    pub fn limits(&self) -> Arc<RateLimits> {
+        self.limits.clone()
     }
 
     /// Where the request path reports workers that it could not connect to.

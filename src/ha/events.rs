@@ -229,6 +229,7 @@ mod tests {
             nodes: nodes.iter().map(node).collect(),
             workers: Arc::new(workers.iter().map(worker).collect()),
             rate_limit: None,
+            rate_limits: Vec::new(),
             policies: Arc::new(policy.into_iter().map(|spec| ("m".into(), Arc::new(spec))).collect()),
             routing: RoutingFacts::default(),
             last_sync: None,

@@ -1,14 +1,22 @@
 //! `/ha/rate-limit`: how many requests per second are admitted, and how many were.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use serde::Serialize;
 
 use crate::{
-    gateway::{limiter::Limiter, rate},
+    gateway::{
+        limiter::Limiter,
+        limits::{self, RateLimits},
+        rate,
+    },
     mesh::{
         driver::{handle::View, rights::RightsView},
-        quota::{issuer, local::WithoutQuorum, share::TOKEN},
+        quota::{
+            issuer,
+            local::WithoutQuorum,
+            share::{LimitId, TOKEN},
+        },
     },
 };
 
@@ -29,16 +37,37 @@ pub struct Shown {
     /// By whose word this gateway admits now: `lent` by the leader, `local` by its own part, `none` at all; `off` without
     /// a limit.
     pub rights: &'static str,
+    /// The limits of some requests, in the order in which they are looked at.
+    pub limits: Vec<Scoped>,
 }
 
-/// What became of the requests of this gateway.
+/// A limit of the requests of one key, for one model, or both.
 #[derive(Debug, Serialize)]
-pub struct Stats {
-    /// This gateway.
-    pub node_name: String,
-    /// The limit.
+pub struct Scoped {
+    /// The first 16 hexadecimal digits of the key's SHA-256; null: any key, and none.
+    pub key: Option<String>,
+    /// The model; null: any.
+    pub model: Option<String>,
+    /// Tokens per second.
+    pub limit_per_second: u64,
+    /// Most at once.
+    pub burst: u64,
+}
+
+/// What became of the requests that one such limit selects.
+#[derive(Debug, Serialize)]
+pub struct ScopedStats {
+    /// Which.
     #[serde(flatten)]
-    pub limit: Shown,
+    pub limit: Scoped,
+    /// As in [`Stats`].
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+/// The figures of one limit.
+#[derive(Debug, Serialize)]
+pub struct Figures {
     /// What this gateway holds of it now.
     pub held: Held,
     /// What each gateway may hold, as the leader's table of owners has it; null at the others.
@@ -49,6 +78,30 @@ pub struct Stats {
     pub allowed: u64,
     /// Requests refused since then.
     pub rejected: u64,
+}
+
+/// What became of the requests of this gateway.
+#[derive(Debug, Serialize)]
+pub struct Stats {
+    /// This gateway.
+    pub node_name: String,
+    /// Tokens per second, one for each request; 0: no limit.
+    pub limit_per_second: u64,
+    /// Most at once; 0 without a limit.
+    pub burst: u64,
+    /// As in [`Shown`].
+    pub source: &'static str,
+    /// As in [`Shown`].
+    pub scope: &'static str,
+    /// As in [`Shown`].
+    pub without_quorum: &'static str,
+    /// As in [`Shown`].
+    pub rights: &'static str,
+    /// Of the limit of all requests.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// Of the limits of some.
+    pub limits: Vec<ScopedStats>,
 }
 
 /// Rights of one gateway.
@@ -75,46 +128,95 @@ pub struct Owner {
     pub demand: f64,
 }
 
-fn held(rights: &RightsView, now: Instant) -> Held {
-    let until = rights.until.filter(|until| now < *until);
-    let share = until.and_then(|_| rights.held.get(&rate::ID)).copied().unwrap_or_default();
-    let (per_second, burst) = share.tokens();
-    let left = until.map(|until| until.saturating_duration_since(now).as_millis());
-    Held { per_second, burst, lease_ms: left.map(|left| u64::try_from(left).unwrap_or(u64::MAX)) }
+/// What both answers are made from.
+#[derive(Debug)]
+pub struct Sources {
+    /// The cluster.
+    pub view: Arc<View>,
+    /// What the leader lends.
+    pub rights: RightsView,
+    /// What there is without a leader.
+    pub without_quorum: WithoutQuorum,
+    /// The buckets.
+    pub limits: Arc<RateLimits>,
+    /// When.
+    pub now: Instant,
+}
+
+impl Sources {
+    /// The limits.
+    #[must_use]
+    pub fn shown(&self) -> Shown {
+        let Self { view, rights, limits, now, .. } = self;
+        let quota = limits.all.stats(*now).quota;
+        let is_set = view.rate_limit.as_ref().is_some_and(|spec| rate::of_spec(spec).is_ok());
+        let scoped = limits.scoped();
+        Shown {
+            limit_per_second: quota.map_or(0, |quota| quota.per_second as u64),
+            burst: quota.map_or(0, |quota| quota.burst as u64),
+            source: if is_set { "api" } else { "flag" },
+            scope: "cluster",
+            without_quorum: self.without_quorum.as_str(),
+            rights: if quota.is_some() || !scoped.is_empty() { rights.standing(*now) } else { "off" },
+            limits: scoped.iter().map(|limit| self.scoped(limit)).collect(),
+        }
+    }
+
+    /// The figures.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let Shown { limit_per_second, burst, source, scope, without_quorum, rights, .. } = self.shown();
+        let scoped = self.limits.scoped();
+        let of_scoped = |limit: &limits::Scoped| ScopedStats {
+            limit: self.scoped(limit),
+            figures: self.figures(limit.selector.limit_id(), &limit.limiter),
+        };
+        Stats {
+            node_name: self.view.node.to_string(),
+            limit_per_second,
+            burst,
+            source,
+            scope,
+            without_quorum,
+            rights,
+            figures: self.figures(rate::ID, &self.limits.all),
+            limits: scoped.iter().map(of_scoped).collect(),
+        }
+    }
+
+    fn scoped(&self, limit: &limits::Scoped) -> Scoped {
+        let quota = limit.limiter.stats(self.now).quota;
+        Scoped {
+            key: limit.selector.key.map(|key| key.to_string()),
+            model: limit.selector.model.as_deref().map(str::to_owned),
+            limit_per_second: quota.map_or(0, |quota| quota.per_second as u64),
+            burst: quota.map_or(0, |quota| quota.burst as u64),
+        }
+    }
+
+    fn figures(&self, id: LimitId, limiter: &Limiter) -> Figures {
+        let stats = limiter.stats(self.now);
+        let owners = self.rights.owners.as_ref();
+        Figures {
+            held: self.held(id),
+            owners: owners.map(|owners| owners.get(&id).into_iter().flatten().map(owner).collect()),
+            remaining: stats.remaining,
+            allowed: stats.admitted,
+            rejected: stats.refused,
+        }
+    }
+
+    fn held(&self, id: LimitId) -> Held {
+        let until = self.rights.until.filter(|until| self.now < *until);
+        let share = until.and_then(|_| self.rights.held.get(&id)).copied().unwrap_or_default();
+        let (per_second, burst) = share.tokens();
+        let left = until.map(|until| until.saturating_duration_since(self.now).as_millis());
+        Held { per_second, burst, lease_ms: left.map(|left| u64::try_from(left).unwrap_or(u64::MAX)) }
+    }
 }
 
 fn owner(owner: &issuer::Owner) -> Owner {
     let (per_second, burst) = owner.share.tokens();
     let demand = owner.demand as f64 / TOKEN as f64;
     Owner { node_name: owner.node.to_string(), per_second, burst, demand }
-}
-
-/// The limit.
-#[must_use]
-pub fn shown(view: &View, rights: &RightsView, mode: WithoutQuorum, limiter: &Limiter, now: Instant) -> Shown {
-    let quota = limiter.stats(now).quota;
-    let is_set = view.rate_limit.as_ref().is_some_and(|spec| rate::of_spec(spec).is_ok());
-    Shown {
-        limit_per_second: quota.map_or(0, |quota| quota.per_second as u64),
-        burst: quota.map_or(0, |quota| quota.burst as u64),
-        source: if is_set { "api" } else { "flag" },
-        scope: "cluster",
-        without_quorum: mode.as_str(),
-        rights: if quota.is_some() { rights.standing(now) } else { "off" },
-    }
-}
-
-/// The figures.
-#[must_use]
-pub fn stats(view: &View, rights: &RightsView, mode: WithoutQuorum, limiter: &Limiter, now: Instant) -> Stats {
-    let stats = limiter.stats(now);
-    Stats {
-        node_name: view.node.to_string(),
-        limit: shown(view, rights, mode, limiter, now),
-        held: held(rights, now),
-        owners: rights.owners.as_ref().map(|owners| owners.get(&rate::ID).into_iter().flatten().map(owner).collect()),
-        remaining: stats.remaining,
-        allowed: stats.admitted,
-        rejected: stats.refused,
-    }
 }

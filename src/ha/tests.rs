@@ -229,6 +229,7 @@ async fn operators_read_and_set_the_rate_limit() {
         let limit = json!({ "limit_per_second": limit, "burst": burst, "source": source, "scope": "cluster" });
         let mut shown = limit.as_object().unwrap().clone();
         shown.insert("without_quorum".into(), json!("local"));
+        shown.insert("limits".into(), json!([]));
         shown
     };
     // What is lent comes a little later.
@@ -269,6 +270,30 @@ async fn operators_read_and_set_the_rate_limit() {
     assert_eq!(policies["policies"].as_array().map(Vec::len), Some(1), "{policies}");
     let policy = r#"{"policy":"random"}"#;
     assert_eq!(f.send_body(Method::PUT, "/ha/policies/%00rate-limit", local, policy).await.0, 404);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_of_keys_and_models_are_set_bounded_and_removed() {
+    let f = fixture();
+    let local = [127, 0, 0, 1];
+    let of_some = r#"{"limit_per_second":3,"burst":1,"key":"BA7816BF8F01CFEA","model":"m"}"#;
+    let (_, shown) = f.send_body(Method::POST, "/ha/rate-limit", local, of_some).await;
+    let limit = json!({"key": "ba7816bf8f01cfea", "model": "m", "limit_per_second": 3, "burst": 1});
+    assert_eq!((&shown["limits"], &shown["limit_per_second"]), (&json!([limit]), &json!(0)), "{shown}");
+    for n in 1..=31 {
+        let of_model = format!(r#"{{"limit_per_second":1,"model":"m{n}"}}"#);
+        let expected = if n <= 30 { 200 } else { 400 };
+        assert_eq!(f.send_body(Method::POST, "/ha/rate-limit", local, &of_model).await.0, expected, "{n}");
+    }
+    let (_, stats) = f.send(Method::GET, "/ha/rate-limit/stats", local).await;
+    let of_key = stats["limits"].as_array().unwrap().iter().find(|limit| limit["key"] == "ba7816bf8f01cfea").unwrap();
+    assert_eq!([&of_key["allowed"], &of_key["rejected"]], [0, 0], "{of_key}");
+    for n in 1..=30 {
+        let off = format!(r#"{{"limit_per_second":0,"model":"m{n}"}}"#);
+        assert_eq!(f.send_body(Method::POST, "/ha/rate-limit", local, &off).await.0, 200, "{n}");
+    }
+    let (_, shown) = f.send(Method::GET, "/ha/rate-limit", local).await;
+    assert_eq!(shown["limits"], json!([limit]), "the others are gone");
 }
 
 #[tokio::test(start_paused = true)]

@@ -373,6 +373,12 @@ impl Driver {
                 let outcome = self.stores.put_policy(unix_ms(), &model, &spec);
                 self.confirm(now, move || drop(reply.send(outcome)));
             }
+            Command::RemoveRateLimit(name, reply) => {
+                let is_removed = self.stores.remove_rate_limit(&name);
+                self.confirm(now, move || {
+                    let _ = reply.send(is_removed);
+                });
+            }
             Command::ShareLimits(limits) => {
                 self.limits.clone_from(&limits);
                 if let Some(net) = &mut self.net {
@@ -496,6 +502,7 @@ impl Driver {
             policies: self.picture.policies(),
             routing: RoutingFacts { hash_key: self.stores.hash_key(), generations: self.stores.generations() },
             rate_limit: self.stores.rate_limit(),
+            rate_limits: self.stores.rate_limits(),
             last_sync: self.net.as_ref().and_then(Net::last_sync),
             links: self.net.as_ref().map(Net::links).unwrap_or_default(),
             roots: Roots {
@@ -559,6 +566,7 @@ impl View {
             leader: None,
             term: 0,
             rate_limit: None,
+            rate_limits: Vec::new(),
             last_sync: None,
             links: Arc::default(),
             roots: Roots::default(),

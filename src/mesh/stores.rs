@@ -7,7 +7,7 @@
 //! | policies `<model>` | any node, for its operator | LWW-Register |
 //! | sessions, a hash | any node, for its clients | LWW-Register, removed by age and number |
 //! | routing `key`, `life/<id>` | any node | register of which the oldest, the highest value counts |
-//! | policies [`RATE_LIMIT`] | any node, for its operator | LWW-Register |
+//! | policies [`RATE_LIMIT`] | any node, for its operator | LWW-Register, removed as in an OR-Set where it is for some requests |
 //!
 //! # Rules that the types alone do not give
 //!
@@ -42,7 +42,7 @@ mod workers;
 
 use self::workers::WorkerKey;
 pub use self::{
-    policies::{PolicySpec, RATE_LIMIT},
+    policies::{PolicySpec, RATE_LIMIT, is_limit},
     routing::HASH_KEY_BYTES,
     sessions::{RESPONSES_MAX, SESSION_RENEW_MS, SESSION_TTL_MS, SESSIONS_MAX, Session, SessionKey},
     workers::{WorkerId, WorkerObservation, WorkerOrigin, WorkerPatch, WorkerSpec, WorkerState, WorkerView},
@@ -53,6 +53,9 @@ pub const EVENTS_MAX: usize = 4096;
 
 /// Longest model name that a policy can be set for, in bytes.
 pub const MODEL_BYTES_MAX: usize = 256;
+
+/// What the name of a rate limit has beside that of a model, in bytes.
+const LIMIT_BYTES_MAX: usize = 64;
 
 /// A part of the state that is replicated on its own.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -355,7 +358,7 @@ impl Stores {
     /// The policy of one model, when it was set.
     #[must_use]
     pub fn policy(&self, model: &str) -> Option<PolicySpec> {
-        if model == RATE_LIMIT {
+        if is_limit(model) {
             return None;
         }
         let newest = lww_register::read(self.map(Namespace::Policies), model.as_bytes())?;
@@ -370,13 +373,38 @@ impl Stores {
         state::decode_policy(newest.payload).ok()
     }
 
-    /// Sets the policy of a model, or under [`RATE_LIMIT`] the rate limit.
+    /// The rate limits that were set for some requests, by name.
+    #[must_use]
+    pub fn rate_limits(&self) -> Vec<(String, PolicySpec)> {
+        let map = self.map(Namespace::Policies);
+        let prefix = format!("{RATE_LIMIT}\0");
+        let limits = map.with_prefix(prefix.as_bytes()).filter_map(|(name, live)| {
+            let newest = lww_register::newest(map, live)?;
+            Some((std::str::from_utf8(name).ok()?.to_owned(), state::decode_policy(newest.payload).ok()?))
+        });
+        limits.collect()
+    }
+
+    /// Removes a rate limit that was set for some requests; whether there was one.
+    pub fn remove_rate_limit(&mut self, name: &str) -> bool {
+        let is_there = name != RATE_LIMIT && is_limit(name);
+        let is_removed = is_there && self.maps[Namespace::Policies.index()].remove(name.as_bytes());
+        if is_removed {
+            self.push_event(StoreEvent::PolicyChanged(name.into()));
+        }
+        is_removed
+    }
+
+    /// Sets the policy of a model, or under the name of a rate limit ([`is_limit`]) that limit.
     ///
     /// # Errors
     /// When the model name has control characters, or it or the policy is longer than it may be; then nothing is written.
     pub fn put_policy(&mut self, wall_ms: u64, model: &str, policy: &PolicySpec) -> Result<(), ValueError> {
-        let is_name = model == RATE_LIMIT || !model.contains(char::is_control);
-        if model.is_empty() || model.len() > MODEL_BYTES_MAX || !is_name {
+        let (is_name, bytes_max) = match is_limit(model) {
+            true => (true, MODEL_BYTES_MAX + LIMIT_BYTES_MAX),
+            false => (!model.contains(char::is_control), MODEL_BYTES_MAX),
+        };
+        if model.is_empty() || model.len() > bytes_max || !is_name {
             return Err(ValueError::OutOfBounds("model"));
         }
         let payload = state::encode_policy(policy)?;
@@ -493,7 +521,7 @@ impl Stores {
         let (mut policies, mut bad) = (Vec::new(), 0);
         let map = self.map(Namespace::Policies);
         for (key, live) in map.range_from(b"") {
-            if key[..] == *RATE_LIMIT.as_bytes() {
+            if std::str::from_utf8(key).is_ok_and(is_limit) {
                 continue;
             }
             let policy = lww_register::newest(map, live).map(|live| state::decode_policy(live.payload));

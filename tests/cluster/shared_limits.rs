@@ -248,3 +248,79 @@ async fn a_rest_without_a_quorum_refuses_by_default() {
     let stats = stats(&rest).await;
     assert_eq!((&stats["rights"], &stats["without_quorum"]), (&json!("none"), &json!("closed")), "{stats}");
 }
+
+/// The id of an API key, as `sha256sum` prints it.
+const KEY_ID: &str = "2cf24dba5fb0a30e";
+
+/// Limits of a key and of a model hold over all gateways, beside the one of all; who is refused by one costs no other a
+/// token.
+#[tokio::test]
+async fn limits_of_a_key_and_of_a_model_hold_over_all_gateways() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let flags = ["--worker-urls", &url, "--api-key", "hello", "--rate-limit-tokens-per-second", "1000"];
+    let nodes = [1, 2].map(|n| Gateway::start(network, n, &[1, 2], &flags));
+    joined(&nodes.each_ref(), 2, s(10)).await;
+    for (node, body) in [
+        (0, json!({"limit_per_second": 1, "burst": 4, "key": KEY_ID})),
+        (1, json!({"limit_per_second": 500, "burst": 500, "model": "m1"})),
+    ] {
+        let (status, answer) = nodes[node].post("/ha/rate-limit", body).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+    let limits = json!([
+        {"key": null, "model": "m1", "limit_per_second": 500, "burst": 500},
+        {"key": KEY_ID, "model": null, "limit_per_second": 1, "burst": 4},
+    ]);
+    let body = json!({"model": "m1", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]});
+    let chat = async |node: &Gateway| {
+        let request = node.http.post(node.url("/v1/chat/completions")).bearer_auth("hello").json(&body);
+        request.send().await.unwrap()
+    };
+    for node in &nodes {
+        eventually(s(10), "shows both", async || node.get("/ha/rate-limit").await.unwrap().1["limits"] == limits).await;
+        eventually(s(20), "holds a part of each", async || {
+            let stats = stats(node).await;
+            stats["limits"].as_array().unwrap().iter().all(|limit| limit["held"]["burst"].as_f64() > Some(0.9))
+        })
+        .await;
+        assert_eq!(nodes[0].post("/ha/rate-limit", json!({"limit_per_second": 1, "key": "hello"})).await.0, 400);
+    }
+    let begin = Instant::now();
+    let (mut admitted, mut refused) = (0_u64, 0);
+    // Rights begin without tokens: the first comes after a second or two.
+    while refused < 40 || admitted < 3 {
+        assert!(begin.elapsed() < s(30), "{admitted} admitted, {refused} refused");
+        for node in &nodes {
+            let answer = chat(node).await;
+            match answer.status().as_u16() {
+                200 => admitted += 1,
+                429 => {
+                    refused += 1;
+                    assert_eq!(answer.headers()["x-ratelimit-limit"], "1", "the tightest is told");
+                }
+                other => panic!("{other}"),
+            }
+        }
+    }
+    let allowed = begin.elapsed().as_secs_f64() + 4.0;
+    assert!(admitted as f64 <= allowed + 1.0, "{admitted} of {allowed}");
+    let mut counted = 0;
+    for node in &nodes {
+        let stats = stats(node).await;
+        let of = |n: usize| stats["limits"][n]["allowed"].as_u64().unwrap();
+        assert_eq!([of(0), of(1)], [stats["allowed"].as_u64().unwrap(); 2], "counted in all or in none: {stats}");
+        counted += of(1);
+    }
+    assert_eq!(counted, admitted);
+    assert_eq!(nodes[1].post("/ha/rate-limit", json!({"limit_per_second": 0, "key": KEY_ID})).await.0, 200);
+    for node in &nodes {
+        eventually(s(10), "without it", async || {
+            node.get("/ha/rate-limit").await.unwrap().1["limits"].as_array().unwrap().len() == 1
+        })
+        .await;
+        for _ in 0..10 {
+            assert_eq!(chat(node).await.status().as_u16(), 200);
+        }
+    }
+}

@@ -16,6 +16,7 @@ use crate::{
     },
     gateway::{
         limiter::Limiter,
+        limits::RateLimits,
         view::{Registered, Route},
         worker::Worker,
     },
@@ -179,8 +180,8 @@ fn start_on(
     metrics: Arc<Metrics>,
     control: axum::Router,
 ) -> Result<Plane, BindError> {
-    let limiter = Arc::new(Limiter::of(config.limits.rate));
-    let (reports, tls) = (Reports { limiter, ..Reports::default() }, Tls::default());
+    let limits = Arc::new(RateLimits::of(Arc::new(Limiter::of(config.limits.rate))));
+    let (reports, tls) = (Reports { limits, ..Reports::default() }, Tls::default());
     Plane::start(Arc::new(config), view, metrics, reports, control, &tls)
 }
 

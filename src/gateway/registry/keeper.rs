@@ -17,7 +17,7 @@ use crate::{
     config::RateLimit,
     gateway::{
         health::{Prober, Report, probe::Probe},
-        limiter::{Limiter, Quota},
+        limits::{self, RateLimits},
         prefix::HashKey,
         rate,
         registry::{
@@ -26,6 +26,7 @@ use crate::{
             roster::{Entry, Roster, models_of},
             table::{Policies, build},
         },
+        selector::Selector,
         view::RoutingView,
         worker::Worker,
     },
@@ -35,8 +36,7 @@ use crate::{
             rights::{RightsView, SharedLimit},
         },
         node::NodeName,
-        quota::share::Share,
-        stores::{PolicySpec, WorkerId, WorkerObservation, WorkerState, WorkerView},
+        stores::{WorkerId, WorkerObservation, WorkerState, WorkerView},
     },
     telemetry::metrics::Metrics,
 };
@@ -76,8 +76,8 @@ pub(super) struct Keeper<P> {
     hash_key: Option<Arc<HashKey>>,
     /// Workers that came back and have their generation to be raised; bounded by the workers.
     lost_caches: BTreeSet<WorkerId>,
-    /// The limit that was last given to the mesh to share out, and what is still to be given.
-    shared: Option<Option<RateLimit>>,
+    /// The limits that were last put in force, and what is still to be given to the mesh.
+    limited: Option<Limited>,
     limits_due: Option<Vec<SharedLimit>>,
     rights: watch::Receiver<RightsView>,
     /// When this gateway begins to serve although it was lent nothing; none while it does not wait for that.
@@ -104,10 +104,19 @@ pub(super) struct Keeper<P> {
     waiters: Vec<oneshot::Sender<()>>,
 }
 
+/// Limits as they are put in force.
+#[derive(Debug, PartialEq)]
+struct Limited {
+    all: Option<RateLimit>,
+    scoped: Vec<(Selector, RateLimit)>,
+    /// Spent from shares.
+    is_shared: bool,
+}
+
 /// Where the task shows what it knows, and who waits for it.
 pub(super) struct Outputs {
     pub(super) routing: Arc<ArcSwap<RoutingView>>,
-    pub(super) limiter: Arc<Limiter>,
+    pub(super) limits: Arc<RateLimits>,
     pub(super) roster: watch::Sender<Arc<Roster>>,
     pub(super) waiting: mpsc::Receiver<oneshot::Sender<()>>,
 }
@@ -151,7 +160,7 @@ impl<P: Probe> Keeper<P> {
             hash_key: None,
             lost_caches: BTreeSet::new(),
             policies_set: Arc::default(),
-            shared: None,
+            limited: None,
             limits_due: None,
             rights: mesh.watch_rights(),
             rights_due: None,
@@ -210,7 +219,7 @@ impl<P: Probe> Keeper<P> {
             self.set_policies();
         }
         self.on_routing_facts(&view);
-        self.limit_rate(view.rate_limit.as_ref(), view.mesh_enabled);
+        self.limit_rates(&view);
         let is_joining = !view.synced || (self.is_joining && self.awaits_rights());
         if self.is_joining != is_joining {
             self.is_joining = is_joining;
@@ -256,7 +265,8 @@ impl<P: Probe> Keeper<P> {
 
     /// Whether a gateway that starts still has to be lent its first share of a limit: ready before that, it would refuse.
     fn awaits_rights(&mut self) -> bool {
-        let is_limited = self.shared.flatten().is_some();
+        let is_limited =
+            self.limited.as_ref().is_some_and(|limited| limited.all.is_some() || !limited.scoped.is_empty());
         let holds = self.rights.borrow_and_update().until.is_some();
         let now = Instant::now();
         let awaits = is_limited && !holds && now < *self.rights_due.get_or_insert(now + RIGHTS_WAIT_MAX);
@@ -266,9 +276,10 @@ impl<P: Probe> Keeper<P> {
         awaits
     }
 
-    /// Puts the rate limit of the cluster in force, else that of the flag; with the mesh the leader lends shares of it.
-    fn limit_rate(&mut self, set: Option<&PolicySpec>, is_shared: bool) {
-        let limit = match set.map(rate::of_spec) {
+    /// Puts the rate limits of the cluster in force, and that of the flag where the cluster has none of all requests; with
+    /// the mesh the leader lends shares of them.
+    fn limit_rates(&mut self, view: &View) {
+        let all = match view.rate_limit.as_ref().map(rate::of_spec) {
             Some(Ok(limit)) => limit,
             Some(Err(error)) => {
                 tracing::debug!(%error, "rate limit of a newer version ignored");
@@ -276,21 +287,19 @@ impl<P: Probe> Keeper<P> {
             }
             None => self.settings.rate,
         };
+        let is_shared = view.mesh_enabled;
+        let wanted = Limited { all, scoped: rate::scoped(&view.rate_limits), is_shared };
+        if self.limited.as_ref() == Some(&wanted) {
+            return;
+        }
         let now = std::time::Instant::now();
-        let limiter = &self.outputs.limiter;
-        match limit.filter(|_| is_shared) {
-            Some(limit) => limiter.share_out(limit.into(), now),
-            None => limiter.set(limit.map(Quota::from), now),
+        let limits = &self.outputs.limits;
+        limits::put(&limits.all, all, is_shared, now);
+        limits.set_scoped(&wanted.scoped, is_shared, now);
+        if is_shared {
+            self.limits_due = Some(limits.to_share());
         }
-        if is_shared && self.shared != Some(limit) {
-            self.shared = Some(limit);
-            let shared = |limit: RateLimit| SharedLimit {
-                id: rate::ID,
-                whole: Share::of_tokens(limit.per_second.into(), limit.burst.into()),
-                bucket: limiter.clone(),
-            };
-            self.limits_due = Some(limit.map(shared).into_iter().collect());
-        }
+        self.limited = Some(wanted);
     }
 
     /// Takes in the view as it is now, and tells the waiter when the table shows it.

@@ -25,7 +25,7 @@ use crate::{
         driver::handle::{COMMANDS_MAX, Command, Leadership, NodeView, Roots, RoutingFacts, View},
         node::NodeStatus,
         quota::Holding,
-        stores::{PolicySpec, RATE_LIMIT, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
+        stores::{PolicySpec, RATE_LIMIT, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView, is_limit},
     },
 };
 
@@ -55,6 +55,7 @@ impl FakeMesh {
             policies: Arc::default(),
             routing: RoutingFacts::default(),
             rate_limit: None,
+            rate_limits: Vec::new(),
             last_sync: None,
             links: Arc::default(),
             roots: Roots::default(),
@@ -74,6 +75,12 @@ impl FakeMesh {
                         applied.send_modify(|view| set_policy(Arc::make_mut(view), model, spec));
                         drop(reply.send(Ok(())));
                     }
+                    Command::RemoveRateLimit(name, reply) => applied.send_modify(|view| {
+                        let limits = &mut Arc::make_mut(view).rate_limits;
+                        let count = limits.len();
+                        limits.retain(|(known, _)| *known != name);
+                        let _ = reply.send(limits.len() < count);
+                    }),
                     Command::Observe(id, seen) => observe(&applied, &id, "node1", &seen),
                     Command::HoldSession(..) | Command::Share(..) => {}
                     // The leader, as far as this one node goes, lends it all, with a full bucket.
@@ -156,6 +163,9 @@ fn observe(view: &watch::Sender<Arc<View>>, id: &WorkerId, node: &str, seen: &Wo
 fn set_policy(view: &mut View, model: String, spec: PolicySpec) {
     if model == RATE_LIMIT {
         view.rate_limit = Some(spec);
+    } else if is_limit(&model) {
+        view.rate_limits.retain(|(known, _)| *known != model);
+        view.rate_limits.push((model, spec));
     } else {
         Arc::make_mut(&mut view.policies).push((model.into(), Arc::new(spec)));
     }

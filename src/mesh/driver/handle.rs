@@ -53,6 +53,8 @@ pub struct View {
     pub term: u64,
     /// The rate limit set through the API.
     pub rate_limit: Option<PolicySpec>,
+    /// The rate limits that were set for some requests, by name.
+    pub rate_limits: Vec<(String, PolicySpec)>,
     /// The ways to the peers that this node sends its state to; none before something was measured there.
     pub links: Arc<BTreeMap<NodeName, Link>>,
     /// When this node's state was last known equal to, or changed by, a peer's; none before the first exchange.
@@ -134,6 +136,8 @@ pub enum Command {
     RemoveWorker(WorkerId, oneshot::Sender<bool>),
     /// Set the policy of a model; refused when a name is too long.
     PutPolicy(String, PolicySpec, oneshot::Sender<Result<(), ValueError>>),
+    /// Remove a rate limit that is set for some requests; answers whether there was one.
+    RemoveRateLimit(String, oneshot::Sender<bool>),
     /// Tell the others what this gateway sees of a worker.
     Observe(WorkerId, WorkerObservation),
     /// A worker holds a session.
@@ -246,6 +250,15 @@ impl MeshHandle {
     /// When the driver has stopped.
     pub async fn remove_worker(&self, id: WorkerId) -> Result<bool, Stopped> {
         self.ask(|reply| Command::RemoveWorker(id, reply)).await
+    }
+
+    /// Removes a rate limit that is set for some requests, here and everywhere; `false` when there was none. When it
+    /// answers, [`view`](Self::view) is without it.
+    ///
+    /// # Errors
+    /// When the driver has stopped.
+    pub async fn remove_rate_limit(&self, name: String) -> Result<bool, Stopped> {
+        self.ask(|reply| Command::RemoveRateLimit(name, reply)).await
     }
 
     /// Sets the policy of a model, here and everywhere; `*` is the default of all that have none of their

@@ -298,10 +298,19 @@ fn policies_beyond_their_bounds_are_refused() {
         ("long model", &*long_model, &fine, false),
         ("control character", "\0m", &fine, false),
         ("rate limit", RATE_LIMIT, &fine, true),
+        ("rate limit of a key", "\0rate-limit\0aa\0", &fine, true),
+        ("rate limit of a model", "\0rate-limit\0\0m", &fine, true),
+        ("rate limit of nothing that is known", "\0rate-limit\0a", &fine, false),
+        ("rate limit with a control character", "\0rate-limit\0a\0b\0", &fine, false),
     ] {
         assert_eq!(stores.put_policy(1, model, policy).is_ok(), accepted, "{case}");
     }
     assert_eq!(stores.policies(), [("m".to_owned(), fine.clone())], "the rate limit is no model's policy");
+    let limits = stores.rate_limits().into_iter().map(|(name, _)| name);
+    assert_eq!(limits.collect::<Vec<_>>(), ["\0rate-limit\0\0m", "\0rate-limit\0aa\0"]);
+    assert!(stores.remove_rate_limit("\0rate-limit\0\0m") && !stores.remove_rate_limit("\0rate-limit\0\0m"));
+    assert!(!stores.remove_rate_limit(RATE_LIMIT) && !stores.remove_rate_limit("m"));
+    assert_eq!(stores.rate_limits().len(), 1);
     assert_eq!((stores.rate_limit(), stores.entry_counts().policies), (Some(fine), 1));
 }
 
