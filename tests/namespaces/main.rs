@@ -26,7 +26,7 @@ use futures_util::FutureExt as _;
 use cluster::{Cluster, Setup};
 use report::{HEADER, Row};
 use scenarios::{
-    capture, leader, paths,
+    capture, leader, limits, paths,
     slow::{self, Burden},
     state,
 };
@@ -129,6 +129,14 @@ async fn a_leader_that_dies_or_is_cut_off_is_followed_by_one() {
     leader::FAILOVER.check(&row.failover, &row, SLICE_SLACK);
 }
 
+#[tokio::test]
+async fn a_limit_holds_in_every_window_whatever_happens() {
+    let Some(mut cluster) = Cluster::start(5, "limits", setup("limits")).await else { return };
+    // How much is used is for an idle machine to show.
+    let goal = limits::Use { even: 0.5, shifted: 0.3, killed: 0.3 };
+    nobody_dies(&limits::shared(&mut cluster, seconds(4), goal).await);
+}
+
 /// Everything, when `SMG_NAMESPACES` is set, to `all` or to words of which one is in the name of each scenario wanted.
 #[tokio::test]
 async fn full_set() {
@@ -155,7 +163,7 @@ async fn full_set() {
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
-const SCENARIOS: [&str; 23] = [
+const SCENARIOS: [&str; 24] = [
     "idle",
     "kill",
     "silent",
@@ -179,10 +187,11 @@ const SCENARIOS: [&str; 23] = [
     "stopped peer",
     "capture",
     "leader",
+    "limits",
 ];
 
 /// What is the same with more nodes, or too much for one machine.
-const OF_FIVE: [&str; 5] = ["state", "slow peer", "stopped peer", "capture", "leader"];
+const OF_FIVE: [&str; 6] = ["state", "slow peer", "stopped peer", "capture", "leader", "limits"];
 
 /// Whether `tests/namespaces/run --tls` was asked for.
 fn is_tls() -> bool {
@@ -196,7 +205,11 @@ fn setup(scenario: &str) -> Setup {
         _ => None,
     };
     // Thousands of workers that are not there.
-    let args: &[&str] = if scenario == "state" { &["--disable-health-check"] } else { &[] };
+    let args: &[&str] = match scenario {
+        "state" => &["--disable-health-check"],
+        "limits" => &limits::ARGS,
+        _ => &[],
+    };
     Setup { rules, args: args.iter().map(ToString::to_string).collect(), is_tls: is_tls() || scenario == "capture" }
 }
 
@@ -226,6 +239,7 @@ async fn run(scenario: &str, cluster: &mut Cluster) {
         "stopped peer" => slow::burdened(cluster, Burden::Stopped, "peer stopped", seconds(30), seconds(60)).await,
         "capture" => capture::compared(cluster).await,
         "leader" => leader::contested(cluster, 5, seconds(15)).await,
+        "limits" => limits::shared(cluster, seconds(15), limits::GOAL).await,
         other => panic!("no scenario {other}"),
     };
     row.print();

@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod leader;
+pub mod limits;
 pub mod paths;
 pub mod slow;
 pub mod state;

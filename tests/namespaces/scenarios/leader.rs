@@ -122,7 +122,7 @@ fn named_after(claims: &[Claim]) -> Duration {
 }
 
 /// Waits until these nodes name one leader among them, in one term and with a quorum.
-async fn led(cluster: &Cluster, nodes: Vec<usize>) -> (usize, u64) {
+pub(super) async fn led(cluster: &Cluster, nodes: Vec<usize>) -> (usize, u64) {
     let named = |cluster: &Cluster| {
         let says = |n: &usize| {
             let status = cluster.hosts.answer(*n, "/ha/status");
