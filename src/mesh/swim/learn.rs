@@ -49,8 +49,8 @@ impl Swim {
 
     /// Whether one more may be known by rumour; what is said of others changes records, or is refused by their floor.
     fn has_room_for(&self, update: &Update) -> bool {
-        let refused = self.members.floor(&update.name).is_some_and(|floor| update.key() < floor);
-        refused || self.members.get(&update.name).is_some() || self.members.hearsay() < HEARSAY_MAX
+        let is_refused = || self.members.floor(&update.name).is_some_and(|floor| update.key() < floor);
+        self.members.get(&update.name).is_some() || is_refused() || self.members.hearsay() < HEARSAY_MAX
     }
 
     /// Takes one update said by `from`.
@@ -114,9 +114,11 @@ impl Swim {
     /// on the other side without having gone on this one. memberlist takes every such rumour so (`mergeState`); here a
     /// verdict about a node that is silent stays one.
     fn is_verdict_of_afar(&self, now: Instant, update: &Update, from: &NodeName) -> bool {
+        if update.status != NodeStatus::Down || update.name == *from {
+            return false;
+        }
         let Some(member) = self.members.get(&update.name).filter(|member| member.is_live()) else { return false };
-        let is_of_this_process = member.boot_epoch_ms == update.epoch_ms && update.name != *from;
-        update.status == NodeStatus::Down && is_of_this_process && member.was_heard_since(now, update.age)
+        member.boot_epoch_ms == update.epoch_ms && member.was_heard_since(now, update.age)
     }
 
     /// The order below which nothing is believed of `name`.

@@ -1,7 +1,7 @@
 //! Records of nodes, their order, and the list of them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -158,6 +158,8 @@ pub(super) struct Members {
     places: NameMap<usize>,
     /// Names of the live ones, sorted.
     live: Vec<NodeName>,
+    /// Names of the others, DOWN or LEAVING: looked through each round, when the live ones are not.
+    gone: BTreeSet<NodeName>,
     /// Order-independent hash over the live ones.
     digest: u64,
     forgotten: BTreeMap<NodeName, Forgotten>,
@@ -183,11 +185,6 @@ impl Members {
         (self.list.len(), self.forgotten.len())
     }
 
-    /// In no order, but the same in equal runs.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Member> {
-        self.list.iter()
-    }
-
     pub(super) fn by_name(&self) -> Vec<&Member> {
         let mut members: Vec<_> = self.list.iter().collect();
         members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -196,6 +193,11 @@ impl Members {
 
     pub(super) fn live(&self) -> &[NodeName] {
         &self.live
+    }
+
+    /// Those DOWN or LEAVING, by name.
+    pub(super) fn gone(&self) -> impl Iterator<Item = &Member> {
+        self.gone.iter().filter_map(|name| self.get(name))
     }
 
     pub(super) fn at(&self, addr: SocketAddr) -> Option<&Member> {
@@ -248,9 +250,7 @@ impl Members {
         if was_live {
             self.unlist(&before);
         }
-        if member.is_live() {
-            self.enlist(&member);
-        }
+        self.enlist(&member);
         true
     }
 
@@ -259,9 +259,7 @@ impl Members {
             return false;
         }
         self.forgotten.remove(&member.name);
-        if member.is_live() {
-            self.enlist(&member);
-        }
+        self.enlist(&member);
         self.places.insert(member.name.clone(), self.list.len());
         self.list.push(member);
         true
@@ -276,9 +274,6 @@ impl Members {
 
     /// Forgets members DOWN or LEAVING for their time, and records of forgotten ones after theirs.
     pub(super) fn forget(&mut self, now: Instant, down: Duration, left: Duration, keep: Duration) -> Vec<NodeName> {
-        if self.live.len() >= self.list.len() && self.forgotten.is_empty() {
-            return Vec::new();
-        }
         let over = |member: &Member| {
             if self.me.as_ref() == Some(&member.name) {
                 return false;
@@ -291,7 +286,7 @@ impl Members {
             };
             now.saturating_duration_since(member.since) >= wait
         };
-        let names: Vec<_> = self.list.iter().filter(|member| over(member)).map(|m| m.name.clone()).collect();
+        let names: Vec<_> = self.gone().filter(|member| over(member)).map(|member| member.name.clone()).collect();
         for name in &names {
             self.drop_member(name, now);
         }
@@ -300,7 +295,7 @@ impl Members {
     }
 
     fn make_room(&mut self, now: Instant) -> bool {
-        let gone = self.list.iter().filter(|member| !member.is_live() && self.me.as_ref() != Some(&member.name));
+        let gone = self.gone().filter(|member| self.me.as_ref() != Some(&member.name));
         let worst = gone.min_by_key(|member| (member.source, member.since));
         let Some(oldest) = worst.map(|member| member.name.clone()) else { return false };
         self.drop_member(&oldest, now);
@@ -316,6 +311,7 @@ impl Members {
         if member.is_live() {
             self.unlist(&member);
         }
+        self.gone.remove(&member.name);
         if self.forgotten.len() >= MEMBERS_MAX {
             let worst = self.forgotten.iter().min_by_key(|(_, gone)| (gone.source, gone.at));
             worst.map(|(name, _)| name.clone()).map(|name| self.forgotten.remove(&name));
@@ -325,6 +321,11 @@ impl Members {
 
     /// Adds a member to the derived values.
     fn enlist(&mut self, member: &Member) {
+        if !member.is_live() {
+            self.gone.insert(member.name.clone());
+            return;
+        }
+        self.gone.remove(&member.name);
         self.digest ^= member.hash();
         if let Err(at) = self.live.binary_search(&member.name) {
             self.live.insert(at, member.name.clone());
@@ -411,6 +412,26 @@ mod tests {
     }
 
     #[test]
+    fn the_gone_ones_follow_every_change() {
+        let now = Instant::now();
+        let mut members = Members::default();
+        let gone = |members: &Members| members.gone().map(|member| member.name.to_string()).collect::<Vec<_>>();
+        for (name, status, expected) in [
+            ("b", NodeStatus::Down, vec!["b"]),
+            ("a", NodeStatus::Alive, vec!["b"]),
+            ("a", NodeStatus::Leaving, vec!["a", "b"]),
+            ("b", NodeStatus::Suspected, vec!["a"]),
+            ("b", NodeStatus::Down, vec!["a", "b"]),
+        ] {
+            members.put(member(name, status, 1, 0, now), now);
+            assert_eq!(gone(&members), expected, "after {name} became {status}");
+        }
+        let hour = Duration::from_secs(3600);
+        members.forget(now + hour, hour, hour, hour);
+        assert!(gone(&members).is_empty());
+    }
+
+    #[test]
     fn who_was_never_heard_is_forgotten_sooner() {
         let start = Instant::now();
         let hour = Duration::from_secs(3600);
@@ -437,6 +458,6 @@ mod tests {
         assert!(members.put(member("new", NodeStatus::Alive, 1, 0, now), now));
         assert!(members.get(&"gone".parse().unwrap()).is_none());
         assert!(!members.put(member("late", NodeStatus::Alive, 1, 0, now), now));
-        assert_eq!(members.iter().count(), MEMBERS_MAX);
+        assert_eq!(members.sizes().0, MEMBERS_MAX);
     }
 }

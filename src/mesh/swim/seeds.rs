@@ -109,7 +109,7 @@ impl Swim {
         if let Some(at) = silent.choose(&mut self.rng).copied() {
             self.ask_seed(now, at);
         }
-        let down = self.members.iter().filter(|member| member.status == NodeStatus::Down);
+        let down = self.members.gone().filter(|member| member.status == NodeStatus::Down);
         let down: Vec<_> = down.map(|member| (member.name.clone(), member.addr)).collect();
         if let Some((name, addr)) = down.choose(&mut self.rng).filter(|_| self.config.follows(Rule::DownContact)) {
             let seq = self.next_seq();

@@ -10,7 +10,7 @@ use super::{Cluster, check};
 use crate::mesh::{
     node::NodeStatus::{Alive, Down, Init, Leaving, Suspected},
     swim::{
-        Event, Swim,
+        Event, Swim, SwimConfig,
         message::{Body, Packet, Update},
     },
     wire::membership,
@@ -116,6 +116,36 @@ fn a_silent_crash_is_down_everywhere_within_the_goal() {
         let (p50, p99) = (took[took.len() / 2], took[took.len() - 1]);
         println!("n={count}: silent crash to DOWN in every view, {} seeds: p50 {p50:?} max {p99:?}", took.len());
     }
+}
+
+#[test]
+fn the_timing_flags_set_the_pace_of_detection() {
+    let median = |change: fn(&mut SwimConfig)| {
+        let detection = |seed| {
+            let mut cluster = Cluster::new(seed);
+            cluster.configure(change);
+            for _ in 0..5 {
+                let seeds = cluster.nodes.first().map(|node| node.addr).into_iter().collect();
+                cluster.add(seeds);
+            }
+            cluster.run_until(secs(30), Cluster::is_converged).expect("a healthy network converges");
+            let wait = ms(5000 + cluster.random(1000));
+            cluster.run_for(wait);
+            cluster.crash(1);
+            cluster.run_until(secs(60), |c| c.all_see(1, Down)).expect("DOWN within a minute")
+        };
+        let mut took: Vec<_> = (1..=9).map(detection).collect();
+        took.sort();
+        took[4]
+    };
+    let usual = median(|_| {});
+    // Five nodes probe each other five times per interval; the time to refute is 1 s, or 8 gossip intervals if that is more.
+    let often = median(|config| config.probe_interval = ms(5000));
+    assert!(often > usual + ms(300), "probes: {often:?} against {usual:?}");
+    let gossip = median(|config| config.gossip_interval = ms(500));
+    assert!(gossip > usual + ms(2500) && gossip < usual + ms(3500), "gossip: {gossip:?} against {usual:?}");
+    let doubled = median(|config| config.suspicion_multiplier = 2.0);
+    assert!(doubled > usual + ms(800) && doubled < usual + ms(1200), "suspicion: {doubled:?} against {usual:?}");
 }
 
 #[test]
