@@ -3,6 +3,7 @@
 //!     cargo bench --bench membership                       # n = 3, 5, 20 and 100: about two minutes
 //!     cargo bench --bench membership -- 3 5 20 100 1000    # the sizes wanted; 1000 takes some minutes more
 //!     cargo bench --bench membership -- adversary 2000     # random schedules of every fault, by seed
+//!     cargo bench --bench membership -- speed 1000         # virtual time by time of the processor, phase by phase
 //!
 //! n nodes, RTT 0.4 to 1 ms, T = 1 s. Each row names its seeds and a hash over everything that happened in its runs: the
 //! same seeds give the same figures and the same hash. `memberlist` is the model of `smg::mesh::sim::memberlist`.
@@ -23,6 +24,9 @@ fn main() {
     if std::env::args().any(|arg| arg == "adversary") {
         let seeds = sizes.first().map_or(2000, |seeds| *seeds as u64);
         std::process::exit(i32::from(!adversary::suite(seeds)));
+    }
+    if std::env::args().any(|arg| arg == "speed") {
+        return speed(sizes.first().copied().unwrap_or(1000));
     }
     let sizes = if sizes.is_empty() { SIZES.to_vec() } else { sizes };
     for count in sizes {
@@ -91,6 +95,15 @@ fn idle(count: usize) {
     let goal = if count >= 100 { "<= 500 B/s, flat in n" } else { "" };
     row("idle", &format!("{bytes} B/s per node, headers included"), goal, "", 1, hash);
     println!("  virtual time runs {speed:.0} x CPU time when idle   goal >= 20 x with 1000 nodes");
+}
+
+/// How fast the simulator is: what a simulated second costs in the life of one cluster.
+fn speed(count: usize) {
+    println!("n = {count}, one thread");
+    for (phase, took, used) in ours::phases(count) {
+        let speed = took.as_secs_f64() / used.as_secs_f64();
+        println!("{phase:34} {took:.2?} of virtual time in {used:.2?} of CPU: {speed:.1} x");
+    }
 }
 
 fn losses(count: usize) {

@@ -137,6 +137,35 @@ pub fn idle(count: usize) -> Idle {
     Idle { bytes, speed, hash: mix(0, &cluster) }
 }
 
+/// Virtual time and time of the processor of each phase in the life of one cluster.
+pub fn phases(count: usize) -> Vec<(&'static str, Duration, Duration)> {
+    let mut cluster = Cluster::new(1);
+    let mut phases = Vec::new();
+    let mut phase = |name, cluster: &mut Cluster, run: &dyn Fn(&mut Cluster)| {
+        let (from, began) = (cluster.elapsed(), processor_time());
+        run(cluster);
+        phases.push((name, cluster.elapsed() - from, processor_time() - began));
+    };
+    phase("forming", &mut cluster, &|cluster| {
+        let seed = cluster.add(Vec::new());
+        let seeds = vec![cluster.nodes[seed].addr];
+        (1..count).for_each(|_| _ = cluster.add(seeds.clone()));
+        cluster.run_until(LIMIT * 3, Cluster::is_converged);
+    });
+    phase("news dies out", &mut cluster, &|cluster| cluster.run_for(Duration::from_secs(40)));
+    phase("idle", &mut cluster, &|cluster| cluster.run_for(Duration::from_secs(60)));
+    phase("a crash, until DOWN everywhere", &mut cluster, &|cluster| {
+        cluster.crash(1);
+        cluster.run_until(LIMIT, |cluster| cluster.all_see(1, NodeStatus::Down));
+    });
+    phase("the verdict dies out", &mut cluster, &|cluster| cluster.run_for(Duration::from_secs(40)));
+    phase("10 % loss", &mut cluster, &|cluster| {
+        cluster.network.loss = 0.1;
+        cluster.run_for(Duration::from_secs(20));
+    });
+    phases
+}
+
 /// Verdicts over healthy nodes while datagrams get lost.
 pub fn loss(count: usize, loss: f64, seeds: u64, time: Duration) -> Disturbance {
     let mut found = Disturbance::default();
