@@ -6,6 +6,7 @@ use rustls::{SignatureScheme, client::ResolvesClientCert, sign::CertifiedKey};
 
 use crate::harness::{Gateway, Network, SMG, all_alive, eventually, joined, s};
 
+mod expiry;
 mod flood;
 mod mounted;
 mod names;
