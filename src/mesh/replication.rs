@@ -13,7 +13,7 @@
 //! 3. After the first exchange a node pushes its *own* writes alone, at once. Dots of others go to a peer only when its
 //!    acks still lack them after one to two sync intervals: in a full mesh the writer delivers them itself. A peer whose
 //!    acks say that it knows more of some keys is being served by somebody else; that is waited for as well, for
-//!    [`GRANT_FOR`] at most. In a sparse mesh ([`topology`]) dots of others go at once.
+//!    [`GRANT_FOR`] at most, and so is what would take a snapshot, while dots of its writer still arrive. In a sparse mesh ([`topology`]) dots of others go at once.
 //! 4. A peer that lacks more than [`DELTA_KEYS_MAX`](outbound::DELTA_KEYS_MAX) keys, or whose vector is behind what the
 //!    store remembers of removes, gets a *snapshot*: chunks in key order, resumed where an earlier one stopped, compressed
 //!    where the acks say that they may be, at most [`CREDIT_BYTES`](outbound::CREDIT_BYTES) of them ahead of the acks. It

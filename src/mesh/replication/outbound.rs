@@ -23,9 +23,10 @@ use crate::mesh::{
     stores::{Namespace, Stores},
 };
 
+mod lags;
 mod snapshot;
 
-use self::snapshot::Snapshot;
+use self::{lags::Lags, snapshot::Snapshot};
 
 /// A body is closed once its keys take this many bytes: 256 KiB. It exceeds that by one key at most.
 pub const BODY_BYTES: usize = 256 << 10;
@@ -82,6 +83,8 @@ struct OutNamespace {
     was_complete: bool,
     /// What was seen here a sync interval ago.
     mark: VersionVector,
+    /// What the peer lacks of that.
+    lags: Lags,
     snapshot: Option<Snapshot>,
     diverged_since: Option<Instant>,
     /// Writes up to here are not pushed ahead of a backlog: they are part of it, or were pushed.
@@ -197,8 +200,7 @@ impl Outbound {
                 vector.retain(|actor| map.actors().knows(actor));
             }
             let is_served = out.served_since.is_some_and(|since| now.saturating_duration_since(since) < GRANT_FOR);
-            let lacks = |(actor, counter)| counter > map.actors().counter(&peer, actor);
-            if self.granted && !is_served && out.mark.iter().any(lacks) {
+            if out.lags.are_left(now, map, &out.mark, &peer) && self.granted && !is_served {
                 out.full = true;
             }
             out.mark = map.seen().clone();
