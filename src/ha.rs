@@ -182,7 +182,9 @@ async fn show_rate_limit(State(ha): State<Ha>) -> Json<rate_limit::Shown> {
 }
 
 async fn rate_limit_stats(State(ha): State<Ha>) -> Json<rate_limit::Stats> {
-    Json(limits(&ha).stats())
+    let sources = limits(&ha);
+    let usage = ha.mesh.usage(sources.ids()).await.unwrap_or_default();
+    Json(sources.stats(&usage))
 }
 
 async fn set_rate_limit(

@@ -1,6 +1,6 @@
 //! `/ha/rate-limit`: how many requests per second are admitted, and how many were.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use serde::Serialize;
 
@@ -11,9 +11,13 @@ use crate::{
         rate,
     },
     mesh::{
-        driver::{handle::View, rights::RightsView},
+        driver::{
+            handle::{UsageByNode, View},
+            rights::RightsView,
+        },
+        node::NodeName,
         quota::{
-            issuer,
+            Usage, issuer,
             local::WithoutQuorum,
             share::{LimitId, TOKEN},
         },
@@ -78,6 +82,43 @@ pub struct Figures {
     pub allowed: u64,
     /// Requests refused since then.
     pub rejected: u64,
+    /// What all gateways count together.
+    pub cluster: Total,
+}
+
+/// What all gateways admitted and refused, over their restarts, while there was a limit. Each tells it once a second.
+#[derive(Debug, Default, Serialize)]
+pub struct Total {
+    /// Requests admitted.
+    pub allowed: u64,
+    /// Requests refused.
+    pub rejected: u64,
+    /// By gateway, sorted by name; one that is a member no more is not counted.
+    pub nodes: Vec<Column>,
+}
+
+/// What one gateway counts.
+#[derive(Debug, Serialize)]
+pub struct Column {
+    /// The gateway.
+    pub node_name: String,
+    /// Requests admitted.
+    pub allowed: u64,
+    /// Requests refused.
+    pub rejected: u64,
+}
+
+impl Total {
+    fn of(nodes: &BTreeMap<NodeName, Usage>) -> Self {
+        let column = |(node, usage): (&NodeName, &Usage)| Column {
+            node_name: node.to_string(),
+            allowed: usage.admitted,
+            rejected: usage.refused,
+        };
+        let nodes: Vec<Column> = nodes.iter().map(column).collect();
+        let sum = |count: fn(&Column) -> u64| nodes.iter().map(count).fold(0, u64::saturating_add);
+        Self { allowed: sum(|node| node.allowed), rejected: sum(|node| node.rejected), nodes }
+    }
 }
 
 /// What became of the requests of this gateway.
@@ -164,12 +205,12 @@ impl Sources {
 
     /// The figures.
     #[must_use]
-    pub fn stats(&self) -> Stats {
+    pub fn stats(&self, usage: &UsageByNode) -> Stats {
         let Shown { limit_per_second, burst, source, scope, without_quorum, rights, .. } = self.shown();
         let scoped = self.limits.scoped();
         let of_scoped = |limit: &limits::Scoped| ScopedStats {
             limit: self.scoped(limit),
-            figures: self.figures(limit.selector.limit_id(), &limit.limiter),
+            figures: self.figures(limit.selector.limit_id(), &limit.limiter, usage),
         };
         Stats {
             node_name: self.view.node.to_string(),
@@ -179,9 +220,15 @@ impl Sources {
             scope,
             without_quorum,
             rights,
-            figures: self.figures(rate::ID, &self.limits.all),
+            figures: self.figures(rate::ID, &self.limits.all, usage),
             limits: scoped.iter().map(of_scoped).collect(),
         }
+    }
+
+    /// All limits, by what the mesh calls them.
+    #[must_use]
+    pub fn ids(&self) -> Vec<LimitId> {
+        self.limits.scoped().iter().map(|limit| limit.selector.limit_id()).chain([rate::ID]).collect()
     }
 
     fn scoped(&self, limit: &limits::Scoped) -> Scoped {
@@ -194,7 +241,7 @@ impl Sources {
         }
     }
 
-    fn figures(&self, id: LimitId, limiter: &Limiter) -> Figures {
+    fn figures(&self, id: LimitId, limiter: &Limiter, usage: &UsageByNode) -> Figures {
         let stats = limiter.stats(self.now);
         let owners = self.rights.owners.as_ref();
         Figures {
@@ -203,6 +250,7 @@ impl Sources {
             remaining: stats.remaining,
             allowed: stats.admitted,
             rejected: stats.refused,
+            cluster: usage.get(&id).map(Total::of).unwrap_or_default(),
         }
     }
 

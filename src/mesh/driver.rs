@@ -20,6 +20,7 @@ mod report;
 mod resolve;
 pub mod rights;
 mod story;
+mod usage;
 
 pub mod handle;
 
@@ -141,6 +142,7 @@ struct Driver {
     rights: watch::Sender<RightsView>,
     /// Kept for a mesh that starts again under another name.
     limits: Vec<SharedLimit>,
+    told: usage::Told,
     view_due: Option<Instant>,
     view_published: Instant,
     /// From one view to the next, at least.
@@ -206,6 +208,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         leadership,
         rights,
         limits: Vec::new(),
+        told: usage::Told::new(now),
         view_due: Some(now),
         view_published: now - VIEW_INTERVAL,
         view_interval: VIEW_INTERVAL,
@@ -379,6 +382,9 @@ impl Driver {
                     let _ = reply.send(is_removed);
                 });
             }
+            Command::Usage(limits, reply) => {
+                let _ = reply.send(limits.into_iter().map(|id| (id, self.stores.usage(id))).collect());
+            }
             Command::ShareLimits(limits) => {
                 self.limits.clone_from(&limits);
                 if let Some(net) = &mut self.net {
@@ -397,6 +403,7 @@ impl Driver {
                 Some(net) => {
                     self.leaving.push(reply);
                     net.leave(now);
+                    self.told.hurry(now);
                     self.touch(now, VIEW_INTERVAL);
                 }
                 None => {
@@ -432,6 +439,9 @@ impl Driver {
             self.stores.expire_sessions(unix_ms());
         }
         self.offer_hash_key();
+        if self.net.as_ref().is_some_and(Net::synced) {
+            self.told.run(now, unix_ms(), &self.limits, &mut self.stores);
+        }
         let mut changed = false;
         while let Some(event) = self.stores.poll_event() {
             report::store_event(&event);

@@ -106,8 +106,33 @@ pub trait Bucket: fmt::Debug + Send + Sync {
     /// As [`Buckets::hold`].
     fn hold(&self, now: Instant, holding: &Holding) -> u64;
 
+    /// Requests that met it so far.
+    fn usage(&self) -> Usage;
+
     /// As [`Buckets::arrivals`].
-    fn arrivals(&self) -> u64;
+    fn arrivals(&self) -> u64 {
+        let Usage { admitted, refused } = self.usage();
+        admitted.wrapping_add(refused)
+    }
+}
+
+/// Requests that met a limit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Usage {
+    /// Admitted.
+    pub admitted: u64,
+    /// Refused.
+    pub refused: u64,
+}
+
+impl Usage {
+    /// What came since an earlier count; nothing where that was of another bucket.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        let [admitted, refused] =
+            [self.admitted.saturating_sub(earlier.admitted), self.refused.saturating_sub(earlier.refused)];
+        Self { admitted, refused }
+    }
 }
 
 /// That this node leads.

@@ -6,6 +6,7 @@
 //! | workers `<id>/seen/<node>` | that node alone | single-writer register |
 //! | policies `<model>` | any node, for its operator | LWW-Register |
 //! | sessions, a hash | any node, for its clients | LWW-Register, removed by age and number |
+//! | routing `usage/…`, a limit | each node, for itself | G-Counter, removed with the limit |
 //! | routing `key`, `life/<id>` | any node | register of which the oldest, the highest value counts |
 //! | policies [`RATE_LIMIT`] | any node, for its operator | LWW-Register, removed as in an OR-Set where it is for some requests |
 //!
@@ -38,6 +39,7 @@ mod exchange;
 mod policies;
 mod routing;
 mod sessions;
+mod usage;
 mod workers;
 
 use self::workers::WorkerKey;
@@ -310,6 +312,7 @@ impl Stores {
     /// each worker. Should it come back, it says again what it sees once it misses that.
     pub fn reap_node(&mut self, name: &NodeName) {
         self.masked.remove(name);
+        self.reap_usage(name);
         for (key, id) in self.seen_by(name) {
             self.maps[Namespace::Workers.index()].remove(&key);
             self.push_event(StoreEvent::WorkerChanged(id));

@@ -252,6 +252,19 @@ async fn a_rest_without_a_quorum_refuses_by_default() {
 /// The id of an API key, as `sha256sum` prints it.
 const KEY_ID: &str = "2cf24dba5fb0a30e";
 
+/// Waits until each knows what all counted for the limit of the key.
+async fn count_alike(nodes: &[Gateway], admitted: u64) {
+    for node in nodes {
+        eventually(s(10), "both know what both counted", async || {
+            let total = &stats(node).await["limits"][1]["cluster"];
+            let names: Vec<&str> =
+                total["nodes"].as_array().unwrap().iter().filter_map(|n| n["node_name"].as_str()).collect();
+            total["allowed"] == admitted && total["rejected"].as_u64() >= Some(40) && names == ["node1", "node2"]
+        })
+        .await;
+    }
+}
+
 /// Limits of a key and of a model hold over all gateways, beside the one of all; who is refused by one costs no other a
 /// token.
 #[tokio::test]
@@ -313,6 +326,7 @@ async fn limits_of_a_key_and_of_a_model_hold_over_all_gateways() {
         counted += of(1);
     }
     assert_eq!(counted, admitted);
+    count_alike(&nodes, admitted).await;
     assert_eq!(nodes[1].post("/ha/rate-limit", json!({"limit_per_second": 0, "key": KEY_ID})).await.0, 200);
     for node in &nodes {
         eventually(s(10), "without it", async || {

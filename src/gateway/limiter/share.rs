@@ -7,7 +7,7 @@ use std::{
 
 use super::{Hot, INTERVAL_NS_MAX, Limiter, Quota, Slot, TIME_BITS, TIME_MASK, TOLERANCE_NS_MAX, Terms, pack};
 use crate::mesh::quota::{
-    Bucket, Holding,
+    Bucket, Holding, Usage,
     share::{Share, TOKEN},
 };
 
@@ -108,9 +108,9 @@ impl Bucket for Limiter {
         Self::hold(self, now, holding)
     }
 
-    fn arrivals(&self) -> u64 {
+    fn usage(&self) -> Usage {
         let Hot { admitted, refused, .. } = &self.hot;
-        admitted.load(Ordering::Relaxed).wrapping_add(refused.load(Ordering::Relaxed))
+        Usage { admitted: admitted.load(Ordering::Relaxed), refused: refused.load(Ordering::Relaxed) }
     }
 }
 

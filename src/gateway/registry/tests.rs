@@ -75,6 +75,7 @@ impl FakeMesh {
                         applied.send_modify(|view| set_policy(Arc::make_mut(view), model, spec));
                         drop(reply.send(Ok(())));
                     }
+                    Command::Usage(_, reply) => drop(reply.send(std::collections::BTreeMap::default())),
                     Command::RemoveRateLimit(name, reply) => applied.send_modify(|view| {
                         let limits = &mut Arc::make_mut(view).rate_limits;
                         let count = limits.len();

@@ -18,6 +18,8 @@ pub fn value(map: &Map, key: &[u8]) -> u128 {
     map.get(key).map(|live| u128::from(count(live.payload))).sum()
 }
 
-fn count(payload: &[u8]) -> u64 {
+/// What one actor counted; 0 where the payload is no count.
+#[must_use]
+pub fn count(payload: &[u8]) -> u64 {
     payload.try_into().map(u64::from_le_bytes).unwrap_or(0)
 }

@@ -18,6 +18,7 @@ use crate::mesh::{
     },
     election::Leader,
     node::{NodeName, NodeStatus},
+    quota::{Usage, share::LimitId},
     routing::Message,
     stores::{PolicySpec, SessionKey, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     wire::{self, state::ValueError},
@@ -125,6 +126,9 @@ pub struct NodeView {
     pub zone: String,
 }
 
+/// What each node used, by limit; a second old at most where all is well.
+pub type UsageByNode = BTreeMap<LimitId, BTreeMap<NodeName, Usage>>;
+
 /// A request to the driver.
 #[derive(Debug)]
 pub enum Command {
@@ -138,6 +142,8 @@ pub enum Command {
     PutPolicy(String, PolicySpec, oneshot::Sender<Result<(), ValueError>>),
     /// Remove a rate limit that is set for some requests; answers whether there was one.
     RemoveRateLimit(String, oneshot::Sender<bool>),
+    /// What each node used of these limits.
+    Usage(Vec<LimitId>, oneshot::Sender<UsageByNode>),
     /// Tell the others what this gateway sees of a worker.
     Observe(WorkerId, WorkerObservation),
     /// A worker holds a session.
@@ -250,6 +256,14 @@ impl MeshHandle {
     /// When the driver has stopped.
     pub async fn remove_worker(&self, id: WorkerId) -> Result<bool, Stopped> {
         self.ask(|reply| Command::RemoveWorker(id, reply)).await
+    }
+
+    /// What each node used of these limits.
+    ///
+    /// # Errors
+    /// When the driver has stopped.
+    pub async fn usage(&self, limits: Vec<LimitId>) -> Result<UsageByNode, Stopped> {
+        self.ask(|reply| Command::Usage(limits, reply)).await
     }
 
     /// Removes a rate limit that is set for some requests, here and everywhere; `false` when there was none. When it

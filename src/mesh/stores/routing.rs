@@ -5,12 +5,13 @@
 //!   and whoever wrote another retracts it.
 //! - `life/<worker>`: how often the worker has lost its cache. The highest counts: two gateways that see one restart at
 //!   the same time write the same number. It goes with the worker.
+//! - `usage/…`: what limits were used for, see [`usage`].
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{Namespace, StoreEvent, Stores, WorkerId};
+use super::{Namespace, StoreEvent, Stores, WorkerId, usage};
 use crate::mesh::{
     crdt::map::{Dots, LiveRef, Map},
     wire::state,
@@ -70,6 +71,9 @@ impl Stores {
 
     /// A remote change: a younger key of this node loses.
     pub(super) fn on_routing_key(&mut self, key: &[u8]) {
+        if usage::is_usage(key) {
+            return;
+        }
         if key == KEY {
             let node = self.node.clone();
             let map = &mut self.maps[Namespace::Routing.index()];
