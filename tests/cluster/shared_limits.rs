@@ -236,6 +236,26 @@ async fn a_rest_without_a_quorum_admits_its_part_where_that_is_wanted() {
     nodes[0].process.kill();
 }
 
+/// One of three that starts cut off from the others, whom it never met, counts them all the same.
+#[tokio::test]
+async fn one_of_three_that_starts_alone_admits_its_third() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let local = ["--rate-limit-tokens-per-second", "90", "--rate-limit-burst", "30"];
+    for (n, voters) in [(1, "auto"), (2, "node1,node2,node3")] {
+        let more = ["--worker-urls", &url, "--mesh-rate-limit-without-quorum", "local", "--mesh-voters", voters];
+        let alone = Gateway::start(network, n, &[1, 2, 3], &[&local[..], &more].concat());
+        let mut held = Value::Null;
+        eventually(s(20), "admits by itself", async || {
+            held = stats(&alone).await;
+            held["rights"] == "local"
+        })
+        .await;
+        let found = (held["held"]["per_second"].as_f64(), held["held"]["burst"].as_f64());
+        assert_eq!(found, (Some(30.0), Some(10.0)), "--mesh-voters {voters}: {held}");
+    }
+}
+
 #[tokio::test]
 async fn a_rest_without_a_quorum_refuses_by_default() {
     let network = Network::new();

@@ -78,8 +78,9 @@ pub(super) struct Chair {
     counted_term: u64,
     /// A set of voters whose size was warned about.
     warned: usize,
-    /// How many nodes the operator's list speaks of.
+    /// How many nodes the operator's list speaks of, and how many membership knows.
     expected: usize,
+    there: usize,
     /// What the leader lends: it stands on the election.
     rights: Rights,
 }
@@ -103,7 +104,7 @@ impl Chair {
             saved: saved.flatten(),
             timing: Timing::default(),
         };
-        Self {
+        let mut chair = Self {
             node: node.clone(),
             machine: Election::new(election, now, rand::random()),
             metrics: metrics.clone(),
@@ -115,8 +116,11 @@ impl Chair {
             counted_term: 0,
             warned: 0,
             expected,
+            there: 1,
             rights: Rights::new(node, config.without_quorum, podium.rights, now),
-        }
+        };
+        chair.count_nodes();
+        chair
     }
 
     /// Takes what the peers of the flag resolved to.
@@ -125,6 +129,14 @@ impl Chair {
         let others = seeds.iter().filter(|addr| **addr != own).collect::<BTreeSet<_>>().len();
         self.expected = expected(self.named, self.names_itself, others);
         self.machine.expect_nodes(self.expected);
+        self.count_nodes();
+    }
+
+    /// Tells the rights how many nodes share the limits: from the start and after each change of what they are counted from,
+    /// so that a node which has met nobody yet does not take itself for all of them.
+    fn count_nodes(&mut self) {
+        let voters = self.machine.voters().map_or(0, |voters| voters.names().len());
+        self.rights.on_nodes(self.there.max(self.expected).max(voters));
     }
 
     /// Takes a user message of membership.
@@ -149,10 +161,9 @@ impl Chair {
             NodeStatus::Suspected | NodeStatus::Down => Standing::Silent,
             NodeStatus::Leaving => Standing::Leaving,
         };
+        self.there = swim.members().count();
+        self.count_nodes();
         let others = swim.members().filter(|member| member.name != self.node);
-        let there = swim.members().count();
-        let voters = self.machine.voters().map_or(0, |voters| voters.names().len());
-        self.rights.on_nodes(there.max(self.expected).max(voters));
         self.machine.handle_peers(now, others.map(|member| (member.name.clone(), standing(member.status))).collect());
     }
 
@@ -254,6 +265,7 @@ impl Chair {
                 let names = voters.names();
                 info!(voters = names.len(), quorum = voters.quorum(), names = ?names, "voters changed");
                 self.warn_of_size(names.len());
+                self.count_nodes();
             }
             Event::VotersDiffer { peer } => {
                 warn!(peer = %peer, "peer has another --mesh-voters: neither votes for the other; give all nodes one list");

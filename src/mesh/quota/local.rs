@@ -2,12 +2,15 @@
 //!
 //! A node that has known of no leader for [`ALONE_FOR`], and whose rights have run out, takes a *local share* of each limit:
 //! its rate and burst divided by the number of nodes, at least one token at once. It keeps it, in leases like those of a
-//! leader, until a leader lends it rights; then the tokens of the local share are gone.
+//! leader, until a leader answers with a grant; then the tokens of the local share are gone. The first grants of a leader that
+//! begins are empty for [`Timing::hold`], so the node refuses for about as long. A node that hears a leader which does not
+//! hear it keeps the local share that it has, but takes none: to it there is a leader.
 //!
 //! Bound: with N the least number of nodes that any of them counts, and no more than N of them running, all local shares
 //! together admit no more than limit·τ + max(burst, N) in any time τ. That comes on top of what a leader lends on its side
 //! of a partition: k cut-off nodes of N admit at most k/N of the limit beyond it. The number counts nodes that are DOWN too,
-//! until they are forgotten, and all that the operator's list names, so that a cut makes no share larger.
+//! until they are forgotten, and all that the operator's list names, from the start on, so that a cut makes no share larger.
+//! An entry that has not resolved yet counts as one node.
 
 use std::{
     collections::BTreeMap,
