@@ -187,7 +187,11 @@ mod tests {
         }
         let admitted: Vec<u64> = limits.scoped().iter().map(|limit| limit.limiter.stats(now).admitted).collect();
         assert_eq!(admitted, [3, 3, 2], "what is put back was never admitted");
-        assert_eq!(limits.admit(&HeaderMap::new(), None, || now), Ok(true), "without a key and a model");
+        let unnamed =
+            |limits: &RateLimits| limits.admit(&HeaderMap::new(), None, || now).map_err(|refused| refused.limit);
+        assert_eq!(unnamed(&limits), Err(2), "who names no model may get any: it counts for each");
+        limits.set_scoped(&[(selector(Some(b"k"), None), rate(1, 5))], false, now);
+        assert_eq!(unnamed(&limits), Ok(true), "without a key and a model");
     }
 
     #[test]

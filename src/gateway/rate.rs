@@ -41,11 +41,11 @@ pub fn read(body: &[u8]) -> Result<(Selector, Option<RateLimit>), String> {
         .key
         .as_deref()
         .map(|key| KeyId::parse(key).ok_or("`key`: not 16 hexadecimal digits: the first of SHA-256 of the key"));
-    let model = body.model.filter(|model| !model.is_empty());
-    if model.as_ref().is_some_and(|model| model.len() > MODEL_BYTES_MAX || model.contains(char::is_control)) {
-        return Err(format!("`model`: longer than {MODEL_BYTES_MAX} bytes, or with control characters"));
+    let is_bad = |model: &String| model.is_empty() || model.len() > MODEL_BYTES_MAX || model.contains(char::is_control);
+    if body.model.as_ref().is_some_and(is_bad) {
+        return Err(format!("`model`: empty, longer than {MODEL_BYTES_MAX} bytes, or with control characters"));
     }
-    let selector = Selector { key: key.transpose()?, model: model.map(Into::into) };
+    let selector = Selector { key: key.transpose()?, model: body.model.map(Into::into) };
     Ok((selector, limit(body.limit_per_second, body.burst)?))
 }
 
@@ -120,6 +120,9 @@ mod tests {
             ("no JSON", "5", Err("5")),
             ("a short key", r#"{"limit_per_second":1,"key":"abc"}"#, Err("`key`")),
             ("a key itself", r#"{"limit_per_second":1,"key":"sk-0123456789abc"}"#, Err("SHA-256")),
+            ("an empty key", r#"{"limit_per_second":1,"key":""}"#, Err("`key`")),
+            ("an empty model", r#"{"limit_per_second":1,"model":""}"#, Err("`model`")),
+            ("neither", r#"{"limit_per_second":1,"key":null,"model":null}"#, limit(1, 1)),
             ("a bad model", "{\"limit_per_second\":1,\"model\":\"a\\u0000\"}", Err("`model`")),
         ] {
             match (read(body.as_bytes()), expected) {

@@ -42,7 +42,7 @@ impl fmt::Display for KeyId {
 pub struct Selector {
     /// Those that present this key.
     pub key: Option<KeyId>,
-    /// Those whose body names this model; not empty.
+    /// Those whose body names this model, or none: they go to any worker, so leaving it out evades nothing; not empty.
     pub model: Option<Box<str>>,
 }
 
@@ -57,7 +57,7 @@ impl Selector {
     #[must_use]
     pub fn selects(&self, key: Option<KeyId>, model: Option<&str>) -> bool {
         self.key.is_none_or(|wanted| key == Some(wanted))
-            && self.model.as_deref().is_none_or(|wanted| model == Some(wanted))
+            && self.model.as_deref().is_none_or(|wanted| model.is_none_or(|model| model == wanted))
     }
 
     /// The name of its limit among the replicated ones.
@@ -118,12 +118,12 @@ mod tests {
     fn it_selects_what_has_all_that_it_names() {
         let id = KeyId::of(b"abc").to_string();
         for (case, selector, expected) in [
-            ("all", selector("", ""), [true, true, true, true]),
-            ("a key", selector(&id, ""), [true, false, true, false]),
-            ("a model", selector("", "m"), [true, true, false, false]),
-            ("both", selector(&id, "m"), [true, false, false, false]),
+            ("all", selector("", ""), [true, true, true, true, true]),
+            ("a key", selector(&id, ""), [true, false, true, false, true]),
+            ("a model, or none named", selector("", "m"), [true, true, false, true, true]),
+            ("both", selector(&id, "m"), [true, false, false, false, true]),
         ] {
-            let asked = [(b"abc", Some("m")), (b"abd", Some("m")), (b"abc", Some("n")), (b"abd", None)];
+            let asked = [(b"abc", Some("m")), (b"abd", Some("m")), (b"abc", Some("n")), (b"abd", None), (b"abc", None)];
             assert_eq!(asked.map(|(key, model)| selector.selects(Some(KeyId::of(key)), model)), expected, "{case}");
             assert_eq!(Selector::of_name(&selector.name()), Some(selector), "{case}");
         }
