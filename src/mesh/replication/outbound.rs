@@ -15,7 +15,7 @@ use super::{
 use crate::mesh::{
     crdt::{
         context::VersionVector,
-        delta::{Body, Chunk, Cover},
+        delta::{Body, Cover},
         dot::{ACTORS_MAX, Actor, ActorId, COUNTER_MAX, Key},
         map::Map,
     },
@@ -432,31 +432,6 @@ impl OutNamespace {
         (packer.bytes() > 0).then(|| packer.finish(&mut self.context_sent))
     }
 
-    /// Whether the store no longer knows what the peer lacks, or it lacks too much.
-    fn needs_snapshot(&mut self, map: &Map) -> bool {
-        let had = |actor: ActorId| map.actors().counter(&self.sent, actor);
-        let is_behind = |actor: ActorId| had(actor) < map.floor(actor);
-        if is_behind(map.own()) || (self.full && map.actors().iter().any(|(_, actor)| is_behind(actor))) {
-            return true;
-        }
-        if self.full && map.guards().has_ranges() {
-            return true;
-        }
-        if self.full && !std::mem::replace(&mut self.sized, true) {
-            let mut lacking = 0;
-            for (_, actor) in map.actors().iter() {
-                let mut at = map.actors().counter(&self.sent, actor);
-                while let Some((counter, ..)) = map.next_event(actor, at) {
-                    (at, lacking) = (counter, lacking + 1);
-                    if lacking > DELTA_KEYS_MAX {
-                        return true;
-                    }
-                }
-            }
-        }
-        false
-    }
-
     /// States of the keys that the peer lacks, in the order of dots. Nothing counts as covered before a frame reaches the
     /// end of what was seen: a dead dot may have been killed by one that comes later.
     fn build_delta(&mut self, map: &Map, scope: &[ActorId]) -> Option<Body> {
@@ -511,67 +486,6 @@ impl OutNamespace {
         self.full &= !fits;
         let mut body = packer.finish(&mut self.context_sent);
         (body.covers, body.complete) = (covers, complete);
-        Some(body)
-    }
-
-    /// A snapshot from the beginning, or from where an earlier one to this peer, by whomever, stopped.
-    fn begin_snapshot(&mut self, map: &Map) {
-        self.cursor = None;
-        self.full = true;
-        let resumed = self.resume.take().and_then(|(next, named)| {
-            let base = vector(map, named.iter().map(|(actor, counter)| (actor, *counter)));
-            let is_known = named.iter().all(|(actor, counter)| *counter <= map.seen_of(actor));
-            let is_current =
-                map.actors().iter().all(|(_, actor)| map.actors().counter(&base, actor) >= map.floor(actor));
-            (is_known && is_current).then_some(Snapshot { base: named, next, is_whole: false, is_repair: false })
-        });
-        let name = |(actor, counter)| (map.actors().actor(actor).clone(), counter);
-        let base = || map.seen().iter().map(name).collect();
-        let start = || Snapshot { base: base(), next: Key::from(&b""[..]), is_whole: true, is_repair: false };
-        self.snapshot = Some(resumed.unwrap_or_else(start));
-    }
-
-    fn build_chunk(&mut self, map: &Map) -> Option<Body> {
-        let snapshot = self.snapshot.take()?;
-        let from = snapshot.next;
-        let (guard, boundary) = map.guards().range_at(&from);
-        let within = |key: &[u8]| boundary.as_deref().is_none_or(|boundary| key < boundary);
-        let mut live = map.range_from(&from).take_while(|(key, _)| within(key)).peekable();
-        let mut guarded = map.guards().keys_from(&from).map(|key| &**key).take_while(|key| within(key)).peekable();
-        let mut packer = Packer::new(map);
-        let mut to = boundary.clone();
-        loop {
-            let key = match (live.peek(), guarded.peek()) {
-                (Some((live, _)), Some(guarded)) => (*live).min(*guarded),
-                (Some((key, _)), None) | (None, Some(key)) => *key,
-                (None, None) => break,
-            };
-            if packer.bytes() >= BODY_BYTES {
-                to = Some(key.into());
-                break;
-            }
-            match live.next_if(|(live, _)| *live == key) {
-                Some((key, live)) => packer.add_next(key, live),
-                None => drop(packer.add_key(key)),
-            }
-            guarded.next_if_eq(&key);
-        }
-        let guard = guard.beyond(map.seen()).unwrap_or_default();
-        let guard = guard.iter().map(|(actor, counter)| (packer.number(actor), counter)).collect();
-        let base = snapshot.base.iter().map(|(actor, counter)| (packer.number_of(actor), *counter)).collect();
-        let mut body = packer.finish(&mut self.context_sent);
-        body.chunk = Some(Chunk { from: from.clone(), to: to.clone(), guard, base });
-        match to {
-            Some(next) => self.snapshot = Some(Snapshot { next, ..snapshot }),
-            None => {
-                self.sent.join(&vector(map, snapshot.base.iter().map(|(actor, counter)| (actor, *counter))));
-                if snapshot.is_whole {
-                    // What others wrote since it began they deliver themselves; to look for it now, when acks have yet
-                    // to tell what the peer has got from them, would be to begin again.
-                    (body.complete, self.was_complete, self.full) = (true, true, false);
-                }
-            }
-        }
         Some(body)
     }
 }
