@@ -12,7 +12,7 @@
 //!    with the store in the place of the delta buffer).
 //! 3. After the first exchange a node pushes its *own* writes alone, at once. Dots of others go to a peer only when its
 //!    acks still lack them after one to two sync intervals: in a full mesh the writer delivers them itself. A peer whose
-//!    acks say that it knows more of some keys is being served by somebody else; that is waited for as well, for
+//!    acks say that a snapshot is on its way to it is being served by somebody; that is waited for as well, for
 //!    [`GRANT_FOR`] at most, and so is what would take a snapshot, while dots of its writer still arrive. In a sparse mesh ([`topology`]) dots of others go at once.
 //! 4. A peer that lacks more than [`DELTA_KEYS_MAX`](outbound::DELTA_KEYS_MAX) keys, or whose vector is behind what the
 //!    store remembers of removes, gets a *snapshot*: chunks in key order, resumed where an earlier one stopped, compressed

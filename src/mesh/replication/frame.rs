@@ -52,6 +52,8 @@ pub struct NamespaceAck {
     pub root: u64,
     /// More than `seen` is known of some keys.
     pub guarded: bool,
+    /// A snapshot is on its way to the acceptor, from whomever, or stopped on it.
+    pub is_receiving: bool,
     /// A snapshot stopped before this key, and would cover these dots.
     pub resume: Option<(Bytes, Vec<(Actor, u64)>)>,
 }

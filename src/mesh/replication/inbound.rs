@@ -128,9 +128,10 @@ impl Inbound {
             told.acked_root = Some(map.root());
             told.acked = map.seen().clone();
             // Where a snapshot stopped is told with the grant, which is when the dialer may begin one.
-            let guarded = !map.guards().is_empty();
+            let (guarded, is_receiving) = (!map.guards().is_empty(), map.progress().is_some());
             let resume = if tells_grant { resume_of(map) } else { None };
-            NamespaceAck { namespace: *namespace, seen: named(map, news.as_ref()), root: map.root(), guarded, resume }
+            let (namespace, seen) = (*namespace, named(map, news.as_ref()));
+            NamespaceAck { namespace, seen, root: map.root(), guarded, is_receiving, resume }
         });
         let namespaces = namespaces.collect();
         let clock = self.arrived.take().map(|(arrived, wall_ms)| {

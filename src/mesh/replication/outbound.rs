@@ -64,10 +64,11 @@ struct OutNamespace {
     /// The peer's vector by actor, as its acks told; none before its digest.
     peer: Option<BTreeMap<Actor, u64>>,
     peer_root: u64,
-    /// When the last ack came, and whether the peer then knew more of some keys.
+    /// When the last ack came, and whether the peer then knew more of some keys than of all: of a writer's keys wherever
+    /// it lacks what the writer has from others, so that says nothing of who sends it what.
     told_at: Option<Instant>,
     peer_guarded: bool,
-    /// Since when it does, without a break: somebody is sending it what it lacks.
+    /// Since when a snapshot is on its way to it, without a break: somebody is sending it what it lacks.
     served_since: Option<Instant>,
     resume: Option<(Key, Vec<(Actor, u64)>)>,
     /// What the peer has or will have once the frames on their way arrive.
@@ -278,7 +279,7 @@ impl Outbound {
 impl OutNamespace {
     fn on_told(&mut self, now: Instant, map: &Map, told: NamespaceAck) {
         (self.told_at, self.peer_guarded) = (Some(now), told.guarded);
-        self.served_since = told.guarded.then(|| self.served_since.unwrap_or(now));
+        self.served_since = told.is_receiving.then(|| self.served_since.unwrap_or(now));
         if let Some((until, base)) = told.resume {
             self.resume = Some((Key::from(&*until), base));
         }

@@ -136,6 +136,7 @@ fn namespace_ack_to_proto(ack: &NamespaceAck) -> pb::NamespaceAck {
         seen,
         root: ack.root,
         guarded: ack.guarded,
+        is_receiving: ack.is_receiving,
         resume_from,
         resume_base,
     }
@@ -215,7 +216,8 @@ fn namespace_ack_from_proto(namespace: Namespace, ack: &pb::NamespaceAck) -> Res
     };
     let resume =
         if ack.resume_from.is_empty() { None } else { Some((ack.resume_from.clone(), named(&ack.resume_base)?)) };
-    Ok(NamespaceAck { namespace, seen: named(&ack.seen)?, root: ack.root, guarded: ack.guarded, resume })
+    let (guarded, is_receiving) = (ack.guarded, ack.is_receiving);
+    Ok(NamespaceAck { namespace, seen: named(&ack.seen)?, root: ack.root, guarded, is_receiving, resume })
 }
 
 fn body_from_proto(body: pb::Body, is_chunk: bool) -> Result<Kind, DecodeError> {
@@ -333,8 +335,9 @@ mod tests {
 
     fn frames() -> Vec<Frame> {
         let resume = Some((Bytes::from_static(b"r"), vec![(actor(), 2)]));
-        let told =
-            NamespaceAck { namespace: Namespace::Workers, seen: vec![(actor(), 1)], root: 7, guarded: true, resume };
+        let (guarded, is_receiving) = (true, true);
+        let (namespace, seen) = (Namespace::Workers, vec![(actor(), 1)]);
+        let told = NamespaceAck { namespace, seen, root: 7, guarded, is_receiving, resume };
         let clock = Some(Reading { wall_ms: u64::MAX, held: Duration::from_micros(u32::MAX.into()) });
         let ack = Ack { received: 4, grant: true, reads_lz4: true, clock, namespaces: vec![told] };
         let bodies = [body(false), body(true)].map(|body| Kind::Body(Namespace::Policies, body));

@@ -82,13 +82,7 @@ fn chunks_of(cluster: &mut Cluster, index: usize) -> Vec<Body> {
     node.replicator.handle_connected(now, pipe, "reader".parse().unwrap(), WALL_MS, true);
     let mut bodies = Vec::new();
     for seq in 0..100 {
-        let namespaces = Namespace::ALL.map(|namespace| NamespaceAck {
-            namespace,
-            seen: Vec::new(),
-            root: 0,
-            guarded: false,
-            resume: None,
-        });
+        let namespaces = Namespace::ALL.map(digest_of);
         let ack = Ack { received: bodies.len() as u64, grant: true, namespaces: namespaces.into(), ..Ack::default() };
         let frame = wire::encode(&Frame { seq, kind: Kind::Ack(ack) });
         node.replicator.handle_frame(now, WALL_MS, &mut node.stores, pipe, &frame).unwrap();
