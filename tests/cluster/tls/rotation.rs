@@ -82,7 +82,7 @@ impl Renewed {
 
     async fn is_whole(&self, what: &str) {
         for node in &self.nodes {
-            assert_eq!(node.statuses().await, all_alive(4), "{}: {what}", node.name);
+            lists_all(node, 4, is_strict(), what).await;
         }
     }
 }
@@ -133,7 +133,11 @@ async fn certificates_authorities_and_the_list_change_under_load() {
         cluster.is_whole("connections are checked by the new authority").await;
         tick.tick().await;
     }
-    assert_eq!(cluster.suspicions().await, suspected_before, "suspicions of each node, after and before");
+    for node in &cluster.nodes {
+        called_down(node, &[], "after the new authority");
+    }
+    let suspected = cluster.suspicions().await;
+    assert!(suspected == suspected_before || !is_strict(), "{suspected_before:?} suspicions before, {suspected:?} after");
 
     std::fs::write(cluster.dir.path().join("nodes"), "node1\nnode2\nnode3\n").unwrap();
     for node in &cluster.nodes[..3] {
