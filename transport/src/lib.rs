@@ -106,10 +106,11 @@ pub trait Transport: fmt::Debug + Send + Sync {
     /// See [`SendError`]; in every case the datagram is gone and the transport remains usable.
     fn try_send(&self, peer: SocketAddr, payload: &[u8]) -> Result<(), SendError>;
 
-    /// Cuts the peer at this address off for some seconds, since what it said on an authenticated connection is not for it
-    /// to say: its connections are closed and it is told why, nothing is sent to it, and it is not let in. Transports that
-    /// authenticate nobody do nothing, since addresses prove nothing there.
-    fn exclude(&self, _peer: SocketAddr) {}
+    /// Cuts the peer of this identity at this address off for some seconds, since what it said on an authenticated connection
+    /// is not for it to say: its connections are closed and it is told why, nothing is sent to it, and it is not let in.
+    /// Another peer that is connected from the same address keeps its connections. Transports that authenticate nobody do
+    /// nothing, since addresses prove nothing there.
+    fn exclude(&self, _peer: SocketAddr, _identity: &PeerIdentity) {}
 
     /// Gives the next datagram or hint, or registers the task to be woken; only the last task that polled is woken.
     ///

@@ -8,7 +8,8 @@
 //! - **Strangers.** Beyond [`UNPROVEN_MAX`] handshakes under way an address must prove that it can receive (Retry, RFC
 //!   9000 §8.1.2), beyond [`HANDSHAKES_MAX`] it is ignored. What is refused comes as [`Incoming::Rejected`], plain and
 //!   replayed packets included. An address that refused us, or that we refused, is left alone for [`QuicConfig::refused_for`];
-//!   one that the owner excludes ([`Transport::exclude`]) is not let in for as long, and is told so.
+//!   a peer that the owner excludes at its address ([`Transport::exclude`]) is not let in there for as long, and is told so
+//!   at the end of its handshake: before that nobody knows who it is, for an address may be borrowed.
 //! - **MTU.** UDP payloads have at most [`UDP_BYTES`], so datagrams of [`DATAGRAM_BYTES_MAX`] always fit.
 //! - **Not used:** 0-RTT, resumption, migration, streams. Names are not sent in clear.
 
@@ -180,9 +181,9 @@ impl Transport for QuicTransport {
         self.shared.send(canonical(peer), Bytes::copy_from_slice(payload))
     }
 
-    fn exclude(&self, peer: SocketAddr) {
+    fn exclude(&self, peer: SocketAddr, identity: &PeerIdentity) {
         let until = self.shared.pause();
-        self.shared.peers().exclude(Instant::now(), canonical(peer), until);
+        self.shared.peers().exclude(Instant::now(), canonical(peer), identity, until);
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming>> {
@@ -260,11 +261,6 @@ async fn accept(shared: Arc<Shared>) {
             continue;
         }
         let from = canonical(incoming.remote_address());
-        if shared.peers().is_excluded(Instant::now(), from) {
-            // Its address may be borrowed, but who answers at it is what was excluded.
-            incoming.refuse();
-            continue;
-        }
         let shared = shared.clone();
         tokio::spawn(async move {
             let shaken = match incoming.accept() {
@@ -311,8 +307,9 @@ async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
         connection.close(VarInt::from_u32(1), b"");
         return shared.reject(at, "bad_certificate");
     };
-    if !shared.peers().opened(Instant::now(), at, &connection) {
-        return connection.close(EXCLUDED, b"");
+    if !shared.peers().opened(Instant::now(), at, &connection, &identity) {
+        connection.close(EXCLUDED, b"");
+        return shared.reject(at, "excluded");
     }
     let error = tokio::select! {
         error = read(shared, at, &connection, &identity) => error,
@@ -323,21 +320,12 @@ async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
         }
     };
     shared.peers().closed(at, &connection);
-    match error {
-        // An end in order, or nothing to say to each other.
-        ConnectionError::LocallyClosed | ConnectionError::TimedOut => {}
-        ConnectionError::ApplicationClosed(close) if close.error_code == EXCLUDED => {
-            shared.peers().refused(Instant::now(), at, shared.pause());
-            shared.reject(at, "refused_by_peer");
-        }
-        ConnectionError::ApplicationClosed(_) | ConnectionError::Reset => shared.tell(Incoming::Unreachable(at)),
-        // The far end refuses our certificate only after we have taken the connection for made.
-        error => {
-            if let Some(reason) = refusal(&error) {
-                shared.peers().refused(Instant::now(), at, shared.pause());
-                shared.reject(at, reason);
-            }
-        }
+    // The far end refuses our certificate only after we have taken the connection for made.
+    if let Some(reason) = refusal(&error) {
+        shared.peers().refused(Instant::now(), at, &identity, shared.pause());
+        shared.reject(at, reason);
+    } else if let ConnectionError::ApplicationClosed(_) | ConnectionError::Reset = error {
+        shared.tell(Incoming::Unreachable(at));
     }
 }
 
@@ -358,10 +346,12 @@ fn chain(connection: &Connection) -> Vec<CertificateDer<'static>> {
     identity.map(|chain| *chain).unwrap_or_default()
 }
 
-/// Why a handshake failed on either side's word; none for what the network did.
+/// Why a handshake failed, or a connection ended, on either side's word; none for what the network did, and for a peer that
+/// is about to go: it ends connections in order, and turns new ones away (RFC 9000 §20.1, CONNECTION_REFUSED) until it is gone.
 fn refusal(error: &ConnectionError) -> Option<&'static str> {
     match error {
         ConnectionError::TransportError(error) => Some(refused_here(u64::from(error.code), &error.reason)),
+        ConnectionError::ApplicationClosed(close) if close.error_code == EXCLUDED => Some("refused_by_peer"),
         ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
             NO_ALPN => Some("no_alpn"),
             0x100..=0x1ff => Some("refused_by_peer"),

@@ -213,8 +213,8 @@ impl Net {
             Input::Datagram(Ok(Incoming::Datagram(received))) => {
                 if self.is_named(now, received.from, Via::Datagram, received.identity.as_ref(), &received.payload) {
                     self.on_membership(now, received.from, Via::Datagram, &received.payload);
-                } else {
-                    self.transport.exclude(received.from);
+                } else if let Some(identity) = &received.identity {
+                    self.transport.exclude(received.from, identity);
                 }
             }
             Input::Datagram(Ok(Incoming::Rejected { from, reason, times })) => {

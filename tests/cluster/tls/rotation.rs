@@ -137,7 +137,10 @@ async fn certificates_authorities_and_the_list_change_under_load() {
         called_down(node, &[], "after the new authority");
     }
     let suspected = cluster.suspicions().await;
-    assert!(suspected == suspected_before || !is_strict(), "{suspected_before:?} suspicions before, {suspected:?} after");
+    assert!(
+        suspected == suspected_before || !is_strict(),
+        "{suspected_before:?} suspicions before, {suspected:?} after"
+    );
 
     std::fs::write(cluster.dir.path().join("nodes"), "node1\nnode2\nnode3\n").unwrap();
     for node in &cluster.nodes[..3] {

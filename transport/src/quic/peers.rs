@@ -8,13 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use quinn::{Connection, SendDatagramError, VarInt};
+use quinn::{Connection, ConnectionError, SendDatagramError, VarInt};
 
 use super::{PEERS_MAX, QUEUE_MAX, SILENCE_MAX};
-use crate::SendError;
+use crate::{PeerIdentity, SendError};
 
-/// Connections with one address at most; the oldest ends when one more is made. Two peers that call each other at the same
-/// time have two, and a restart leaves an old one behind for a while.
+/// Connections with one address at most; when one more is made the oldest of its identity ends, else the oldest of all. Two
+/// peers that call each other at the same time have two, and a restart leaves an old one behind for a while.
 pub(super) const PER_PEER_MAX: usize = 4;
 
 /// Application error of a connection whose owner excludes the peer: the peer may try again after its pause.
@@ -31,7 +31,14 @@ struct Peer {
     used: Instant,
     state: State,
     /// All connections that are read, the newest last.
-    served: Vec<Connection>,
+    served: Vec<Served>,
+    /// Who is not let in at this address, and until when; the last one that was excluded.
+    excluded: Option<(PeerIdentity, Instant)>,
+}
+
+struct Served {
+    connection: Connection,
+    identity: PeerIdentity,
 }
 
 enum State {
@@ -41,8 +48,6 @@ enum State {
     Open(Link),
     /// Not dialed before this.
     Refused(Instant),
-    /// Neither dialed nor let in before this.
-    Excluded(Instant),
 }
 
 /// The connection that carries what is sent.
@@ -73,7 +78,10 @@ impl Peers {
         peer.used = now;
         match &mut peer.state {
             State::Open(link) => {
-                if link.is_alive(now) {
+                if link.is_refused() {
+                    // Whoever reads the connection has yet to find out.
+                    Sending::Done(Err(SendError::Refused))
+                } else if link.is_alive(now) {
                     Sending::Done(link.send(now, payload))
                 } else {
                     Sending::Dial(payload)
@@ -83,8 +91,8 @@ impl Peers {
                 enqueue(queue, payload);
                 Sending::Done(Ok(()))
             }
-            State::Refused(until) | State::Excluded(until) if *until > now => Sending::Done(Err(SendError::Refused)),
-            State::Idle | State::Refused(_) | State::Excluded(_) => Sending::Dial(payload),
+            State::Refused(until) if *until > now => Sending::Done(Err(SendError::Refused)),
+            State::Idle | State::Refused(_) => Sending::Dial(payload),
         }
     }
 
@@ -93,14 +101,26 @@ impl Peers {
         self.entry(now, to).state = State::Dialing(VecDeque::from([payload]));
     }
 
-    /// Makes this connection the one that carries what is sent to its address. False when the address is excluded, and the
-    /// connection is to be closed.
-    pub(super) fn opened(&mut self, now: Instant, at: SocketAddr, connection: &Connection) -> bool {
-        if self.is_excluded(now, at) {
+    /// Makes this connection the one that carries what is sent to its address. False when its peer is excluded there, and
+    /// the connection is to be closed.
+    pub(super) fn opened(
+        &mut self,
+        now: Instant,
+        at: SocketAddr,
+        connection: &Connection,
+        identity: &PeerIdentity,
+    ) -> bool {
+        let peer = self.entry(now, at);
+        if let Some((excluded, until)) = &peer.excluded
+            && excluded == identity
+            && *until > now
+        {
+            if let State::Dialing(_) = peer.state {
+                peer.state = State::Refused(*until);
+            }
             return false;
         }
-        let peer = self.entry(now, at);
-        let mut link = Link { connection: connection.clone(), received: 0, asked: None };
+        let mut link = Link::new(connection);
         if let State::Dialing(queue) = &mut peer.state {
             for payload in std::mem::take(queue) {
                 // Lost like any other that finds no room.
@@ -109,10 +129,11 @@ impl Peers {
         }
         peer.used = now;
         peer.state = State::Open(link);
-        peer.served.push(connection.clone());
-        if peer.served.len() > PER_PEER_MAX {
-            peer.served.remove(0).close(VarInt::from_u32(0), b"");
+        if peer.served.len() == PER_PEER_MAX {
+            let own = peer.served.iter().position(|served| served.identity == *identity);
+            peer.served.remove(own.unwrap_or(0)).connection.close(VarInt::from_u32(0), b"");
         }
+        peer.served.push(Served { connection: connection.clone(), identity: identity.clone() });
         true
     }
 
@@ -127,27 +148,31 @@ impl Peers {
         true
     }
 
-    /// The far end refuses us: it is not dialed before this instant.
-    pub(super) fn refused(&mut self, now: Instant, at: SocketAddr, until: Instant) {
-        self.entry(now, at).state = State::Refused(until);
+    /// This peer refuses us: the address is not dialed before this instant, unless another is connected from there.
+    pub(super) fn refused(&mut self, now: Instant, at: SocketAddr, identity: &PeerIdentity, until: Instant) {
+        self.entry(now, at).turn_from(identity, until);
     }
 
-    /// Closes all connections with the address. Until this instant it is neither dialed nor let in.
-    pub(super) fn exclude(&mut self, now: Instant, at: SocketAddr, until: Instant) {
+    /// Closes this peer's connections with the address, and lets it in there no more before this instant. Until then the
+    /// address is not dialed either, unless another is connected from there: that one's connections stay.
+    pub(super) fn exclude(&mut self, now: Instant, at: SocketAddr, identity: &PeerIdentity, until: Instant) {
         let peer = self.entry(now, at);
-        peer.state = State::Excluded(until);
-        peer.close_all(EXCLUDED);
-    }
-
-    pub(super) fn is_excluded(&self, now: Instant, at: SocketAddr) -> bool {
-        self.by_addr.get(&at).is_some_and(|peer| matches!(peer.state, State::Excluded(until) if until > now))
+        peer.turn_from(identity, until);
+        peer.excluded = Some((identity.clone(), until));
+        peer.served.retain(|served| {
+            let stays = served.identity != *identity;
+            if !stays {
+                served.connection.close(EXCLUDED, b"");
+            }
+            stays
+        });
     }
 
     /// Notes that a connection has ended.
     pub(super) fn closed(&mut self, at: SocketAddr, connection: &Connection) {
         let Some(peer) = self.by_addr.get_mut(&at) else { return };
         let id = connection.stable_id();
-        peer.served.retain(|served| served.stable_id() != id);
+        peer.served.retain(|served| served.connection.stable_id() != id);
         if matches!(&peer.state, State::Open(link) if link.connection.stable_id() == id) {
             peer.state = State::Idle;
         }
@@ -169,7 +194,9 @@ impl Peers {
     }
 
     fn forget_idle(&mut self, at: SocketAddr) {
-        if self.by_addr.get(&at).is_some_and(|peer| peer.served.is_empty() && matches!(peer.state, State::Idle)) {
+        let is_idle =
+            |peer: &Peer| peer.served.is_empty() && peer.excluded.is_none() && matches!(peer.state, State::Idle);
+        if self.by_addr.get(&at).is_some_and(is_idle) {
             self.by_addr.remove(&at);
         }
     }
@@ -184,19 +211,46 @@ impl Peers {
         {
             peer.close_all(VarInt::from_u32(0));
         }
-        self.by_addr.entry(at).or_insert_with(|| Peer { used: now, state: State::Idle, served: Vec::new() })
+        let new = || Peer { used: now, state: State::Idle, served: Vec::new(), excluded: None };
+        let peer = self.by_addr.entry(at).or_insert_with(new);
+        peer.excluded.take_if(|(_, until)| *until <= now);
+        peer
     }
 }
 
 impl Peer {
     fn close_all(&mut self, code: VarInt) {
-        for connection in self.served.drain(..) {
-            connection.close(code, b"");
+        for served in self.served.drain(..) {
+            served.connection.close(code, b"");
         }
+    }
+
+    /// Sends no more to this peer, but to the newest connection of another at its address, else to nobody before this
+    /// instant.
+    fn turn_from(&mut self, identity: &PeerIdentity, until: Instant) {
+        let is_other = |served: &&Served| served.identity != *identity;
+        let mut others = self.served.iter().rev().filter(is_other);
+        if let State::Open(link) = &self.state
+            && others.clone().any(|served| served.connection.stable_id() == link.connection.stable_id())
+        {
+            return;
+        }
+        self.state = others.next().map_or(State::Refused(until), |served| State::Open(Link::new(&served.connection)));
     }
 }
 
 impl Link {
+    fn new(connection: &Connection) -> Self {
+        let received = connection.stats().udp_rx.datagrams;
+        Self { connection: connection.clone(), received, asked: None }
+    }
+
+    /// Whether the peer has ended it because it excludes us.
+    fn is_refused(&self) -> bool {
+        let reason = self.connection.close_reason();
+        matches!(reason, Some(ConnectionError::ApplicationClosed(close)) if close.error_code == EXCLUDED)
+    }
+
     /// False once the connection has ended, or has been silent for too long although it was spoken to.
     fn is_alive(&mut self, now: Instant) -> bool {
         let received = self.connection.stats().udp_rx.datagrams;

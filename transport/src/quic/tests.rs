@@ -14,6 +14,8 @@ use crate::{
     tls::pki::{Pki, Renewable},
 };
 
+mod exclusion;
+
 /// Transports of nodes `n0`, `n1`, … of one cluster.
 struct Nodes {
     pki: Pki,
@@ -218,59 +220,6 @@ async fn an_excluded_node_tries_once_in_its_pause() {
     }
     let least = refused_for * u32::try_from(attempts - 1).unwrap();
     assert!(started.elapsed() >= least, "{attempts} attempts in {:?}", started.elapsed());
-}
-
-/// Everything that comes until this reason, which is told of this address.
-async fn until_rejected(transport: &QuicTransport, from: SocketAddr, wanted: &str) {
-    loop {
-        if let Incoming::Rejected { from: told, reason, .. } = next(transport).await
-            && reason == wanted
-        {
-            return assert_eq!(told, from, "{wanted}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn an_address_that_the_owner_excludes_is_cut_off_for_its_pause_whoever_dialed() {
-    let pki = Pki::new();
-    for case in ["the excluded dialed", "the owner dialed"] {
-        let refused_for = Duration::from_secs(1);
-        let bind = |node: &str| {
-            let config = QuicConfig { refused_for, ..QuicConfig::new(pki.material(node)) };
-            QuicTransport::bind(local(), config).unwrap()
-        };
-        let (owner, other) = (bind("n1"), bind("n2"));
-        let (a, b) = (owner.local_addr(), other.local_addr());
-        let (first, second) = if case == "the owner dialed" { (&owner, &other) } else { (&other, &owner) };
-        first.try_send(second.local_addr(), b"hello").unwrap();
-        assert!(matches!(next(second).await, Incoming::Datagram(_)), "{case}");
-        second.try_send(first.local_addr(), b"well").unwrap();
-        assert!(matches!(next(first).await, Incoming::Datagram(_)), "{case}");
-
-        let since = Instant::now();
-        owner.exclude(b);
-        assert!(matches!(owner.try_send(b, b"no"), Err(SendError::Refused)), "{case}");
-        until_rejected(&other, a, "refused_by_peer").await;
-        assert!(matches!(other.try_send(a, b"again"), Err(SendError::Refused)), "{case}");
-        // Somebody who does not keep to the pause is not let in during it.
-        let mut stubborn = 0;
-        while since.elapsed() < refused_for {
-            other.shared.peers().clear();
-            let _ = other.try_send(a, b"let me in");
-            tokio::select! {
-                incoming = next(&other) => stubborn += u32::from(incoming == Incoming::Unreachable(a)),
-                incoming = next(&owner) => if let Incoming::Datagram(_) = incoming {
-                    assert!(since.elapsed() >= refused_for, "{case}: let in after {:?}", since.elapsed());
-                },
-            }
-        }
-        assert!(stubborn > 0, "{case}");
-        while let Err(SendError::Refused) = owner.try_send(b, b"well then") {
-            tokio::task::yield_now().await;
-        }
-        while !matches!(next(&other).await, Incoming::Datagram(_)) {}
-    }
 }
 
 #[tokio::test]
