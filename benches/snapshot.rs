@@ -104,15 +104,19 @@ fn measure(load: &Load) {
     let donor_before = donor.number("settled");
     donor.ask("mark");
     let mut joiner = Node::start(dir.path(), "node2", load);
-    let seconds = joiner.number("join");
+    let join = joiner.ask("join");
+    let mut figures = join.split(' ').map(|figure| figure.parse::<f64>().unwrap());
+    let mut figure = || figures.next().unwrap();
+    let (seconds, stream_seconds, streamed) = (figure(), figure(), figure());
     let probes = [donor.ask("probes"), joiner.ask("probes")];
     let (donor_peak, joiner_peak) = (donor.number("peak"), joiner.number("peak"));
     let joiner_after = joiner.number("settled");
-    let raw = (load.entries * (load.value_bytes + 40)) as f64;
+    let streamed_bytes = streamed * (load.value_bytes + 40) as f64;
     println!(
-        "{}: {seconds:.2} s, {:.0} MB/s of content; extra memory: donor {:.1} MiB, joiner {:.1} MiB (goal {})",
+        "{}: {seconds:.2} s from the start of the process, {:.0} MB/s of content while it comes; extra memory: donor {:.1} MiB, \
+         joiner {:.1} MiB (goal {})",
         load.name,
-        raw / seconds / 1e6,
+        streamed_bytes / stream_seconds / 1e6,
         donor_peak - donor_before,
         joiner_peak - joiner_after,
         load.goal,
@@ -175,9 +179,13 @@ fn node(args: &[String]) {
                     println!("filled");
                 }
                 "join" => {
+                    // How fast it comes is told by what comes after the first view that shows any.
                     let mut view = mesh.handle.watch();
+                    let first = view.wait_for(|view| !view.policies.is_empty()).await.unwrap().policies.len();
+                    let begun = start.elapsed();
                     view.wait_for(|view| view.synced && view.policies.len() == entries).await.unwrap();
-                    println!("{}", start.elapsed().as_secs_f64());
+                    let (all, stream) = (start.elapsed().as_secs_f64(), (start.elapsed() - begun).as_secs_f64());
+                    println!("{all} {stream} {}", entries - first);
                 }
                 // Until the allocator has given back what it holds for later.
                 "settled" => {

@@ -1,6 +1,6 @@
 //! The membership table of the design, as measured in virtual time, next to its goals and to a model of memberlist.
 //!
-//!     cargo bench --bench membership                       # n = 3, 5, 20 and 100: about two minutes
+//!     cargo bench --bench membership                       # n = 3, 5, 20 and 100: some minutes
 //!     cargo bench --bench membership -- 3 5 20 100 1000    # the sizes wanted; 1000 takes some minutes more
 //!     cargo bench --bench membership -- adversary 2000     # random schedules of every fault, by seed
 //!     cargo bench --bench membership -- speed 1000         # virtual time by time of the processor, phase by phase
@@ -108,8 +108,8 @@ fn speed(count: usize) {
 
 fn losses(count: usize) {
     let (seeds, seconds) = match count {
-        0..=20 => (3, 600),
-        21..=100 => (3, 120),
+        0..=20 => (6, 1800),
+        21..=100 => (3, 400),
         _ => (1, 20),
     };
     for (percent, goal) in [(0, "0"), (10, "0"), (20, "<= 1 per hour"), (30, "")] {
