@@ -18,6 +18,15 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
 }
 
+/// What a request carries as that, where it may name a limit: a longer one has none, so that nobody has a gateway hash
+/// more than [`LIMITED_BYTES_MAX`] for each request.
+pub(crate) fn limited(headers: &HeaderMap) -> Option<&[u8]> {
+    bearer(headers).filter(|key| key.len() <= LIMITED_BYTES_MAX)
+}
+
+/// Longest key that a limit may be for: 1 KiB.
+pub(crate) const LIMITED_BYTES_MAX: usize = 1024;
+
 fn is_equal(given: &[u8], expected: &[u8]) -> bool {
     let mut difference = given.len() ^ expected.len();
     for (index, byte) in expected.iter().enumerate() {
@@ -54,6 +63,16 @@ mod tests {
             headers.insert(name, value.parse().unwrap());
             assert_eq!(has_one_of(&headers, &keys), expected, "{name}: {value}");
             assert!(!has_one_of(&headers, &[]), "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn a_key_beyond_a_kibibyte_has_no_limit() {
+        for (len, is_limited) in [(1, true), (LIMITED_BYTES_MAX, true), (LIMITED_BYTES_MAX + 1, false)] {
+            let key = "k".repeat(len);
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", format!("Bearer {key}").parse().unwrap());
+            assert_eq!(limited(&headers), is_limited.then_some(key.as_bytes()), "{len}");
         }
     }
 

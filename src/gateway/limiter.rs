@@ -206,10 +206,13 @@ impl Limiter {
         taken
     }
 
-    /// Whether there is no token for a request now; nothing is taken or counted.
+    /// Whether there is no token either for a request that another limit refuses; then it counts as refused here too, so
+    /// that the demand of both is seen.
     #[must_use]
-    pub fn refusal(&self, now: Instant) -> Option<Refused> {
-        self.decide(now, false).err()
+    pub fn refuses_too(&self, now: Instant) -> Option<Refused> {
+        let refused = self.decide(now, false).err()?;
+        self.hot.refused.fetch_add(1, Ordering::Relaxed);
+        Some(refused)
     }
 
     /// Gives a token back that was taken for a request which another limit refused: it counts as never come.

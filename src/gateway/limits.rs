@@ -1,10 +1,12 @@
 //! Every rate limit of a gateway: the one of all requests, and those of some.
 //!
 //! A request passes all limits that select it, or counts in none: what it took from some is put back when another
-//! refuses. Then the client is told of the one that it has to wait longest for.
+//! refuses. Then the client is told of the one that it has to wait longest for, and it counts as refused in each that had
+//! no token: where several bind, the leader sees the demand of each, and moves the shares of all of them at once.
 //!
 //! Bound: [`SCOPED_MAX`] limits for some requests, so that one message of the mesh speaks of all; those beyond it, in the
-//! order of their names, have no effect, and the API refuses to add them.
+//! order of their names, have no effect. The API refuses to add them; where gateways added some at once all the same, it
+//! lists them as not in force, and a warning is logged.
 
 use std::{sync::Arc, time::Instant};
 
@@ -67,12 +69,12 @@ impl RateLimits {
             return self.all.admit(now);
         }
         let wants_key = scoped.iter().any(|limit| limit.selector.key.is_some());
-        let key = keys::bearer(headers).filter(|_| wants_key).map(KeyId::of);
+        let key = keys::limited(headers).filter(|_| wants_key).map(KeyId::of);
         let selected = scoped.iter().filter(|limit| limit.selector.selects(key, model));
         let limiters = selected.map(|limit| &*limit.limiter).chain([&*self.all]);
         let mut taken: [Option<(&Limiter, Taken)>; LIMITS_MAX] = [None; LIMITS_MAX];
         let mut is_limited = false;
-        for (limiter, place) in limiters.clone().zip(&mut taken) {
+        for (first, (limiter, place)) in limiters.clone().zip(&mut taken).enumerate() {
             match limiter.take(now) {
                 Ok(token) => {
                     is_limited |= token.is_some();
@@ -81,7 +83,8 @@ impl RateLimits {
                 Err(refused) => {
                     let back = clock();
                     taken.iter().flatten().for_each(|(limiter, token)| limiter.put_back(back, *token));
-                    let others = limiters.filter_map(|limiter| limiter.refusal(now));
+                    let others = limiters.enumerate().filter(|(other, _)| *other != first);
+                    let others = others.filter_map(|(_, limiter)| limiter.refuses_too(now));
                     return Err(others.fold(refused, |longest, other| {
                         if other.retry_after > longest.retry_after { other } else { longest }
                     }));
@@ -131,6 +134,9 @@ pub fn put(limiter: &Limiter, limit: Option<RateLimit>, is_shared: bool, now: In
         None => limiter.set(limit.map(Quota::from), now),
     }
 }
+
+#[cfg(test)]
+mod shift;
 
 #[cfg(test)]
 mod tests {

@@ -243,6 +243,32 @@ fn tokens_stay_as_far_as_there_is_room() {
 }
 
 #[test]
+fn a_token_comes_back_into_the_share_that_it_is_of_alone() {
+    let start = Instant::now();
+    let until = |secs| start + Duration::from_secs(secs);
+    for (case, to, back) in [
+        ("the same for longer", (10, 6), 1),
+        ("a smaller one", (10, 2), 0),
+        ("a larger one", (10, 9), 0),
+        ("a slower one", (5, 6), 0),
+        ("nothing", (0, 0), 0),
+    ] {
+        let limiter = Limiter::new(None, start);
+        limiter.share_out(Quota { per_second: 30.0, burst: 9.0 }, start);
+        limiter.hold(start, &holding((10, 6), until(10), 6));
+        let taken = limiter.take(start).unwrap().unwrap();
+        limiter.hold(start, &holding(to, until(20), 0));
+        // A billionth of a token may be lost on the way.
+        let now = start + Duration::from_micros(10);
+        let spent = admitted(&limiter, 20, now);
+        assert_eq!(spent, 5.min(to.1 as usize), "{case}");
+        limiter.put_back(now, taken);
+        assert_eq!(admitted(&limiter, 20, now), back, "{case}");
+        assert_eq!(limiter.stats(now).admitted, (spent + back) as u64, "{case}: it was never admitted");
+    }
+}
+
+#[test]
 fn a_limit_of_its_own_and_a_shared_one_take_turns() {
     let start = Instant::now();
     let whole = Quota { per_second: 10.0, burst: 4.0 };
