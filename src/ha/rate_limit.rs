@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use serde::Serialize;
 
 use crate::{
+    config::RateLimit,
     gateway::{
         limiter::Limiter,
         limits::{self, RateLimits},
         rate,
+        selector::Selector,
     },
     mesh::{
         driver::{
@@ -41,7 +43,7 @@ pub struct Shown {
     /// By whose word this gateway admits now: `lent` by the leader, `local` by its own part, `none` at all; `off` without
     /// a limit.
     pub rights: &'static str,
-    /// The limits of some requests, in the order in which they are looked at.
+    /// The limits of some requests, in the order in which they are looked at; after them those that have no effect.
     pub limits: Vec<Scoped>,
 }
 
@@ -56,6 +58,15 @@ pub struct Scoped {
     pub limit_per_second: u64,
     /// Most at once.
     pub burst: u64,
+    /// Whether requests are held to it; not where gateways that were told at once have set more than there may be.
+    pub in_force: bool,
+}
+
+impl Scoped {
+    fn of(selector: &Selector, limit_per_second: u64, burst: u64, in_force: bool) -> Self {
+        let key = selector.key.map(|key| key.to_string());
+        Self { key, model: selector.model.as_deref().map(str::to_owned), limit_per_second, burst, in_force }
+    }
 }
 
 /// What became of the requests that one such limit selects.
@@ -80,7 +91,7 @@ pub struct Figures {
     pub remaining: Option<u64>,
     /// Requests admitted since it started, while there was a limit.
     pub allowed: u64,
-    /// Requests refused since then.
+    /// Requests refused since then; one that several limits had no token for counts in each.
     pub rejected: u64,
     /// What all gateways count together.
     pub cluster: Total,
@@ -199,7 +210,7 @@ impl Sources {
             scope: "cluster",
             without_quorum: self.without_quorum.as_str(),
             rights: if quota.is_some() || !scoped.is_empty() { rights.standing(*now) } else { "off" },
-            limits: scoped.iter().map(|limit| self.scoped(limit)).collect(),
+            limits: scoped.iter().map(|limit| self.scoped(limit)).chain(self.surplus(&scoped)).collect(),
         }
     }
 
@@ -233,12 +244,19 @@ impl Sources {
 
     fn scoped(&self, limit: &limits::Scoped) -> Scoped {
         let quota = limit.limiter.stats(self.now).quota;
-        Scoped {
-            key: limit.selector.key.map(|key| key.to_string()),
-            model: limit.selector.model.as_deref().map(str::to_owned),
-            limit_per_second: quota.map_or(0, |quota| quota.per_second as u64),
-            burst: quota.map_or(0, |quota| quota.burst as u64),
-        }
+        let [per_second, burst] =
+            [quota.map_or(0, |quota| quota.per_second as u64), quota.map_or(0, |quota| quota.burst as u64)];
+        Scoped::of(&limit.selector, per_second, burst, true)
+    }
+
+    /// The limits of the cluster that are not in force here.
+    fn surplus(&self, in_force: &[limits::Scoped]) -> Vec<Scoped> {
+        let is_surplus =
+            |(selector, _): &(Selector, RateLimit)| !in_force.iter().any(|limit| limit.selector == *selector);
+        let shown = |(selector, limit): (Selector, RateLimit)| {
+            Scoped::of(&selector, limit.per_second.into(), limit.burst.into(), false)
+        };
+        rate::scoped(&self.view.rate_limits).into_iter().filter(is_surplus).map(shown).collect()
     }
 
     fn figures(&self, id: LimitId, limiter: &Limiter, usage: &UsageByNode) -> Figures {

@@ -278,7 +278,8 @@ async fn limits_of_keys_and_models_are_set_bounded_and_removed() {
     let local = [127, 0, 0, 1];
     let of_some = r#"{"limit_per_second":3,"burst":1,"key":"BA7816BF8F01CFEA","model":"m"}"#;
     let (_, shown) = f.send_body(Method::POST, "/ha/rate-limit", local, of_some).await;
-    let limit = json!({"key": "ba7816bf8f01cfea", "model": "m", "limit_per_second": 3, "burst": 1});
+    let with_key = |in_force: bool| json!({"key": "ba7816bf8f01cfea", "model": "m", "limit_per_second": 3, "burst": 1, "in_force": in_force});
+    let limit = with_key(true);
     assert_eq!((&shown["limits"], &shown["limit_per_second"]), (&json!([limit]), &json!(0)), "{shown}");
     for n in 1..=31 {
         let of_model = format!(r#"{{"limit_per_second":1,"model":"m{n}"}}"#);
@@ -288,9 +289,17 @@ async fn limits_of_keys_and_models_are_set_bounded_and_removed() {
     let (_, stats) = f.send(Method::GET, "/ha/rate-limit/stats", local).await;
     let of_key = stats["limits"].as_array().unwrap().iter().find(|limit| limit["key"] == "ba7816bf8f01cfea").unwrap();
     assert_eq!([&of_key["allowed"], &of_key["rejected"]], [0, 0], "{of_key}");
-    for n in 1..=30 {
-        let off = format!(r#"{{"limit_per_second":0,"model":"m{n}"}}"#);
-        assert_eq!(f.send_body(Method::POST, "/ha/rate-limit", local, &off).await.0, 200, "{n}");
+    // Another gateway that did not know of all of them set one more: the last by name is listed without effect.
+    let (selector, limit_of_all) = rate::read(br#"{"limit_per_second":1,"model":"zz"}"#).unwrap();
+    f.ha.mesh.put_policy(selector.name(), rate::to_spec(limit_of_all)).await.unwrap().unwrap();
+    f.ha.registry.settled().await;
+    let (_, shown) = f.send(Method::GET, "/ha/rate-limit", local).await;
+    let (last, others) = shown["limits"].as_array().unwrap().split_last().unwrap();
+    assert_eq!((last, others.len()), (&with_key(false), 31), "{shown}");
+    assert!(others.iter().all(|limit| limit["in_force"] == true), "{shown}");
+    for model in (1..=30).map(|n| format!("m{n}")).chain(["zz".into()]) {
+        let off = format!(r#"{{"limit_per_second":0,"model":"{model}"}}"#);
+        assert_eq!(f.send_body(Method::POST, "/ha/rate-limit", local, &off).await.0, 200, "{model}");
     }
     let (_, shown) = f.send(Method::GET, "/ha/rate-limit", local).await;
     assert_eq!(shown["limits"], json!([limit]), "the others are gone");

@@ -17,7 +17,7 @@ use crate::{
     config::RateLimit,
     gateway::{
         health::{Prober, Report, probe::Probe},
-        limits::{self, RateLimits},
+        limits::{self, RateLimits, SCOPED_MAX},
         prefix::HashKey,
         rate,
         registry::{
@@ -291,6 +291,13 @@ impl<P: Probe> Keeper<P> {
         let wanted = Limited { all, scoped: rate::scoped(&view.rate_limits), is_shared };
         if self.limited.as_ref() == Some(&wanted) {
             return;
+        }
+        if wanted.scoped.len() > SCOPED_MAX {
+            tracing::warn!(
+                limits = wanted.scoped.len(),
+                limits_max = SCOPED_MAX,
+                "more limits for keys and models than there may be: the last by name have no effect, remove some"
+            );
         }
         let now = std::time::Instant::now();
         let limits = &self.outputs.limits;

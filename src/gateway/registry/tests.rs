@@ -167,6 +167,7 @@ fn set_policy(view: &mut View, model: String, spec: PolicySpec) {
     } else if is_limit(&model) {
         view.rate_limits.retain(|(known, _)| *known != model);
         view.rate_limits.push((model, spec));
+        view.rate_limits.sort_by(|(a, _), (b, _)| a.cmp(b));
     } else {
         Arc::make_mut(&mut view.policies).push((model.into(), Arc::new(spec)));
     }

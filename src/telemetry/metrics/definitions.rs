@@ -109,13 +109,13 @@ definitions! {
     MESH_VOTERS = Gauge "smg_mesh_voters" [] "Nodes that elect the leader, as this node knows them.";
     MESH_QUORUM = Gauge "smg_mesh_quorum" [] "1 while this node sees a quorum of the voters, else 0.";
     LIMIT_RATE_HELD = Gauge "smg_mesh_limit_rate_held" []
-        "Requests per second that this node may admit now, of the limits that the cluster shares.";
+        "Requests per second that this node may admit now, of the limits that the cluster shares: the sum over the limit of all requests and those of keys and models.";
     LIMIT_BURST_HELD = Gauge "smg_mesh_limit_burst_held" []
-        "Requests that this node may admit at once, of the limits that the cluster shares.";
+        "Requests that this node may admit at once, of the limits that the cluster shares: the sum over the limit of all requests and those of keys and models.";
     LIMIT_RATE_LENT = Gauge "smg_mesh_limit_rate_lent" []
-        "Requests per second that nodes may admit of what this node lends as the leader.";
+        "Requests per second that nodes may admit of what this node lends as the leader: the sum over the limit of all requests and those of keys and models.";
     LIMIT_BURST_LENT = Gauge "smg_mesh_limit_burst_lent" []
-        "Requests at once that nodes may admit of what this node lends as the leader.";
+        "Requests at once that nodes may admit of what this node lends as the leader: the sum over the limit of all requests and those of keys and models.";
     LIMIT_LOCAL = Gauge "smg_mesh_limit_local" []
         "1 while this node admits its own part of each limit, for it knows no leader (--mesh-rate-limit-without-quorum local), else 0.";
     LIMIT_LEASES = Counter "smg_mesh_limit_leases_total" ["event"]
