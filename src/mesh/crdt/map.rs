@@ -241,6 +241,8 @@ impl Map {
     pub fn prune(&mut self) {
         let unguarded = self.guards.prune(&self.seen);
         self.note_changes(&unguarded);
+        // A fold may have been what such a snapshot was still to bring.
+        self.progress.retain(|progress| !self.seen.covers(&progress.base));
         // Guards and a snapshot under way name actors by number.
         if !self.guards.is_empty() || !self.progress.is_empty() {
             return;

@@ -109,8 +109,12 @@ fn check_chunk(map: &Map, body: &Body, chunk: &Chunk, known: &[Option<ActorId>])
     }
     let mut base = VersionVector::default();
     for (actor, counter) in &chunk.base {
-        let id = known.get(actor.index()).ok_or(BodyError::UnknownActor)?.ok_or(BodyError::Gap)?;
-        base.raise(id, *counter);
+        match known.get(actor.index()).ok_or(BodyError::UnknownActor)? {
+            Some(id) => base.raise(*id, *counter),
+            // Folded, and dropped since: all of it was seen.
+            None if map.is_folded(&body.actors[actor.index()]) => {}
+            None => return Err(BodyError::Gap),
+        }
     }
     // What the snapshot covers at its end may have come another way meanwhile; then nothing rests on earlier chunks.
     if map.seen.covers(&base) || map.progress.iter().any(|progress| progress.reaches(&chunk.from, &base)) {
@@ -269,3 +273,6 @@ fn advance(map: &mut Map, chunk: &Chunk, base: VersionVector, seen_after: &mut V
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
