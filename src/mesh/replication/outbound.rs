@@ -175,7 +175,8 @@ impl Outbound {
         }
         outcome.in_sync = true;
         for namespace in Namespace::ALL {
-            let equal = self.namespaces[namespace.index()].compare(now, stores.map(namespace));
+            let is_sending = !self.on_the_way.is_empty();
+            let equal = self.namespaces[namespace.index()].compare(now, stores.map(namespace), is_sending);
             outcome.in_sync &= equal.unwrap_or(true);
         }
         outcome
@@ -206,9 +207,10 @@ impl Outbound {
             }
             out.mark = map.seen().clone();
             if self.granted
+                && out.snapshot.is_none()
                 && out.diverged_since.is_some_and(|since| now.saturating_duration_since(since) > DIVERGED_FOR)
             {
-                out.diverged_since = None;
+                (out.diverged_since, out.resume) = (None, None);
                 out.begin_snapshot(map);
                 out.snapshot.iter_mut().for_each(|snapshot| snapshot.is_repair = true);
             }
@@ -310,14 +312,15 @@ impl OutNamespace {
     }
 
     /// Whether both sides are equal, as far as the last ack tells; none when the peer does not know the namespace.
-    fn compare(&mut self, now: Instant, map: &Map) -> Option<bool> {
+    /// Divergence is counted from when no chunk is on its way that could end it.
+    fn compare(&mut self, now: Instant, map: &Map, is_sending: bool) -> Option<bool> {
         let peer = self.peer.as_ref()?;
         let knows_more = peer.iter().any(|(actor, counter)| map.seen_of(actor) < *counter);
         let theirs = vector(map, peer.iter().map(|(actor, counter)| (actor, *counter)));
         let knows_all = map.seen().iter().all(|(actor, counter)| counter <= map.actors().counter(&theirs, actor));
         let equal_vectors = !knows_more && knows_all;
         let equal_roots = self.peer_root == map.root();
-        if !equal_vectors || equal_roots {
+        if !equal_vectors || equal_roots || is_sending || self.snapshot.is_some() {
             self.diverged_since = None;
         } else {
             self.diverged_since.get_or_insert(now);

@@ -33,3 +33,33 @@ fn equal_vectors_with_different_roots_are_healed_by_a_snapshot() {
     let took = cluster.converges_within(6 * SECOND);
     assert!(took > 2 * SECOND, "{took:?}");
 }
+
+#[test]
+fn a_repair_that_takes_long_is_sent_once() {
+    let mut cluster = cluster(2);
+    for index in 0..12_000_u32 {
+        let noise = (0..32).map(|i| format!("{:016x}", xxhash_rust::xxh3::xxh3_64_with_seed(&index.to_le_bytes(), i)));
+        let policy = PolicySpec { policy: "random".into(), config_json: noise.collect() };
+        let wall_ms = cluster.wall_ms();
+        cluster.nodes[0].stores.put_policy(wall_ms, &format!("a{index:05}"), &policy).unwrap();
+    }
+    cluster.converges_within(10 * SECOND);
+    cluster.run_for(SECOND);
+    diverge(&mut cluster);
+    cluster.nodes.iter_mut().for_each(|node| node.events.clear());
+    // 25 chunks and more, of which the last has the key that differs; four go at once.
+    cluster.set_latency(1, SECOND / 2);
+    cluster.run_for(40 * SECOND);
+    assert!(cluster.is_equal());
+    for node in &cluster.nodes {
+        let last = |event: &SyncEvent| match event {
+            SyncEvent::SnapshotReceived { is_last, .. } => Some(*is_last),
+            _ => None,
+        };
+        let chunks: Vec<bool> = node.events.iter().filter_map(last).collect();
+        assert!(chunks.len() > 20, "{} chunks", chunks.len());
+        assert_eq!(chunks.iter().filter(|is_last| **is_last).count(), 1, "{} chunks", chunks.len());
+        assert!(chunks.ends_with(&[true]) && chunks.len() < 40, "{} chunks", chunks.len());
+    }
+    assert!(cluster.refused.is_empty(), "{:?}", cluster.refused);
+}
