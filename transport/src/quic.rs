@@ -3,8 +3,9 @@
 //! - **Connections** are made by the first datagram to an address, which waits with up to [`QUEUE_MAX`] others while
 //!   hands are shaken. The newest authenticated connection with an address carries what is sent there; a connection that
 //!   answers nothing for [`SILENCE_MAX`] is replaced, as after a restart of the peer. At most [`PEERS_MAX`] addresses
-//!   are held, the least used one goes first and its connections with it; of one address there are at most four. A
-//!   connection without traffic ends after [`IDLE_MAX`].
+//!   are held, the least used one goes first and its connections with it; of one address there are at most four, and an
+//!   identity has eight addresses for each name that its certificate lists. A connection without traffic ends after
+//!   [`IDLE_MAX`].
 //! - **Strangers.** Beyond [`UNPROVEN_MAX`] handshakes under way an address must prove that it can receive (Retry, RFC
 //!   9000 §8.1.2), beyond [`HANDSHAKES_MAX`] it is ignored. What is refused comes as [`Incoming::Rejected`], plain and
 //!   replayed packets included. An address that refused us, or that we refused, is left alone for [`QuicConfig::refused_for`];

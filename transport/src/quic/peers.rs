@@ -17,6 +17,11 @@ use crate::{PeerIdentity, SendError};
 /// peers that call each other at the same time have two, and a restart leaves an old one behind for a while.
 pub(super) const PER_PEER_MAX: usize = 4;
 
+/// Addresses from which one identity is connected, for each name that its certificate lists; for one more the connections at
+/// its own least used address end. So nobody can push out the others by many addresses: a node has one, and a few more for
+/// a while where it moves.
+pub(super) const ADDRESSES_PER_NAME_MAX: usize = 8;
+
 /// Application error of a connection whose owner excludes the peer: the peer may try again after its pause.
 pub(super) const EXCLUDED: VarInt = VarInt::from_u32(2);
 
@@ -120,6 +125,8 @@ impl Peers {
             }
             return false;
         }
+        self.make_room(at, identity);
+        let peer = self.entry(now, at);
         let mut link = Link::new(connection);
         if let State::Dialing(queue) = &mut peer.state {
             for payload in std::mem::take(queue) {
@@ -201,12 +208,29 @@ impl Peers {
         }
     }
 
-    /// What is known of the address. The one that was used least recently goes where there is no room for one more, and its
-    /// connections with it.
+    /// Ends the connections of this identity at its least used address, when it has as many addresses as it may besides this.
+    fn make_room(&mut self, at: SocketAddr, identity: &PeerIdentity) {
+        let is_own = |served: &Served| served.identity == *identity;
+        let others = self.by_addr.iter().filter(|(addr, peer)| **addr != at && peer.served.iter().any(is_own));
+        let oldest = others.clone().min_by_key(|(_, peer)| peer.used).map(|(addr, _)| *addr);
+        let Some(oldest) = oldest.filter(|_| others.count() >= addresses_max(identity)) else { return };
+        let Some(peer) = self.by_addr.get_mut(&oldest) else { return };
+        peer.served.retain(|served| {
+            if is_own(served) {
+                served.connection.close(VarInt::from_u32(0), b"");
+            }
+            !is_own(served)
+        });
+        // Whoever reads a connection tells its end as always; one that carried what is sent is not alive any more.
+    }
+
+    /// What is known of the address. Where there is no room for one more an address goes that is only to be left alone for
+    /// a while, else the one that was used least recently and its connections with it.
     fn entry(&mut self, now: Instant, at: SocketAddr) -> &mut Peer {
         if self.by_addr.len() >= self.max
             && !self.by_addr.contains_key(&at)
-            && let Some(oldest) = self.by_addr.iter().min_by_key(|(_, peer)| peer.used).map(|(addr, _)| *addr)
+            && let Some(oldest) =
+                self.by_addr.iter().min_by_key(|(_, peer)| (peer.is_connected(), peer.used)).map(|(addr, _)| *addr)
             && let Some(mut peer) = self.by_addr.remove(&oldest)
         {
             peer.close_all(VarInt::from_u32(0));
@@ -218,7 +242,16 @@ impl Peers {
     }
 }
 
+fn addresses_max(identity: &PeerIdentity) -> usize {
+    ADDRESSES_PER_NAME_MAX * identity.0.listed().len().max(1)
+}
+
 impl Peer {
+    /// Whether there is a connection with the address, or to be.
+    fn is_connected(&self) -> bool {
+        !self.served.is_empty() || matches!(self.state, State::Dialing(_))
+    }
+
     fn close_all(&mut self, code: VarInt) {
         for served in self.served.drain(..) {
             served.connection.close(code, b"");

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::Ipv4Addr,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -259,6 +260,46 @@ async fn addresses_and_connections_are_bounded_and_the_least_used_end() {
             assert!(connection.close_reason().is_none(), "connection {n}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_identity_with_many_addresses_pushes_out_itself_alone() {
+    let pki = Pki::new();
+    let owner = QuicTransport::bind(local(), QuicConfig::new(pki.material("n1"))).unwrap();
+    owner.shared.peers().max = peers::ADDRESSES_PER_NAME_MAX + 2;
+    let honest = QuicTransport::bind(local(), QuicConfig::new(pki.material("n2"))).unwrap();
+    honest.try_send(owner.local_addr(), b"hello").unwrap();
+    assert!(matches!(next(&owner).await, Incoming::Datagram(_)));
+    let crypto = QuicClientConfig::try_from(pki.material("n9").client_config(&[ALPN_DATAGRAMS])).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(crypto));
+    let mut crowd = Vec::new();
+    for n in 0..2 * peers::ADDRESSES_PER_NAME_MAX {
+        let endpoint = Endpoint::client(local()).unwrap();
+        let connecting = endpoint.connect_with(config.clone(), owner.local_addr(), UNSENT_NAME).unwrap();
+        let connection = connecting.await.unwrap();
+        connection.send_datagram(Bytes::from_static(b"me again")).unwrap();
+        assert!(matches!(next(&owner).await, Incoming::Datagram(_)), "{n}");
+        crowd.push((endpoint, connection));
+    }
+    let (early, late) = crowd.split_at(peers::ADDRESSES_PER_NAME_MAX);
+    for (_, connection) in early {
+        connection.closed().await;
+    }
+    for (_, connection) in late {
+        assert!(connection.close_reason().is_none());
+    }
+    assert_eq!(owner.shared.peers().served(honest.local_addr()), 1);
+    owner.try_send(honest.local_addr(), b"still there").unwrap();
+    assert!(matches!(next(&honest).await, Incoming::Datagram(_)), "on the connection that it made");
+
+    // Addresses that are only left alone for a while go before those with a connection.
+    let until = owner.shared.pause();
+    let identity = PeerIdentity(Arc::new(pki.material("n9").names()));
+    for port in 1..=100 {
+        owner.shared.peers().refused(Instant::now(), (Ipv4Addr::LOCALHOST, port).into(), &identity, until);
+    }
+    assert_eq!(owner.shared.peers().len(), peers::ADDRESSES_PER_NAME_MAX + 2);
+    assert_eq!(owner.shared.peers().served(honest.local_addr()), 1);
 }
 
 #[tokio::test]
