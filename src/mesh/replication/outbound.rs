@@ -456,8 +456,9 @@ impl OutNamespace {
                 cursor.raise(*actor, counter);
             }
         }
-        if fits {
-            // Killers that only guards know travel too, each time, until they are seen.
+        let covers_any = scope.iter().any(|actor| map.seen().get(*actor) > map.actors().counter(&self.sent, *actor));
+        if fits && covers_any {
+            // Killers that only guards know travel with what they killed, each time, until they are seen.
             for actor in scope {
                 let mut at = map.seen().get(*actor).max(map.actors().counter(&cursor, *actor));
                 while let Some((counter, key, dead)) = map.next_event(*actor, at) {

@@ -39,7 +39,8 @@ impl OutNamespace {
         if is_behind(map.own()) || (self.full && map.actors().iter().any(|(_, actor)| is_behind(actor))) {
             return true;
         }
-        if self.full && map.guards().has_ranges() {
+        // Of what is here but for a snapshot that this node is being sent, nobody needs to be told.
+        if self.full && map.guards().has_ranges() && map.seen().iter().any(|(actor, counter)| counter > had(actor)) {
             return true;
         }
         if self.full && !std::mem::replace(&mut self.sized, true) {

@@ -94,3 +94,44 @@ fn a_peer_that_cannot_read_compressed_chunks_gets_plain_ones() {
         assert_eq!(wire::encode(&wire::decode(frame).unwrap()), frame, "not compressed");
     }
 }
+
+/// The pipe on which a node that is being sent a snapshot would send its own.
+const BACK: PipeId = PipeId(2);
+
+/// What a node hands out for the way back: chunks, and whether it says that nothing more comes.
+fn sent_back(node: &mut End, now: Instant) -> (usize, bool) {
+    let frames = std::iter::from_fn(|| node.replicator.poll_transmit(now, &node.stores, &|pipe| pipe == BACK));
+    let bodies = frames.filter_map(|(_, frame)| match wire::decode(&frame).unwrap().kind {
+        Kind::Body(_, body) => Some((usize::from(body.chunk.is_some()), body.complete)),
+        Kind::Ack(_) => None,
+    });
+    bodies.take(1000).fold((0, false), |(chunks, complete), body| (chunks + body.0, complete || body.1))
+}
+
+#[test]
+fn a_joiner_sends_its_donor_no_chunk_of_what_came_from_there() {
+    let mut now = Instant::now();
+    let [mut donor, mut joiner] = ends(now);
+    let digest = joiner.sent(now);
+    donor.receive(now, &digest);
+    let frames = donor.sent(now);
+    joiner.receive(now, &frames);
+    let map = joiner.stores.map(Namespace::Policies);
+    assert!(map.progress().is_some() && map.guards().has_ranges(), "the rest is on its way");
+    // The donor has been granted everything for as long as it may be; what it grants itself comes late.
+    now += GRANT_FOR;
+    joiner.replicator.handle_timeout(now, &mut joiner.stores);
+    joiner.replicator.handle_connected(now, BACK, "a".parse().unwrap(), WALL_MS, true);
+    let (mut chunks, mut complete) = (0, false);
+    for seq in 0..5 {
+        let seen = vec![(Actor { node: "a".parse().unwrap(), boot_epoch_ms: WALL_MS }, 20_000)];
+        let (namespace, guarded, is_receiving) = (Namespace::Policies, false, false);
+        let told = NamespaceAck { namespace, seen, root: 0, guarded, is_receiving, resume: None };
+        let ack = Ack { grant: true, namespaces: vec![told], ..Ack::default() };
+        let frame = wire::encode(&Frame { seq, kind: Kind::Ack(ack) });
+        joiner.replicator.handle_frame(now, WALL_MS, &mut joiner.stores, BACK, &frame).unwrap();
+        let sent = sent_back(&mut joiner, now);
+        (chunks, complete) = (chunks + sent.0, complete || sent.1);
+    }
+    assert!(chunks == 0 && complete, "{chunks} chunks");
+}
