@@ -26,9 +26,9 @@ use crate::{
     },
 };
 
-/// The limit in force at this gateway.
+/// The limit of all requests at this gateway, and how limits work here.
 #[derive(Debug, Serialize)]
-pub struct Shown {
+pub struct InForce {
     /// Tokens per second, one for each request; 0: no limit.
     pub limit_per_second: u64,
     /// Most at once; 0 without a limit.
@@ -43,6 +43,14 @@ pub struct Shown {
     /// By whose word this gateway admits now: `lent` by the leader, `local` by its own part, `none` at all; `off` without
     /// a limit.
     pub rights: &'static str,
+}
+
+/// The limits at this gateway.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    /// Of all requests.
+    #[serde(flatten)]
+    pub in_force: InForce,
     /// The limits of some requests, in the order in which they are looked at; after them those that have no effect.
     pub limits: Vec<Scoped>,
 }
@@ -137,18 +145,9 @@ impl Total {
 pub struct Stats {
     /// This gateway.
     pub node_name: String,
-    /// Tokens per second, one for each request; 0: no limit.
-    pub limit_per_second: u64,
-    /// Most at once; 0 without a limit.
-    pub burst: u64,
-    /// As in [`Shown`].
-    pub source: &'static str,
-    /// As in [`Shown`].
-    pub scope: &'static str,
-    /// As in [`Shown`].
-    pub without_quorum: &'static str,
-    /// As in [`Shown`].
-    pub rights: &'static str,
+    /// As `/ha/rate-limit` shows it.
+    #[serde(flatten)]
+    pub in_force: InForce,
     /// Of the limit of all requests.
     #[serde(flatten)]
     pub figures: Figures,
@@ -199,25 +198,14 @@ impl Sources {
     /// The limits.
     #[must_use]
     pub fn shown(&self) -> Shown {
-        let Self { view, rights, limits, now, .. } = self;
-        let quota = limits.all.stats(*now).quota;
-        let is_set = view.rate_limit.as_ref().is_some_and(|spec| rate::of_spec(spec).is_ok());
-        let scoped = limits.scoped();
-        Shown {
-            limit_per_second: quota.map_or(0, |quota| quota.per_second as u64),
-            burst: quota.map_or(0, |quota| quota.burst as u64),
-            source: if is_set { "api" } else { "flag" },
-            scope: "cluster",
-            without_quorum: self.without_quorum.as_str(),
-            rights: if quota.is_some() || !scoped.is_empty() { rights.standing(*now) } else { "off" },
-            limits: scoped.iter().map(|limit| self.scoped(limit)).chain(self.surplus(&scoped)).collect(),
-        }
+        let scoped = self.limits.scoped();
+        let limits = scoped.iter().map(|limit| self.scoped(limit)).chain(self.surplus(&scoped)).collect();
+        Shown { in_force: self.in_force(&scoped), limits }
     }
 
     /// The figures.
     #[must_use]
     pub fn stats(&self, usage: &UsageByNode) -> Stats {
-        let Shown { limit_per_second, burst, source, scope, without_quorum, rights, .. } = self.shown();
         let scoped = self.limits.scoped();
         let of_scoped = |limit: &limits::Scoped| ScopedStats {
             limit: self.scoped(limit),
@@ -225,15 +213,30 @@ impl Sources {
         };
         Stats {
             node_name: self.view.node.to_string(),
-            limit_per_second,
-            burst,
-            source,
-            scope,
-            without_quorum,
-            rights,
+            in_force: self.in_force(&scoped),
             figures: self.figures(rate::ID, &self.limits.all, usage),
             limits: scoped.iter().map(of_scoped).collect(),
         }
+    }
+
+    fn in_force(&self, scoped: &[limits::Scoped]) -> InForce {
+        let Self { view, rights, limits, now, .. } = self;
+        let (limit_per_second, burst) = self.whole(&limits.all);
+        let is_set = view.rate_limit.as_ref().is_some_and(|spec| rate::of_spec(spec).is_ok());
+        InForce {
+            limit_per_second,
+            burst,
+            source: if is_set { "api" } else { "flag" },
+            scope: "cluster",
+            without_quorum: self.without_quorum.as_str(),
+            rights: if limit_per_second > 0 || !scoped.is_empty() { rights.standing(*now) } else { "off" },
+        }
+    }
+
+    /// Tokens per second and most at once; zeros without a limit.
+    fn whole(&self, limiter: &Limiter) -> (u64, u64) {
+        let quota = limiter.stats(self.now).quota;
+        quota.map_or((0, 0), |quota| (quota.per_second as u64, quota.burst as u64))
     }
 
     /// All limits, by what the mesh calls them.
@@ -243,9 +246,7 @@ impl Sources {
     }
 
     fn scoped(&self, limit: &limits::Scoped) -> Scoped {
-        let quota = limit.limiter.stats(self.now).quota;
-        let [per_second, burst] =
-            [quota.map_or(0, |quota| quota.per_second as u64), quota.map_or(0, |quota| quota.burst as u64)];
+        let (per_second, burst) = self.whole(&limit.limiter);
         Scoped::of(&limit.selector, per_second, burst, true)
     }
 
