@@ -6,7 +6,7 @@
 //! | workers `<id>/seen/<node>` | that node alone | single-writer register |
 //! | policies `<model>` | any node, for its operator | LWW-Register |
 //! | sessions, a hash | any node, for its clients | LWW-Register, removed by age and number |
-//! | routing `usage/…`, a limit | each node, for itself | G-Counter, removed with the limit |
+//! | routing `usage/…`, a limit | each node, for itself | G-Counter, removed a minute after the limit |
 //! | routing `key`, `life/<id>` | any node | register of which the oldest, the highest value counts |
 //! | policies [`RATE_LIMIT`] | any node, for its operator | LWW-Register, removed as in an OR-Set where it is for some requests |
 //!
@@ -139,6 +139,8 @@ pub struct Stores {
     events: VecDeque<StoreEvent>,
     waiting: BTreeSet<StoreEvent>,
     ages: sessions::Ages,
+    /// What was taken over of counts of usage, by key and earlier epoch of this node.
+    taken: BTreeMap<(Vec<u8>, u64), u64>,
 }
 
 impl Stores {
@@ -154,6 +156,7 @@ impl Stores {
             events: VecDeque::new(),
             waiting: BTreeSet::new(),
             ages: sessions::Ages::default(),
+            taken: BTreeMap::new(),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::mesh::{
 /// Between two writes of one limit's counts.
 pub(super) const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After so long without a limit its counts are removed: a node that starts learns of the limits one by one.
+/// After so long without a change of the limits the counts of those that are gone are removed: a node that starts learns of the limits one by one.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// What was told, by limit: as many as there are limits.

@@ -1,17 +1,16 @@
 //! Usage of limits, in the `routing` namespace: how many requests each node admitted and refused, as G-Counters.
 //!
-//! - `usage/a<limit>` and `usage/r<limit>`: one dot for each node that counts. The node's count goes on over restarts: the
-//!   first write of a boot epoch takes over what earlier epochs of the node left, once the cluster's state is here, and
-//!   retracts their dots. What comes of them after that is retracted too: an old process may so lose what it counted in
-//!   its last second, and nothing is ever counted twice.
+//! - `usage/a<limit>` and `usage/r<limit>`: one dot for each node that counts. The node's count goes on over restarts: each
+//!   write takes over what earlier epochs of the node left, retracts their dots, and remembers how much of each it took, so
+//!   that what comes late, or grew meanwhile, adds what is new of it. Until that write both are shown.
 //!
-//! Bounded by limits and members: a limit that is gone takes its counts along, and so does a node that is forgotten.
+//! Bounded by limits and members: the counts of a limit go a minute after it, and those of a node when it is forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Namespace, Stores};
 use crate::mesh::{
-    crdt::{dot::ActorTable, g_counter, map::Map},
+    crdt::{dot::ActorTable, g_counter, map::LiveRef},
     node::NodeName,
     quota::{Usage, share::LimitId},
 };
@@ -50,18 +49,20 @@ impl Stores {
         let node = self.node.clone();
         let map = &mut self.maps[Namespace::Routing.index()];
         let own = map.own();
-        let is_first = !map.get(key).any(|live| live.dot.actor == own);
-        let earlier = |map: &Map| {
-            let of_node =
-                map.get(key).filter(|live| live.dot.actor != own && map.actors().actor(live.dot.actor).node == node);
-            of_node.map(|live| g_counter::count(live.payload)).fold(0, u64::saturating_add)
+        let is_earlier = |actors: &ActorTable, live: &LiveRef<'_>| {
+            live.dot.actor != own && actors.actor(live.dot.actor).node == node
         };
-        let taken_over = if is_first { earlier(map) } else { 0 };
+        let mut taken_over = 0_u64;
+        for live in map.get(key).filter(|live| is_earlier(map.actors(), live)) {
+            let epoch_ms = map.actors().actor(live.dot.actor).boot_epoch_ms;
+            let taken = self.taken.entry((key.into(), epoch_ms)).or_default();
+            let left = g_counter::count(live.payload);
+            taken_over = taken_over.saturating_add(left.saturating_sub(*taken));
+            *taken = left.max(*taken);
+        }
         let stamp = self.clock.tick(wall_ms, map.newest(key));
         g_counter::add(map, key, stamp, count.saturating_add(taken_over));
-        map.retract(key, |actors: &ActorTable, live| {
-            live.dot.actor != own && actors.actor(live.dot.actor).node == node
-        });
+        map.retract(key, |actors, live| is_earlier(actors, &live));
     }
 
     /// What each node counted for a limit.
@@ -82,6 +83,7 @@ impl Stores {
     /// Removes what this node counted for limits that are no more; for a node that has the cluster's state.
     pub fn keep_usage(&mut self, limits: &BTreeSet<LimitId>) {
         let node = self.node.clone();
+        self.taken.retain(|(key, _), _| parse(key).is_some_and(|(_, limit)| limits.contains(&limit)));
         self.retract_usage(&node, |limit| !limits.contains(&limit));
     }
 
@@ -92,9 +94,8 @@ impl Stores {
 
     fn retract_usage(&mut self, node: &NodeName, of: impl Fn(LimitId) -> bool) {
         let map = &mut self.maps[Namespace::Routing.index()];
-        let keys = map.with_prefix(USAGE).map(|(key, _)| key.to_vec());
-        let keys: Vec<Vec<u8>> = keys.filter(|key| parse(key).is_some_and(|(_, limit)| of(limit))).collect();
-        for key in keys {
+        let keys = map.with_prefix(USAGE).filter(|(key, _)| parse(key).is_some_and(|(_, limit)| of(limit)));
+        for key in keys.map(|(key, _)| key.to_vec()).collect::<Vec<_>>() {
             map.retract(&key, |actors, live| actors.actor(live.dot.actor).node == *node);
         }
     }
@@ -165,11 +166,23 @@ mod tests {
         second.add_usage(NOW, 7, used(2, 0));
         assert_eq!(columns(&second, 7), [("a".into(), 7, 0)]);
         assert_eq!(second.map(Namespace::Routing).get(&usage_key(ADMITTED, 7)).count(), 1, "restarts leave nothing");
-        // What the old process told last comes late: it is lost, not counted twice.
+        // What the old process told last comes late, and what it told before is not counted twice.
         first.add_usage(NOW, 7, used(1, 0));
         send(&first, 1, &mut second);
         second.add_usage(NOW, 7, used(1, 0));
-        assert_eq!(columns(&second, 7), [("a".into(), 8, 0)]);
+        assert_eq!(columns(&second, 7), [("a".into(), 9, 0)]);
+    }
+
+    #[test]
+    fn a_count_that_comes_after_the_first_write_is_not_lost() {
+        let mut first = stores("a", 1);
+        first.add_usage(NOW, 7, used(5, 3));
+        let mut second = stores("a", 2);
+        second.add_usage(NOW, 7, used(2, 0));
+        send(&first, 1, &mut second);
+        second.add_usage(NOW, 7, used(1, 1));
+        second.add_usage(NOW, 7, used(1, 1));
+        assert_eq!(columns(&second, 7), [("a".into(), 9, 5)]);
     }
 
     #[test]
