@@ -181,10 +181,10 @@ async fn show_rate_limit(State(ha): State<Ha>) -> Json<rate_limit::Shown> {
     Json(limits(&ha).shown())
 }
 
-async fn rate_limit_stats(State(ha): State<Ha>) -> Json<rate_limit::Stats> {
+async fn rate_limit_stats(State(ha): State<Ha>) -> Result<Json<rate_limit::Stats>, GatewayError> {
     let sources = limits(&ha);
-    let usage = ha.mesh.usage(sources.ids()).await.unwrap_or_default();
-    Json(sources.stats(&usage))
+    let usage = ha.mesh.usage(sources.ids()).await.map_err(|Stopped| GatewayError::Draining)?;
+    Ok(Json(sources.stats(&usage)))
 }
 
 async fn set_rate_limit(

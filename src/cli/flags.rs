@@ -342,7 +342,7 @@ pub struct MeshFlags {
     /// Nodes that elect the leader, comma separated, the same list on every node; `auto`: the nodes agree on at most 7 of them, and no failure changes the set
     #[arg(long, num_args = 1.., default_value = "auto", value_name = "NAME")]
     pub mesh_voters: Vec<String>,
-    /// Limited requests while this node was lent no part of the limit and knows no leader, as in a minority: `closed` refuses them; `local` admits 1/N of each limit, at least one at once, N being all nodes known or named, so that nodes which are cut off admit at most one limit more together; both refuse for about 0.6 s when a leader begins, and while a leader is heard that does not hear this node
+    /// Limited requests while this node was lent no part of the limit and knows no leader, as in a minority: `closed` refuses them; `local` admits 1/N of each limit, at least one at once, N being all nodes known or named, so that nodes which are cut off admit at most one limit more together, or one request each at once where that is more; both refuse for about 0.6 s when a leader begins, and while a leader is heard that does not hear this node
     #[arg(long, default_value = WithoutQuorum::Closed.as_str(), value_name = "MODE", value_parser = WithoutQuorum::NAMES)]
     pub mesh_rate_limit_without_quorum: String,
     /// Each peer is probed once in this time

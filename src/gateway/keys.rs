@@ -12,7 +12,7 @@ pub fn has_one_of(headers: &HeaderMap, keys: &[String]) -> bool {
 }
 
 /// What a request carries as `Authorization: Bearer` (RFC 6750 §2.1; the scheme's case does not matter).
-pub(crate) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, key) = value.split_at_checked(b"bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())

@@ -191,10 +191,19 @@ impl Limiter {
     /// # Errors
     /// When there is no token; nothing was taken.
     pub fn admit(&self, now: Instant) -> Result<bool, Refused> {
-        self.take(now).map(|taken| taken.is_some())
+        let taken = self.take(now)?;
+        if taken.is_some() {
+            self.count();
+        }
+        Ok(taken.is_some())
     }
 
-    /// Takes a token, where there is a quota; what was taken.
+    /// Counts a request that took a token here as admitted: every other limit has let it pass too.
+    pub fn count(&self) {
+        self.hot.admitted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a token, where there is a quota; what was taken. It counts as admitted with [`count`](Self::count) only.
     ///
     /// # Errors
     /// When there is no token; nothing was taken.
@@ -215,13 +224,12 @@ impl Limiter {
         Some(refused)
     }
 
-    /// Gives a token back that was taken for a request which another limit refused: it counts as never come.
+    /// Gives a token back that was taken for a request which another limit refused.
     ///
     /// What would have come in since then with the token still there comes off: it might have found no room. A token of a
     /// quota that is no longer in force is lost, for that quota's rights may be in other hands.
     pub fn put_back(&self, now: Instant, taken: Taken) {
-        let Hot { word, slots, admitted, .. } = &self.hot;
-        admitted.fetch_sub(1, Ordering::Relaxed);
+        let Hot { word, slots, .. } = &self.hot;
         let since = self.nanos(now).saturating_sub(taken.at_ns);
         let mut seen = word.load(Ordering::Acquire);
         while seen >> TIME_BITS == taken.generation {
@@ -237,7 +245,7 @@ impl Limiter {
 
     /// Finds a token, and takes it where it `takes`.
     fn decide(&self, now: Instant, takes: bool) -> Result<Option<Taken>, Refused> {
-        let Hot { word, slots, admitted, .. } = &self.hot;
+        let Hot { word, slots, .. } = &self.hot;
         let now = self.nanos(now);
         let mut seen = word.load(Ordering::Acquire);
         loop {
@@ -251,10 +259,7 @@ impl Limiter {
                 let generation = seen >> TIME_BITS;
                 let taken = pack(generation, now + ahead + interval);
                 match word.compare_exchange_weak(seen, taken, Ordering::AcqRel, Ordering::Acquire) {
-                    Ok(_) => {
-                        admitted.fetch_add(1, Ordering::Relaxed);
-                        return Ok(Some(Taken { generation, at_ns: now }));
-                    }
+                    Ok(_) => return Ok(Some(Taken { generation, at_ns: now })),
                     Err(newer) => seen = newer,
                 }
                 continue;

@@ -69,17 +69,13 @@ impl RateLimits {
             return self.all.admit(now);
         }
         let wants_key = scoped.iter().any(|limit| limit.selector.key.is_some());
-        let key = keys::limited(headers).filter(|_| wants_key).map(KeyId::of);
+        let key = wants_key.then(|| keys::limited(headers)).flatten().map(KeyId::of);
         let selected = scoped.iter().filter(|limit| limit.selector.selects(key, model));
         let limiters = selected.map(|limit| &*limit.limiter).chain([&*self.all]);
         let mut taken: [Option<(&Limiter, Taken)>; LIMITS_MAX] = [None; LIMITS_MAX];
-        let mut is_limited = false;
         for (first, (limiter, place)) in limiters.clone().zip(&mut taken).enumerate() {
             match limiter.take(now) {
-                Ok(token) => {
-                    is_limited |= token.is_some();
-                    *place = token.map(|token| (limiter, token));
-                }
+                Ok(token) => *place = token.map(|token| (limiter, token)),
                 Err(refused) => {
                     let back = clock();
                     taken.iter().flatten().for_each(|(limiter, token)| limiter.put_back(back, *token));
@@ -91,7 +87,8 @@ impl RateLimits {
                 }
             }
         }
-        Ok(is_limited)
+        let admitted = taken.iter().flatten().map(|(limiter, _)| limiter.count()).count();
+        Ok(admitted > 0)
     }
 
     /// Puts the limits of some requests in force, all of them, at most [`SCOPED_MAX`]. One that was there keeps its tokens

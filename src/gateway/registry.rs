@@ -29,7 +29,6 @@ use crate::{
             Prober, Suspicions,
             probe::{HttpProbe, Probe},
         },
-        limiter::Limiter,
         limits::{self, RateLimits},
         registry::{
             keeper::{Keeper, Outputs},
@@ -156,12 +155,6 @@ impl Registry {
     #[must_use]
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.borrow().clone()
-    }
-
-    /// How many requests per second are admitted in all: what the cluster says, else the flag.
-    #[must_use]
-    pub fn limiter(&self) -> Arc<Limiter> {
-        self.limits.all.clone()
     }
 
     /// All limits on requests per second.

@@ -97,7 +97,8 @@ pub struct Figures {
     pub owners: Option<Vec<Owner>>,
     /// Whole tokens that are there now at this gateway; null without a limit.
     pub remaining: Option<u64>,
-    /// Requests admitted since it started, while there was a limit.
+    /// Requests admitted since the gateway started, while there was a limit; for a limit of some requests since it was put
+    /// in force here last.
     pub allowed: u64,
     /// Requests refused since then; one that several limits had no token for counts in each.
     pub rejected: u64,

@@ -254,7 +254,7 @@ async fn operators_read_and_set_the_rate_limit() {
     }
     let (status, body) = f.send_body(Method::POST, "/ha/rate-limit", local, r#"{"limit_per_second":-5}"#).await;
     assert_eq!((status, &body["error"]["code"]), (400, &json!("invalid_request")));
-    let limiter = f.ha.registry.limiter();
+    let limiter = f.ha.registry.limits().all.clone();
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }

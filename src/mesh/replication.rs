@@ -391,12 +391,17 @@ impl Replicator {
     /// that a node would send back what it has just been sent, all of it where that was a snapshot.
     fn on_context(&mut self, stores: &Stores, pipe: PipeId, namespace: Namespace) {
         let Some(Pipe { peer, epoch_ms, role: Role::Accepted(inbound) }) = self.pipes.get_mut(&pipe) else { return };
-        let (peer, epoch_ms, context) = (peer.clone(), *epoch_ms, inbound.context(namespace).clone());
+        let (peer, epoch_ms) = (peer.clone(), *epoch_ms);
+        // Taken out for the time, so that nothing is copied for each frame.
+        let context = std::mem::take(inbound.context(namespace));
         let is_other = |other: &&mut Pipe| other.peer == peer && other.epoch_ms == epoch_ms;
         for other in self.pipes.values_mut().filter(is_other) {
             if let Role::Dialed(outbound) = &mut other.role {
                 outbound.on_context(stores, namespace, &context);
             }
+        }
+        if let Some(Pipe { role: Role::Accepted(inbound), .. }) = self.pipes.get_mut(&pipe) {
+            *inbound.context(namespace) = context;
         }
     }
 

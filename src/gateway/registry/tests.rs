@@ -431,7 +431,7 @@ async fn the_rate_limit_of_the_cluster_precedes_the_flag() {
     let (script, mesh) = (Script::default(), FakeMesh::start());
     let flag = RateLimit { per_second: 3, burst: 4 };
     let registry = start_as(&script, &mesh, Settings { rate: Some(flag), ..settings() });
-    let in_force = || registry.limiter().stats(std::time::Instant::now()).quota;
+    let in_force = || registry.limits().all.stats(std::time::Instant::now()).quota;
     assert_eq!(in_force(), Some(Quota::from(flag)));
     let said = RateLimit { per_second: 7, burst: 9 };
     for (case, spec, expected) in [

@@ -1,6 +1,13 @@
 //! The election on this node's datagrams: its messages travel as user messages of membership.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
 
 mod disk;
 
@@ -161,10 +168,12 @@ impl Chair {
             NodeStatus::Suspected | NodeStatus::Down => Standing::Silent,
             NodeStatus::Leaving => Standing::Leaving,
         };
-        self.there = swim.members().count();
+        let members = swim.members().map(|member| (member.name.clone(), standing(member.status)));
+        let mut members: BTreeMap<_, _> = members.collect();
+        self.there = members.len();
         self.count_nodes();
-        let others = swim.members().filter(|member| member.name != self.node);
-        self.machine.handle_peers(now, others.map(|member| (member.name.clone(), standing(member.status))).collect());
+        members.remove(&self.node);
+        self.machine.handle_peers(now, members);
     }
 
     /// Who leads as far as is known, and the newest term.

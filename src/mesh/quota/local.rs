@@ -8,7 +8,7 @@
 //!
 //! Bound: with N the least number of nodes that any of them counts, and no more than N of them running, all local shares
 //! together admit no more than limit·τ + max(burst, N) in any time τ. That comes on top of what a leader lends on its side
-//! of a partition: k cut-off nodes of N admit at most k/N of the limit beyond it. The number counts nodes that are DOWN too,
+//! of a partition: k cut-off nodes of N admit at most k/N of the rate beyond it, and k/N of the burst or one each at once. The number counts nodes that are DOWN too,
 //! until they are forgotten, and all that the operator's list names, from the start on, so that a cut makes no share larger.
 //! An entry that has not resolved yet counts as one node.
 
@@ -104,7 +104,7 @@ impl Local {
         timing: &Timing,
         buckets: &dyn Buckets,
     ) -> bool {
-        if limits.is_empty() || self.due().is_none_or(|due| now < due) {
+        if self.due().is_none_or(|due| now < due) {
             return false;
         }
         let until = now + timing.lease;

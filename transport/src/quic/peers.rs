@@ -83,11 +83,11 @@ impl Peers {
         peer.used = now;
         match &mut peer.state {
             State::Open(link) => {
-                if link.is_refused() {
+                if link.is_alive(now) {
+                    Sending::Done(link.send(now, payload))
+                } else if link.is_refused() {
                     // Whoever reads the connection has yet to find out.
                     Sending::Done(Err(SendError::Refused))
-                } else if link.is_alive(now) {
-                    Sending::Done(link.send(now, payload))
                 } else {
                     Sending::Dial(payload)
                 }
