@@ -94,7 +94,7 @@ pub enum GatewayError {
     #[error("there is no policy for this model")]
     PolicyNotFound,
     /// No token is left (`--rate-limit-tokens-per-second`, `POST /ha/rate-limit`). The client may come again.
-    #[error("too many requests: this gateway admits {} per second", .0.limit)]
+    #[error("too many requests: the limit is {} per second", .0.limit)]
     RateLimited(Refused),
     /// As many requests wait as may (`--queue-size`). The client may come again.
     #[error("this gateway is busy and its queue is full")]

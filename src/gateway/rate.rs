@@ -36,7 +36,8 @@ struct Body {
 /// # Errors
 /// What to change: not such a JSON object, or a field out of range.
 pub fn read(body: &[u8]) -> Result<(Selector, Option<RateLimit>), String> {
-    let body: Body = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let body: Body = serde_json::from_slice(body)
+        .map_err(|error| format!("the body is to be like {{\"limit_per_second\":100,\"burst\":200}}: {error}"))?;
     let key = body
         .key
         .as_deref()

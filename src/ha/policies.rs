@@ -53,7 +53,8 @@ struct Body {
 /// What to change: not such a JSON object, a policy that is unknown, or a parameter that the policy does not have. None of
 /// today's policies has any.
 pub fn read(body: &[u8]) -> Result<PolicySpec, String> {
-    let Body { policy, config } = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let Body { policy, config } = serde_json::from_slice(body)
+        .map_err(|error| format!("the body is to be like {{\"policy\":\"random\"}}: {error}"))?;
     if policy.parse::<PolicyKind>().is_err() {
         let known = PolicyKind::ALL.map(PolicyKind::as_str).join(", ");
         return Err(format!("no policy is called {policy:?}; there are {known}"));
