@@ -1,6 +1,6 @@
 //! `/ha/rate-limit`: how many requests per second are admitted, and how many were.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use serde::Serialize;
 
@@ -14,12 +14,12 @@ use crate::{
     },
     mesh::{
         driver::{
-            handle::{UsageByNode, View},
+            handle::{LimitUsage, UsageByLimit, View},
             rights::RightsView,
         },
-        node::NodeName,
+        node::{NodeName, NodeStatus},
         quota::{
-            Usage, issuer,
+            Tokens, Usage, issuer,
             local::WithoutQuorum,
             share::{LimitId, TOKEN},
         },
@@ -106,13 +106,17 @@ pub struct Figures {
     pub cluster: Total,
 }
 
-/// What all gateways admitted and refused, over their restarts, while there was a limit. Each tells it once a second.
+/// What all gateways admitted and refused, over their restarts, while there was a limit, and the tokens in their hands. Each
+/// tells it once a second.
 #[derive(Debug, Default, Serialize)]
 pub struct Total {
     /// Requests admitted.
     pub allowed: u64,
     /// Requests refused.
     pub rejected: u64,
+    /// Tokens in the bucket of the cluster: those in the hands of gateways that are not DOWN, at most the burst, since one that
+    /// moved within the second before may be told of twice; null without a limit.
+    pub tokens: Option<f64>,
     /// By gateway, sorted by name; one that is a member no more is not counted.
     pub nodes: Vec<Column>,
 }
@@ -126,18 +130,25 @@ pub struct Column {
     pub allowed: u64,
     /// Requests refused.
     pub rejected: u64,
+    /// Tokens in its hands; at the leader with those that nobody holds. Of one that is DOWN none: its lease is over.
+    pub tokens: f64,
 }
 
 impl Total {
-    fn of(nodes: &BTreeMap<NodeName, Usage>) -> Self {
-        let column = |(node, usage): (&NodeName, &Usage)| Column {
-            node_name: node.to_string(),
-            allowed: usage.admitted,
-            rejected: usage.refused,
+    /// Of a limit with that burst, where there is one.
+    fn of(usage: &LimitUsage, view: &View, burst: Option<f64>) -> Self {
+        let is_there = |name: &NodeName| view.nodes.iter().any(|n| n.name == *name && n.status != NodeStatus::Down);
+        let names: BTreeSet<&NodeName> = usage.requests.keys().chain(usage.tokens.keys()).collect();
+        let column = |node: &NodeName| {
+            let Usage { admitted, refused } = usage.requests.get(node).copied().unwrap_or_default();
+            let tokens = usage.tokens.get(node).filter(|_| is_there(node)).copied().unwrap_or_default();
+            let tokens = tokens.left() as f64 / Tokens::PER_TOKEN as f64;
+            Column { node_name: node.to_string(), allowed: admitted, rejected: refused, tokens }
         };
-        let nodes: Vec<Column> = nodes.iter().map(column).collect();
+        let nodes: Vec<Column> = names.into_iter().map(column).collect();
         let sum = |count: fn(&Column) -> u64| nodes.iter().map(count).fold(0, u64::saturating_add);
-        Self { allowed: sum(|node| node.allowed), rejected: sum(|node| node.rejected), nodes }
+        let tokens = burst.map(|burst| nodes.iter().map(|node| node.tokens).sum::<f64>().min(burst));
+        Self { allowed: sum(|node| node.allowed), rejected: sum(|node| node.rejected), tokens, nodes }
     }
 }
 
@@ -206,7 +217,7 @@ impl Sources {
 
     /// The figures.
     #[must_use]
-    pub fn stats(&self, usage: &UsageByNode) -> Stats {
+    pub fn stats(&self, usage: &UsageByLimit) -> Stats {
         let scoped = self.limits.scoped();
         let of_scoped = |limit: &limits::Scoped| ScopedStats {
             limit: self.scoped(limit),
@@ -261,7 +272,7 @@ impl Sources {
         rate::scoped(&self.view.rate_limits).into_iter().filter(is_surplus).map(shown).collect()
     }
 
-    fn figures(&self, id: LimitId, limiter: &Limiter, usage: &UsageByNode) -> Figures {
+    fn figures(&self, id: LimitId, limiter: &Limiter, usage: &UsageByLimit) -> Figures {
         let stats = limiter.stats(self.now);
         let owners = self.rights.owners.as_ref();
         Figures {
@@ -270,7 +281,11 @@ impl Sources {
             remaining: stats.remaining,
             allowed: stats.admitted,
             rejected: stats.refused,
-            cluster: usage.get(&id).map(Total::of).unwrap_or_default(),
+            cluster: Total::of(
+                usage.get(&id).unwrap_or(&LimitUsage::default()),
+                &self.view,
+                stats.quota.map(|quota| quota.burst),
+            ),
         }
     }
 

@@ -47,7 +47,7 @@ use crate::{
     mesh::{
         driver::{
             data::{Data, DataError, Opened},
-            handle::{COMMANDS_MAX, Command, Leadership, MeshHandle, NodeView, Roots, RoutingFacts, View},
+            handle::{COMMANDS_MAX, Command, Leadership, LimitUsage, MeshHandle, NodeView, Roots, RoutingFacts, View},
             identity::TlsError,
             leader::Podium,
             net::{Input, Net, NetError, Outlets},
@@ -383,7 +383,7 @@ impl Driver {
                 });
             }
             Command::Usage(limits, reply) => {
-                let _ = reply.send(limits.into_iter().map(|id| (id, self.stores.usage(id))).collect());
+                let _ = reply.send(limits.into_iter().map(|id| (id, LimitUsage::of(&self.stores, id))).collect());
             }
             Command::ShareLimits(limits) => {
                 self.limits.clone_from(&limits);
@@ -439,8 +439,8 @@ impl Driver {
             self.stores.expire_sessions(unix_ms());
         }
         self.offer_hash_key();
-        if self.net.as_ref().is_some_and(Net::synced) {
-            self.told.run(now, unix_ms(), &self.limits, &mut self.stores);
+        if let Some(net) = self.net.as_ref().filter(|net| net.synced()) {
+            self.told.run(now, unix_ms(), &self.limits, &|limit| net.pooled(limit), &mut self.stores);
         }
         let mut changed = false;
         while let Some(event) = self.stores.poll_event() {

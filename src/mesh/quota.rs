@@ -109,6 +109,9 @@ pub trait Bucket: fmt::Debug + Send + Sync {
     /// Requests that met it so far.
     fn usage(&self) -> Usage;
 
+    /// Micro-tokens that are there at `now`; none once the lease is over.
+    fn tokens(&self, now: Instant) -> u64;
+
     /// As [`Buckets::arrivals`].
     fn arrivals(&self) -> u64 {
         let Usage { admitted, refused } = self.usage();
@@ -132,6 +135,41 @@ impl Usage {
         let [admitted, refused] =
             [self.admitted.saturating_sub(earlier.admitted), self.refused.saturating_sub(earlier.refused)];
         Self { admitted, refused }
+    }
+}
+
+/// Tokens of a limit that came into a node's hands and went out of them again, in thousandths of a token: at the largest rate
+/// there is they count for 58 years.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Tokens {
+    /// Came in.
+    pub came: u64,
+    /// Were spent, given up or lost with their lease.
+    pub gone: u64,
+}
+
+impl Tokens {
+    /// Of one token.
+    pub const PER_TOKEN: u64 = 1000;
+
+    /// What is still there.
+    #[must_use]
+    pub const fn left(self) -> u64 {
+        self.came.saturating_sub(self.gone)
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self { came: self.came.saturating_add(other.came), gone: self.gone.saturating_add(other.gone) }
+    }
+
+    /// What must have come and gone where so many requests spent a token each, and `left` is there now instead of `before`.
+    #[must_use]
+    pub const fn between(before: u64, left: u64, spent: u64) -> Self {
+        let gone = spent.saturating_mul(Self::PER_TOKEN);
+        let (with, without) = (left.saturating_add(gone), before);
+        Self { came: with.saturating_sub(without), gone: gone.saturating_add(without.saturating_sub(with)) }
     }
 }
 
@@ -295,6 +333,12 @@ impl Escrow {
     #[must_use]
     pub fn owners(&self, limit: LimitId) -> Option<Vec<Owner>> {
         self.issuer.as_ref().map(|issuer| issuer.owners(limit))
+    }
+
+    /// Micro-tokens of a limit that nobody holds, where this node leads: they came at a rate that is not lent, or were given up.
+    #[must_use]
+    pub fn pooled(&self, limit: LimitId) -> u64 {
+        self.issuer.as_ref().map_or(0, |issuer| issuer.pooled(limit))
     }
 
     fn may_ask(&self) -> bool {

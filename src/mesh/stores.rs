@@ -39,6 +39,7 @@ mod exchange;
 mod policies;
 mod routing;
 mod sessions;
+mod tokens;
 mod usage;
 mod workers;
 

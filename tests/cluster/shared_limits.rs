@@ -358,3 +358,50 @@ async fn limits_of_a_key_and_of_a_model_hold_over_all_gateways() {
         }
     }
 }
+
+/// Every gateway tells how many tokens the bucket of the cluster holds: full at rest, less by what was admitted anywhere, and
+/// without those of one that died.
+#[tokio::test]
+async fn every_gateway_tells_what_the_bucket_of_the_cluster_holds() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let flags = ["--worker-urls", &url];
+    let mut nodes = [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], &flags));
+    joined(&nodes.each_ref(), 3, s(10)).await;
+    assert_eq!(stats(&nodes[0]).await["cluster"]["tokens"], Value::Null, "no limit, no bucket");
+    let set = json!({"limit_per_second": 10, "burst": 60});
+    assert_eq!(nodes[0].post("/ha/rate-limit", set).await.0, 200);
+    let tokens = async |node: &Gateway| {
+        let cluster = stats(node).await["cluster"].take();
+        let by_node: f64 = cluster["nodes"].as_array().unwrap().iter().filter_map(|n| n["tokens"].as_f64()).sum();
+        let total = cluster["tokens"].as_f64().unwrap();
+        assert!((0.0..=60.0).contains(&total) && total <= by_node + 1e-6, "{cluster}");
+        total
+    };
+    // Thousandths are rounded down, once for each gateway.
+    for node in &nodes {
+        eventually(s(30), "the bucket fills", async || tokens(node).await >= 59.9).await;
+    }
+    for _ in 0..20 {
+        assert_eq!(nodes[1].chat("m1").await.unwrap().0, 200, "there is room for more");
+    }
+    for node in &nodes {
+        eventually(s(10), "all know of the tokens that were spent", async || {
+            let cluster = stats(node).await["cluster"].take();
+            cluster["allowed"] == 20 && cluster["tokens"].as_f64() < Some(60.0)
+        })
+        .await;
+    }
+    for node in &nodes {
+        eventually(s(30), "the bucket fills again", async || tokens(node).await >= 59.9).await;
+    }
+    nodes[2].process.kill();
+    eventually(s(20), "a dead gateway holds nothing", async || {
+        let cluster = stats(&nodes[0]).await["cluster"].take();
+        cluster["nodes"].as_array().unwrap().iter().any(|n| n["node_name"] == "node3" && n["tokens"] == 0.0)
+    })
+    .await;
+    for node in &nodes[..2] {
+        eventually(s(30), "what it held is lent anew", async || tokens(node).await >= 59.9).await;
+    }
+}

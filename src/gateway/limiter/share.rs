@@ -112,6 +112,15 @@ impl Bucket for Limiter {
         let Hot { admitted, refused, .. } = &self.hot;
         Usage { admitted: admitted.load(Ordering::Relaxed), refused: refused.load(Ordering::Relaxed) }
     }
+
+    fn tokens(&self, now: Instant) -> u64 {
+        let _terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, now) = (self.hot.word.load(Ordering::Acquire), self.nanos(now));
+        let slot = &self.hot.slots[(seen >> TIME_BITS) as usize & 1];
+        let (interval, tolerance) = slot.get();
+        let ahead = (seen & TIME_MASK).saturating_sub(now);
+        if now < slot.until() { micro_tokens(tolerance.saturating_sub(ahead), interval) } else { 0 }
+    }
 }
 
 /// So many micro-tokens come in that time, rounded down.

@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::mesh::quota::{Holding, share::TOKEN};
+use crate::mesh::quota::{Bucket, Holding, share::TOKEN};
 
 fn quota(per_second: f64, burst: f64) -> Option<Quota> {
     Some(Quota { per_second, burst })
@@ -235,6 +235,9 @@ fn tokens_stay_as_far_as_there_is_room() {
         limiter.hold(start, &holding((10, 6), until, 6));
         assert_eq!(limiter.stats(start).remaining, Some(6), "{case}");
         let found = limiter.hold(start, &holding(to, until, credit));
+        let left = Bucket::tokens(&limiter, start);
+        assert!(left.abs_diff(there as u64 * TOKEN) <= 2, "{case}: {left} are there");
+        assert_eq!(Bucket::tokens(&limiter, until), 0, "{case}: the lease is over");
         assert!(found.abs_diff(given * TOKEN) <= 2, "{case}: {found}");
         // A billionth of a token may be lost on the way.
         let later = start + Duration::from_micros(10);

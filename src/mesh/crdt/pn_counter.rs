@@ -8,13 +8,18 @@ use crate::mesh::hlc::Timestamp;
 
 /// Adds `n`, or takes it when negative; each side stays at the largest u64 once it is there.
 pub fn add(map: &mut Map, key: &[u8], stamp: Timestamp, n: i64) {
+    let amount = n.unsigned_abs();
+    let (added, taken) = if n < 0 { (0, amount) } else { (amount, 0) };
+    move_by(map, key, stamp, added, taken);
+}
+
+/// Adds to both sides in one write, so that nobody sees one without the other.
+pub fn move_by(map: &mut Map, key: &[u8], stamp: Timestamp, added: u64, taken: u64) {
     let own = map.get(key).find(|live| live.dot.actor == map.own());
-    let (mut added, mut taken) = own.map_or((0, 0), |live| counts(live.payload));
-    let side = if n < 0 { &mut taken } else { &mut added };
-    *side = side.saturating_add(n.unsigned_abs());
+    let before = own.map_or((0, 0), |live| counts(live.payload));
     let mut payload = [0_u8; 16];
-    payload[..8].copy_from_slice(&added.to_le_bytes());
-    payload[8..].copy_from_slice(&taken.to_le_bytes());
+    payload[..8].copy_from_slice(&before.0.saturating_add(added).to_le_bytes());
+    payload[8..].copy_from_slice(&before.1.saturating_add(taken).to_le_bytes());
     map.write_own(key, stamp, &payload);
 }
 
@@ -25,7 +30,9 @@ pub fn value(map: &Map, key: &[u8]) -> i128 {
     both.map(|(added, taken)| i128::from(added) - i128::from(taken)).sum()
 }
 
-fn counts(payload: &[u8]) -> (u64, u64) {
+/// What one actor added and took; zeros where the payload is no such pair.
+#[must_use]
+pub fn counts(payload: &[u8]) -> (u64, u64) {
     match payload.split_first_chunk::<8>() {
         Some((added, taken)) if taken.len() == 8 => {
             (u64::from_le_bytes(*added), taken.try_into().map(u64::from_le_bytes).unwrap_or(0))

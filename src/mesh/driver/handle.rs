@@ -18,9 +18,9 @@ use crate::mesh::{
     },
     election::Leader,
     node::{NodeName, NodeStatus},
-    quota::{Usage, share::LimitId},
+    quota::{Tokens, Usage, share::LimitId},
     routing::Message,
-    stores::{PolicySpec, SessionKey, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
+    stores::{PolicySpec, SessionKey, Stores, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
     wire::{self, state::ValueError},
 };
 
@@ -126,8 +126,23 @@ pub struct NodeView {
     pub zone: String,
 }
 
-/// What each node used, by limit; a second old at most where all is well.
-pub type UsageByNode = BTreeMap<LimitId, BTreeMap<NodeName, Usage>>;
+/// What each node used of a limit, and holds of its bucket; a second old at most where all is well.
+#[derive(Clone, Debug, Default)]
+pub struct LimitUsage {
+    /// Requests.
+    pub requests: BTreeMap<NodeName, Usage>,
+    /// Tokens.
+    pub tokens: BTreeMap<NodeName, Tokens>,
+}
+
+impl LimitUsage {
+    pub(super) fn of(stores: &Stores, limit: LimitId) -> Self {
+        Self { requests: stores.usage(limit), tokens: stores.tokens(limit) }
+    }
+}
+
+/// That of each limit.
+pub type UsageByLimit = BTreeMap<LimitId, LimitUsage>;
 
 /// A request to the driver.
 #[derive(Debug)]
@@ -143,7 +158,7 @@ pub enum Command {
     /// Remove a rate limit that is set for some requests; answers whether there was one.
     RemoveRateLimit(String, oneshot::Sender<bool>),
     /// What each node used of these limits.
-    Usage(Vec<LimitId>, oneshot::Sender<UsageByNode>),
+    Usage(Vec<LimitId>, oneshot::Sender<UsageByLimit>),
     /// Tell the others what this gateway sees of a worker.
     Observe(WorkerId, WorkerObservation),
     /// A worker holds a session.
@@ -262,7 +277,7 @@ impl MeshHandle {
     ///
     /// # Errors
     /// When the driver has stopped.
-    pub async fn usage(&self, limits: Vec<LimitId>) -> Result<UsageByNode, Stopped> {
+    pub async fn usage(&self, limits: Vec<LimitId>) -> Result<UsageByLimit, Stopped> {
         self.ask(|reply| Command::Usage(limits, reply)).await
     }
 

@@ -89,7 +89,7 @@ pub(super) struct Chair {
     expected: usize,
     there: usize,
     /// What the leader lends: it stands on the election.
-    rights: Rights,
+    pub(super) rights: Rights,
 }
 
 impl Chair {

@@ -40,6 +40,7 @@ use crate::{
             story::Story,
         },
         node::{NodeName, NodeStatus},
+        quota::share::LimitId,
         replication::{self, Replicator, SyncEvent, topology::Topology},
         routing::Message,
         stores::Stores,
@@ -240,6 +241,11 @@ impl Net {
     /// Takes the limits that the cluster shares.
     pub(super) fn share_limits(&mut self, now: Instant, limits: Vec<SharedLimit>) {
         self.chair.on_limits(now, limits);
+    }
+
+    /// As [`Escrow::pooled`](crate::mesh::quota::Escrow::pooled).
+    pub(super) fn pooled(&self, limit: LimitId) -> u64 {
+        self.chair.rights.pooled(limit)
     }
 
     pub(super) fn leave(&mut self, now: Instant) {

@@ -137,6 +137,11 @@ impl Rights {
         self.machine.leave(now, &self.purse);
     }
 
+    /// As [`Escrow::pooled`].
+    pub(super) fn pooled(&self, limit: LimitId) -> u64 {
+        self.machine.pooled(limit)
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.machine.poll_timeout()
     }

@@ -1,4 +1,4 @@
-//! What this node admitted and refused of each limit, told to the others while it changes.
+//! What this node admitted and refused of each limit, and the tokens in its hands, told to the others while it changes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +7,10 @@ use std::{
 
 use crate::mesh::{
     driver::rights::SharedLimit,
-    quota::{Usage, share::LimitId},
+    quota::{
+        Tokens, Usage,
+        share::{LimitId, TOKEN},
+    },
     stores::Stores,
 };
 
@@ -21,9 +24,17 @@ const FORGET_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Told {
     due: Instant,
-    told: BTreeMap<LimitId, Usage>,
+    told: BTreeMap<LimitId, Account>,
     changed_at: Instant,
     is_tidy: bool,
+}
+
+/// What was last told of a limit.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    usage: Usage,
+    /// Thousandths of a token in this node's hands.
+    left: u64,
 }
 
 impl Told {
@@ -36,8 +47,16 @@ impl Told {
         self.due = now;
     }
 
-    /// Writes what came since the last time, when that is due; for a node that has the cluster's state.
-    pub(super) fn run(&mut self, now: Instant, unix_ms: u64, limits: &[SharedLimit], stores: &mut Stores) {
+    /// Writes what came since the last time, when that is due; for a node that has the cluster's state. `pooled` says how many
+    /// micro-tokens of a limit this node has as the leader, that nobody holds.
+    pub(super) fn run(
+        &mut self,
+        now: Instant,
+        unix_ms: u64,
+        limits: &[SharedLimit],
+        pooled: &dyn Fn(LimitId) -> u64,
+        stores: &mut Stores,
+    ) {
         if now < self.due {
             return;
         }
@@ -48,9 +67,13 @@ impl Told {
             (self.changed_at, self.is_tidy) = (now, false);
         }
         for limit in limits {
-            let (told, now_used) = (self.told.entry(limit.id).or_default(), limit.bucket.usage());
-            stores.add_usage(unix_ms, limit.id, now_used.since(*told));
-            *told = now_used;
+            let told = self.told.entry(limit.id).or_default();
+            let left = limit.bucket.tokens(now).saturating_add(pooled(limit.id)) / (TOKEN / Tokens::PER_TOKEN);
+            let usage = limit.bucket.usage();
+            let more = usage.since(told.usage);
+            stores.add_usage(unix_ms, limit.id, more);
+            stores.add_tokens(unix_ms, limit.id, Tokens::between(told.left, left, more.admitted));
+            *told = Account { usage, left };
         }
         if !self.is_tidy && now >= self.changed_at + FORGET_AFTER {
             stores.keep_usage(&ids);
@@ -62,7 +85,10 @@ impl Told {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::{Arc, Mutex};
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    };
 
     use super::*;
     use crate::mesh::{
@@ -71,7 +97,7 @@ mod tests {
     };
 
     #[derive(Debug, Default)]
-    struct Counted(Mutex<Usage>);
+    struct Counted(Mutex<Usage>, AtomicU64);
 
     impl Bucket for Counted {
         fn hold(&self, _: Instant, _: &Holding) -> u64 {
@@ -80,6 +106,10 @@ mod tests {
 
         fn usage(&self) -> Usage {
             *self.0.lock().unwrap()
+        }
+
+        fn tokens(&self, _: Instant) -> u64 {
+            self.1.load(Ordering::Relaxed)
         }
     }
 
@@ -97,22 +127,48 @@ mod tests {
             if ms < 5000 {
                 bucket.0.lock().unwrap().admitted += 1;
             }
-            told.run(start + Duration::from_millis(ms), ms, &limits, &mut stores);
+            told.run(start + Duration::from_millis(ms), ms, &limits, &|_| 0, &mut stores);
         }
         assert_eq!(stores.usage(7)[&"a".parse().unwrap()], Usage { admitted: 5000, refused: 0 });
-        assert!(writes(&stores) <= 6, "{} writes", writes(&stores));
+        // One of requests and one of tokens each time.
+        assert!(writes(&stores) <= 12, "{} writes", writes(&stores));
         // A bucket that begins anew, as for a limit that was taken away and set again, takes nothing back.
         *bucket.0.lock().unwrap() = Usage::default();
         told.hurry(start + Duration::from_millis(10_001));
-        told.run(start + Duration::from_millis(10_001), 0, &limits, &mut stores);
+        told.run(start + Duration::from_millis(10_001), 0, &limits, &|_| 0, &mut stores);
         bucket.0.lock().unwrap().admitted = 2;
-        told.run(start + Duration::from_millis(11_100), 0, &limits, &mut stores);
+        told.run(start + Duration::from_millis(11_100), 0, &limits, &|_| 0, &mut stores);
         assert_eq!(stores.usage(7)[&"a".parse().unwrap()].admitted, 5002);
         // The limit goes, and its counts a minute later.
-        told.run(start + Duration::from_secs(20), 0, &[], &mut stores);
-        told.run(start + Duration::from_secs(79), 0, &[], &mut stores);
+        told.run(start + Duration::from_secs(20), 0, &[], &|_| 0, &mut stores);
+        told.run(start + Duration::from_secs(79), 0, &[], &|_| 0, &mut stores);
         assert_eq!(stores.usage(7).len(), 1);
-        told.run(start + Duration::from_secs(81), 0, &[], &mut stores);
+        told.run(start + Duration::from_secs(81), 0, &[], &|_| 0, &mut stores);
         assert_eq!(stores.usage(7).len(), 0);
+    }
+
+    /// A bucket that is spent from, refilled, shrunk and emptied, and a pool beside it, read back from what was written.
+    #[test]
+    fn what_is_told_of_tokens_is_what_is_there() {
+        let start = Instant::now();
+        let (mut told, mut stores) = (Told::new(start), Stores::new("a".parse().unwrap(), 1));
+        let bucket = Arc::new(Counted::default());
+        let limits = [SharedLimit { id: 7, whole: Share::of_tokens(9, 9), bucket: bucket.clone() }];
+        for (second, (case, there, pooled, admitted, expected)) in (0..).zip([
+            ("nothing is held", 0, 0, 0, (0, 0)),
+            ("a share is lent", 5 * TOKEN, 0, 0, (5000, 0)),
+            ("two are spent", 3 * TOKEN, 0, 2, (5000, 2000)),
+            ("three are spent, and as many came in", 3 * TOKEN, 0, 3, (8000, 5000)),
+            ("one is given up", 2 * TOKEN, 0, 0, (8000, 6000)),
+            ("the leader has half a token to lend", 2 * TOKEN, TOKEN / 2, 0, (8500, 6000)),
+            ("the lease is over", 0, 0, 0, (8500, 8500)),
+        ]) {
+            bucket.1.store(there, Ordering::Relaxed);
+            bucket.0.lock().unwrap().admitted += admitted;
+            told.run(start + TELL_INTERVAL * second, 0, &limits, &|_| pooled, &mut stores);
+            let tokens = stores.tokens(7).get(&"a".parse().unwrap()).copied().unwrap_or_default();
+            assert_eq!((tokens.came, tokens.gone), expected, "{case}");
+            assert_eq!(tokens.left(), (there + pooled) / 1000, "{case}");
+        }
     }
 }

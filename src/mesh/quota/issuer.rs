@@ -158,6 +158,10 @@ impl Issuer {
         self.entries.iter().map(owner).collect()
     }
 
+    pub(super) fn pooled(&self, limit: LimitId) -> u64 {
+        self.pools.get(&limit).map_or(0, |pool| pool.tokens)
+    }
+
     /// Rights of an earlier reign may still be in force somewhere.
     fn is_young(&self, now: Instant) -> bool {
         now < self.since + self.timing.hold

@@ -1,16 +1,21 @@
-//! Usage of limits, in the `routing` namespace: how many requests each node admitted and refused, as G-Counters.
+//! Usage of limits, in the `routing` namespace: how many requests each node admitted and refused, as G-Counters, and the
+//! tokens that it holds, as a PN-Counter ([`tokens`](super::tokens)).
 //!
 //! - `usage/a<limit>` and `usage/r<limit>`: one dot for each node that counts. The node's count goes on over restarts: each
 //!   write takes over what earlier epochs of the node left, retracts their dots, and remembers how much of each it took, so
 //!   that what comes late, or grew meanwhile, adds what is new of it. Until that write both are shown.
 //!
-//! Bounded by limits and members: the counts of a limit go a minute after it, and those of a node when it is forgotten.
+//! Bounded by limits and members: what is counted of a limit goes a minute after it, and that of a node when it is forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Namespace, Stores};
 use crate::mesh::{
-    crdt::{dot::ActorTable, g_counter, map::LiveRef},
+    crdt::{
+        dot::{ActorId, ActorTable},
+        g_counter,
+        map::LiveRef,
+    },
     node::NodeName,
     quota::{Usage, share::LimitId},
 };
@@ -21,12 +26,18 @@ const ADMITTED: u8 = b'a';
 
 const REFUSED: u8 = b'r';
 
+pub(super) const TOKENS: u8 = b't';
+
 /// Whether a key counts usage: nobody waits for news of it.
 pub(super) fn is_usage(key: &[u8]) -> bool {
     key.starts_with(USAGE)
 }
 
-fn usage_key(kind: u8, limit: LimitId) -> Vec<u8> {
+fn is_earlier(actors: &ActorTable, live: &LiveRef<'_>, own: ActorId, node: &NodeName) -> bool {
+    live.dot.actor != own && actors.actor(live.dot.actor).node == *node
+}
+
+pub(super) fn usage_key(kind: u8, limit: LimitId) -> Vec<u8> {
     [USAGE, &[kind], &limit.to_be_bytes()].concat()
 }
 
@@ -46,23 +57,34 @@ impl Stores {
     }
 
     fn add_count(&mut self, wall_ms: u64, key: &[u8], count: u64) {
+        let taken_over = self.take_over(key, g_counter::count).unwrap_or(0);
+        let map = &mut self.maps[Namespace::Routing.index()];
+        let stamp = self.clock.tick(wall_ms, map.newest(key));
+        g_counter::add(map, key, stamp, count.saturating_add(taken_over));
+        self.drop_earlier(key);
+    }
+
+    /// What earlier epochs of this node left that was not taken over yet; none where there is nothing of them.
+    pub(super) fn take_over(&mut self, key: &[u8], count: impl Fn(&[u8]) -> u64) -> Option<u64> {
+        let map = &self.maps[Namespace::Routing.index()];
+        let mut taken_over = None;
+        for live in map.get(key).filter(|live| is_earlier(map.actors(), live, map.own(), &self.node)) {
+            let epoch_ms = map.actors().actor(live.dot.actor).boot_epoch_ms;
+            let taken = self.taken.entry((key.into(), epoch_ms)).or_default();
+            let left = count(live.payload);
+            let more = left.saturating_sub(*taken);
+            taken_over = Some(taken_over.map_or(more, |sum: u64| sum.saturating_add(more)));
+            *taken = left.max(*taken);
+        }
+        taken_over
+    }
+
+    /// Retracts what earlier epochs of this node left, once it was taken over.
+    pub(super) fn drop_earlier(&mut self, key: &[u8]) {
         let node = self.node.clone();
         let map = &mut self.maps[Namespace::Routing.index()];
         let own = map.own();
-        let is_earlier = |actors: &ActorTable, live: &LiveRef<'_>| {
-            live.dot.actor != own && actors.actor(live.dot.actor).node == node
-        };
-        let mut taken_over = 0_u64;
-        for live in map.get(key).filter(|live| is_earlier(map.actors(), live)) {
-            let epoch_ms = map.actors().actor(live.dot.actor).boot_epoch_ms;
-            let taken = self.taken.entry((key.into(), epoch_ms)).or_default();
-            let left = g_counter::count(live.payload);
-            taken_over = taken_over.saturating_add(left.saturating_sub(*taken));
-            *taken = left.max(*taken);
-        }
-        let stamp = self.clock.tick(wall_ms, map.newest(key));
-        g_counter::add(map, key, stamp, count.saturating_add(taken_over));
-        map.retract(key, |actors, live| is_earlier(actors, &live));
+        map.retract(key, |actors, live| is_earlier(actors, &live, own, &node));
     }
 
     /// What each node counted for a limit.
@@ -102,7 +124,7 @@ impl Stores {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::mesh::crdt::{
@@ -127,7 +149,7 @@ mod tests {
     }
 
     /// Sends all that `from`, of that epoch, wrote itself.
-    fn send(from: &Stores, epoch: u64, to: &mut Stores) {
+    pub(in super::super) fn send(from: &Stores, epoch: u64, to: &mut Stores) {
         let map = from.map(Namespace::Routing);
         let mut keys: Vec<_> = map.range_from(b"").map(|(key, _)| map.key_state(key)).collect();
         keys.retain(|key| !key.live.is_empty());
