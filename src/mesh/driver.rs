@@ -391,6 +391,7 @@ impl Driver {
                     net.share_limits(now, limits);
                 }
             }
+            Command::Find(finding) => self.stores.note_finding(unix_ms(), finding),
             Command::LoseCache(id) => self.stores.lose_cache(unix_ms(), &id),
             Command::Share(to, frame) => {
                 if let Some(net) = &self.net {

@@ -15,6 +15,7 @@
 //! - *Seeds.* What a flag says is stamped [`Timestamp::ZERO`], so it loses against everything ever said through the API.
 //!   Removing a worker that some flag names leaves a marker (an entry with `removed`) instead of nothing, so that it
 //!   stays removed when that node starts again. Markers are bounded by the workers that flags ever named.
+//! - *Discovered workers* are stamped like seeds, see [`discovered`].
 //! - *Losing dots.* Several nodes naming one worker make concurrent dots. Each node retracts those of its own dots, of
 //!   any epoch, that lose against another live one; the winner is never retracted, so one dot stays. A flag's dot that
 //!   loses against an entry of the API stays beside it, one per node: it says that a removal must leave a marker.
@@ -35,6 +36,7 @@ use crate::mesh::{
     wire::state::{self, StoredWorker, ValueError},
 };
 
+mod discovered;
 mod exchange;
 mod policies;
 mod routing;
@@ -45,6 +47,7 @@ mod workers;
 
 use self::workers::WorkerKey;
 pub use self::{
+    discovered::{Finding, PodMark},
     policies::{PolicySpec, RATE_LIMIT, is_limit},
     routing::HASH_KEY_BYTES,
     sessions::{RESPONSES_MAX, SESSION_RENEW_MS, SESSION_TTL_MS, SESSIONS_MAX, Session, SessionKey},
@@ -239,7 +242,7 @@ impl Stores {
 
     /// Registers or replaces a worker. A spec beyond the bounds of `state.proto` is not stored.
     ///
-    /// The origin of a worker that a flag names stays [`WorkerOrigin::Seed`].
+    /// The origin of a worker that a flag or a search names stays.
     pub fn put_worker(&mut self, wall_ms: u64, spec: WorkerSpec) -> WorkerId {
         let id = WorkerId::of_url(&spec.url);
         self.write_worker(wall_ms, &id, spec, false);
@@ -248,7 +251,7 @@ impl Stores {
 
     /// Removes a worker and what was seen of it; `false` when there is none.
     ///
-    /// One that some flag names leaves a marker; any other leaves nothing.
+    /// One that some flag or search names leaves a marker; any other leaves nothing.
     pub fn remove_worker(&mut self, wall_ms: u64, id: &WorkerId) -> bool {
         let Some(known) = self.stored_worker(id).filter(|known| !known.removed) else { return false };
         if self.is_seeded(id) {
@@ -257,13 +260,7 @@ impl Stores {
         } else {
             self.maps[Namespace::Workers.index()].remove(&WorkerKey::spec(id));
         }
-        let map = &mut self.maps[Namespace::Workers.index()];
-        let seen: Vec<Key> = map.with_prefix(&WorkerKey::all_seen(id)).map(|(key, _)| key.into()).collect();
-        for key in seen {
-            map.remove(&key);
-        }
-        self.push_event(StoreEvent::WorkerChanged(id.clone()));
-        self.forget_life(id);
+        self.remove_seen(id);
         true
     }
 
@@ -459,8 +456,8 @@ impl Stores {
     }
 
     fn write_worker(&mut self, wall_ms: u64, id: &WorkerId, mut spec: WorkerSpec, removed: bool) {
-        if self.is_seeded(id) {
-            spec.origin = WorkerOrigin::Seed;
+        if let Some(origin) = self.lasting_origin(id) {
+            spec.origin = origin;
         }
         if let Ok(payload) = state::encode_worker(&StoredWorker { spec, removed }) {
             self.write(Namespace::Workers, wall_ms, &WorkerKey::spec(id), &payload);
@@ -473,10 +470,9 @@ impl Stores {
         decode_spec(map, map.get(&WorkerKey::spec(id)))
     }
 
-    /// Whether some flag names the worker: a flag's dot lives beside the winner, or the winner says so.
+    /// Whether some flag or search names the worker, so that a removal must leave a marker.
     fn is_seeded(&self, id: &WorkerId) -> bool {
-        self.map(Namespace::Workers).get(&WorkerKey::spec(id)).any(|live| live.stamp == Timestamp::ZERO)
-            || self.stored_worker(id).is_some_and(|known| known.spec.origin == WorkerOrigin::Seed)
+        self.lasting_origin(id).is_some()
     }
 
     fn observation(&self, node: &NodeName, live: Dots<'_>) -> Option<Result<WorkerObservation, ValueError>> {
@@ -567,7 +563,7 @@ fn retract_losers(map: &mut Map, node: &NodeName, key: &Key) {
     let is_own = |actors: &ActorTable, live: LiveRef<'_>| actors.actor(live.dot.actor).node == *node;
     let origin = state::decode_worker(winner.payload).map(|known| known.spec.origin);
     let witness = match origin {
-        Ok(WorkerOrigin::Seed) => None,
+        Ok(WorkerOrigin::Seed | WorkerOrigin::Discovered(_)) => None,
         Ok(WorkerOrigin::Api) | Err(_) => {
             let seeds = map.get(key).filter(|live| live.stamp == Timestamp::ZERO && is_own(map.actors(), *live));
             lww_register::newest(map, seeds).map(|live| live.dot)

@@ -12,7 +12,7 @@ use crate::{
     },
     mesh::{
         driver::handle::View,
-        stores::{WorkerId, WorkerOrigin, WorkerSpec, WorkerState, WorkerView},
+        stores::{WorkerId, WorkerSpec, WorkerState, WorkerView},
     },
 };
 
@@ -42,7 +42,7 @@ pub struct Shown {
     pub requests_active: usize,
     /// This gateway's circuit breaker for it: closed, open or half_open.
     pub breaker: &'static str,
-    /// Where the entry came from: seed or api.
+    /// Where the entry came from: seed, api or discovered.
     pub origin: &'static str,
 }
 
@@ -111,9 +111,6 @@ fn describe(
         zone: spec.zone.clone(),
         requests_active: worker.map_or(0, Worker::in_flight),
         breaker: breaker.as_str(),
-        origin: match spec.origin {
-            WorkerOrigin::Seed => "seed",
-            WorkerOrigin::Api => "api",
-        },
+        origin: spec.origin.as_str(),
     }
 }

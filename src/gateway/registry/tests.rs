@@ -83,7 +83,8 @@ impl FakeMesh {
                         let _ = reply.send(limits.len() < count);
                     }),
                     Command::Observe(id, seen) => observe(&applied, &id, "node1", &seen),
-                    Command::HoldSession(..) | Command::Share(..) => {}
+                    // No test of the registry searches for workers.
+                    Command::HoldSession(..) | Command::Share(..) | Command::Find(..) => {}
                     // The leader, as far as this one node goes, lends it all, with a full bucket.
                     Command::ShareLimits(limits) => limits.iter().for_each(|limit| {
                         let now = std::time::Instant::now();

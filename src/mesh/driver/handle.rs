@@ -20,7 +20,9 @@ use crate::mesh::{
     node::{NodeName, NodeStatus},
     quota::{Tokens, Usage, share::LimitId},
     routing::Message,
-    stores::{PolicySpec, SessionKey, Stores, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView},
+    stores::{
+        Finding, PolicySpec, SessionKey, Stores, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView,
+    },
     wire::{self, state::ValueError},
 };
 
@@ -153,6 +155,8 @@ pub enum Command {
     PatchWorker(WorkerId, WorkerPatch, oneshot::Sender<bool>),
     /// Remove a worker everywhere; answers whether there was one.
     RemoveWorker(WorkerId, oneshot::Sender<bool>),
+    /// News of a search for workers.
+    Find(Finding),
     /// Set the policy of a model; refused when a name is too long.
     PutPolicy(String, PolicySpec, oneshot::Sender<Result<(), ValueError>>),
     /// Remove a rate limit that is set for some requests; answers whether there was one.
@@ -271,6 +275,14 @@ impl MeshHandle {
     /// When the driver has stopped.
     pub async fn remove_worker(&self, id: WorkerId) -> Result<bool, Stopped> {
         self.ask(|reply| Command::RemoveWorker(id, reply)).await
+    }
+
+    /// Gives the cluster news of a search for workers.
+    ///
+    /// # Errors
+    /// When the driver has stopped.
+    pub async fn find(&self, finding: Finding) -> Result<(), Stopped> {
+        self.commands.send(Command::Find(finding)).await.map_err(|_| Stopped)
     }
 
     /// What each node used of these limits.

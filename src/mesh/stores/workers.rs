@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use super::discovered::PodMark;
 use crate::mesh::node::NodeName;
 
 /// Id of a worker, the same on every gateway because it is derived from the URL alone: `w-` and 16 hex digits.
@@ -47,6 +48,20 @@ pub enum WorkerOrigin {
     Seed,
     /// `POST /workers`.
     Api,
+    /// A search found its pod; see [`Finding`](super::Finding).
+    Discovered(PodMark),
+}
+
+impl WorkerOrigin {
+    /// The spelling of the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Seed => "seed",
+            Self::Api => "api",
+            Self::Discovered(_) => "discovered",
+        }
+    }
 }
 
 /// What an operator said about a worker.

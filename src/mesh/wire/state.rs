@@ -4,7 +4,9 @@ use bytes::Bytes;
 use prost::Message as _;
 use smg_proto::state as pb;
 
-use crate::mesh::stores::{HASH_KEY_BYTES, PolicySpec, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState};
+use crate::mesh::stores::{
+    HASH_KEY_BYTES, PodMark, PolicySpec, WorkerObservation, WorkerOrigin, WorkerSpec, WorkerState,
+};
 
 const URL_BYTES_MAX: usize = 2048;
 const MODELS_MAX: usize = 256;
@@ -70,9 +72,10 @@ pub fn decode_generation(bytes: &[u8]) -> Result<u32, ValueError> {
 /// When a part is longer than it may be.
 pub fn encode_worker(worker: &StoredWorker) -> Result<Vec<u8>, ValueError> {
     let spec = &worker.spec;
-    let origin = match spec.origin {
-        WorkerOrigin::Seed => pb::WorkerOrigin::Seed,
-        WorkerOrigin::Api => pb::WorkerOrigin::Api,
+    let (origin, mark) = match spec.origin {
+        WorkerOrigin::Seed => (pb::WorkerOrigin::Seed, None),
+        WorkerOrigin::Api => (pb::WorkerOrigin::Api, None),
+        WorkerOrigin::Discovered(mark) => (pb::WorkerOrigin::Discovered, Some(mark)),
     };
     let message = pb::WorkerSpec {
         url: spec.url.clone(),
@@ -82,6 +85,8 @@ pub fn encode_worker(worker: &StoredWorker) -> Result<Vec<u8>, ValueError> {
         origin: origin.into(),
         draining: spec.draining,
         removed: worker.removed,
+        pod: mark.map_or(0, |mark| mark.pod),
+        search: mark.map_or(0, |mark| mark.search),
     };
     check_worker(&message)?;
     Ok(message.encode_to_vec())
@@ -96,6 +101,7 @@ pub fn decode_worker(payload: &[u8]) -> Result<StoredWorker, ValueError> {
     check_worker(&message)?;
     let origin = match message.origin() {
         pb::WorkerOrigin::Seed => WorkerOrigin::Seed,
+        pb::WorkerOrigin::Discovered => WorkerOrigin::Discovered(PodMark { pod: message.pod, search: message.search }),
         pb::WorkerOrigin::Api | pb::WorkerOrigin::Unspecified => WorkerOrigin::Api,
     };
     let spec = WorkerSpec {
@@ -218,7 +224,11 @@ mod tests {
 
     #[test]
     fn values_survive_the_way_through_bytes() {
-        assert_eq!(decode_worker(&encode_worker(&worker()).unwrap()).unwrap(), worker());
+        let origins = [WorkerOrigin::Seed, WorkerOrigin::Api, WorkerOrigin::Discovered(PodMark { pod: 1, search: 2 })];
+        for origin in origins {
+            let worker = StoredWorker { spec: WorkerSpec { origin, ..worker().spec }, removed: true };
+            assert_eq!(decode_worker(&encode_worker(&worker).unwrap()).unwrap(), worker);
+        }
         for state in [WorkerState::Pending, WorkerState::Ready, WorkerState::NotReady, WorkerState::Draining] {
             let seen = WorkerObservation { state, models: vec!["a".into()], failing_until_ms: 7 };
             assert_eq!(decode_observation(&encode_observation(&seen).unwrap()).unwrap(), seen);
