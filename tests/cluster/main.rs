@@ -32,5 +32,6 @@ mod steering;
 mod surface;
 mod tls;
 mod traces;
+mod verbatim;
 mod worker_tls;
 mod workers;
