@@ -41,6 +41,8 @@ mod batch;
 
 pub mod body;
 
+pub mod activity;
+
 pub mod admission;
 
 pub mod limiter;

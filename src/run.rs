@@ -57,7 +57,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Registry::start(mesh.handle.clone(), registry::Settings::of(&config, &tls), metrics.clone());
     tokio::spawn(keeper);
     tokio::spawn(serve_metrics(metrics_listener, metrics.clone(), ended.clone()));
-    let (sharing, shared) = Sharing::start(mesh.handle.clone(), mesh.shared, registry.routing(), metrics.clone());
+    let (sharing, shared) =
+        Sharing::start(mesh.handle.clone(), mesh.shared, registry.routing(), registry.activity(), metrics.clone());
     tokio::spawn(shared);
     let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);
     let (suspicions, sessions, placer) = (registry.suspicions(), mesh.sessions.clone(), sharing.placer.clone());

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use rand_pcg::Pcg64Mcg;
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
@@ -165,6 +166,8 @@ pub(crate) struct Core {
     gauge: Arc<Gauge>,
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     next_connection: Cell<u64>,
+    /// The first connection came.
+    pub(crate) used: Notify,
 }
 
 impl Core {
@@ -182,6 +185,7 @@ impl Core {
             gauge,
             connections: RefCell::default(),
             next_connection: Cell::new(0),
+            used: Notify::new(),
         }
     }
 
@@ -248,6 +252,9 @@ impl Core {
         let id = self.next_connection.get();
         self.next_connection.set(id + 1);
         let mut connections = self.connections.borrow_mut();
+        if connections.is_empty() {
+            self.used.notify_one();
+        }
         connections.insert(id, connection);
         self.gauge.connections.store(connections.len(), Ordering::Relaxed);
         let ms = now.saturating_duration_since(self.epoch).as_millis() as u64;
@@ -256,7 +263,12 @@ impl Core {
         Some(Open { core: self.clone(), id })
     }
 
-    /// The work of every second: clients that are too slow or gone, connections to workers that idle.
+    /// Whether there is something to sweep; [`used`](Self::used) says when that begins.
+    pub(crate) fn is_in_use(&self) -> bool {
+        !self.connections.borrow().is_empty() || !self.pool.is_empty()
+    }
+
+    /// The work of every second in use: clients that are too slow or gone, connections to workers that idle.
     pub(crate) fn sweep(&self, now: Instant) {
         self.connections.borrow().values().for_each(|connection| connection.check(now));
         self.pool.sweep(now);

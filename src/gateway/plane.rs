@@ -288,9 +288,11 @@ async fn serve(core: &Rc<Core>, listener: TcpListener, mut phase: watch::Receive
                 None => std::future::pending().await,
             }
         };
+        let in_use = core.is_in_use();
         tokio::select! {
             () = accepting => {}
-            _ = sweep.tick() => core.sweep(Instant::now()),
+            () = core.used.notified(), if !in_use => {}
+            _ = sweep.tick(), if in_use => core.sweep(Instant::now()),
             changed = phase.changed() => {
                 let phase = if changed.is_ok() { *phase.borrow_and_update() } else { Phase::Stopped };
                 if phase >= Phase::Closing && let Some(listener) = listener.take() {

@@ -39,7 +39,7 @@ pub(crate) struct Pool {
 
 #[derive(Debug)]
 struct Shelf {
-    worker: Arc<Worker>,
+    _worker: Arc<Worker>,
     idle: Vec<(Sender, Instant)>,
 }
 
@@ -91,18 +91,23 @@ impl Pool {
         }
         let mut shelves = self.shelves.borrow_mut();
         let shelf =
-            shelves.entry(Arc::as_ptr(worker)).or_insert_with(|| Shelf { worker: worker.clone(), idle: Vec::new() });
+            shelves.entry(Arc::as_ptr(worker)).or_insert_with(|| Shelf { _worker: worker.clone(), idle: Vec::new() });
         if shelf.idle.len() < IDLE_MAX {
             shelf.idle.push((sender, now));
         }
     }
 
-    /// Closes what has idled too long and forgets workers that nobody else knows.
+    /// Whether no connection idles, as of the last [`sweep`](Self::sweep).
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shelves.borrow().is_empty()
+    }
+
+    /// Closes what has idled too long.
     pub(crate) fn sweep(&self, now: Instant) {
         let timeout = self.idle_timeout;
         self.shelves.borrow_mut().retain(|_, shelf| {
             shelf.idle.retain(|(sender, since)| !sender.is_closed() && now.saturating_duration_since(*since) < timeout);
-            !shelf.idle.is_empty() || Arc::strong_count(&shelf.worker) > 1
+            !shelf.idle.is_empty()
         });
     }
 }
@@ -161,7 +166,7 @@ mod tests {
         drop(other);
         assert!(pool.checkout(&worker, start).is_none(), "closed meanwhile");
         pool.sweep(start);
-        assert_eq!(idle(), Some(0), "somebody still knows the worker");
+        assert_eq!(idle(), None, "nothing idles");
     }
 
     #[tokio::test]

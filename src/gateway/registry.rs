@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     config::{self, Cache, Config, Health, PolicyKind, RateLimit},
     gateway::{
+        activity::Activity,
         health::{
             Prober, Suspicions,
             probe::{HttpProbe, Probe},
@@ -104,6 +105,7 @@ pub struct Registry {
     suspicions: Suspicions,
     limits: Arc<RateLimits>,
     waiters: mpsc::Sender<oneshot::Sender<()>>,
+    activity: Arc<Activity>,
 }
 
 /// Calls of [`Registry::settled`] that wait for the task to take note of them; more wait for room.
@@ -134,13 +136,15 @@ impl Registry {
         limits::put(&limits.all, settings.rate, mesh.view().mesh_enabled, Instant::now());
         let (roster_sender, roster) = watch::channel(Arc::default());
         let (waiters, waiting) = mpsc::channel(WAITERS_MAX);
-        let registry = Self { routing: Arc::default(), roster, suspicions: prober.suspicions(), limits, waiters };
+        let (suspicions, activity) = (prober.suspicions(), Arc::<Activity>::default());
+        let registry =
+            Self { routing: Arc::default(), roster, suspicions, limits, waiters, activity: activity.clone() };
         let source = registry.clone();
         metrics.watch_workers(move || source.samples());
         let routing = registry.routing.clone();
         metrics.watch_caches(move || cache_samples(&routing.load()));
         let (routing, limits) = (registry.routing.clone(), registry.limits.clone());
-        let outputs = Outputs { routing, limits, roster: roster_sender, waiting };
+        let outputs = Outputs { routing, limits, roster: roster_sender, waiting, activity };
         let keeper = Keeper::new(prober, mesh, settings, metrics, outputs);
         (registry, keeper.run())
     }
@@ -161,6 +165,12 @@ impl Registry {
     #[must_use]
     pub fn limits(&self) -> Arc<RateLimits> {
         self.limits.clone()
+    }
+
+    /// Follows whether requests are in flight.
+    #[must_use]
+    pub fn activity(&self) -> watch::Receiver<bool> {
+        self.activity.watch()
     }
 
     /// Where the request path reports workers that it could not connect to.

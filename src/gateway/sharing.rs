@@ -13,13 +13,13 @@ use std::{future::pending, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
+    time::Instant,
 };
 
 use crate::{
-    gateway::{placement, policy::below, prefix::index::Holder, view::RoutingView},
+    gateway::{activity::Lookout, placement, policy::below, prefix::index::Holder, view::RoutingView},
     mesh::{
         driver::handle::{MeshHandle, NodeView},
         node::{NodeName, NodeStatus},
@@ -100,6 +100,7 @@ impl Sharing {
         mesh: MeshHandle,
         shared: mpsc::Receiver<(NodeName, Message)>,
         routing: Arc<ArcSwap<RoutingView>>,
+        activity: watch::Receiver<bool>,
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (placer, placed) = mpsc::channel(PLACED_MAX);
@@ -108,6 +109,7 @@ impl Sharing {
         let task = Task {
             mesh,
             routing,
+            lookout: Lookout::new(activity, LOAD_INTERVAL),
             metrics,
             shared,
             placed,
@@ -148,6 +150,7 @@ struct Ask {
 struct Task {
     mesh: MeshHandle,
     routing: Arc<ArcSwap<RoutingView>>,
+    lookout: Lookout,
     metrics: Arc<Metrics>,
     shared: mpsc::Receiver<(NodeName, Message)>,
     placed: mpsc::Receiver<Placement>,
@@ -165,8 +168,6 @@ struct Task {
 
 impl Task {
     async fn run(mut self) {
-        let mut load = interval(LOAD_INTERVAL);
-        load.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 message = self.shared.recv() => match message {
@@ -182,7 +183,7 @@ impl Task {
                 }
                 Some(done) = self.leaving.recv() => self.on_leaving(done),
                 () = at(self.flush_due) => self.flush(),
-                _ = load.tick() => self.tell_loads(),
+                () = self.lookout.next(self.loads.has_heard()) => self.tell_loads(),
                 Some(built) = self.building.join_next() => {
                     // One that panicked is as lost as one that was not sent.
                     self.transfers.extend(built.ok());

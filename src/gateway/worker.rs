@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     config::{self, address},
     gateway::{
+        activity::Activity,
         breaker::{Breaker, Outcome, Permit, State},
         hint::Hint,
         prefix::index::Holder,
@@ -47,6 +48,7 @@ pub struct Worker {
     ring_hash: u64,
     number: u64,
     in_flight: AtomicUsize,
+    activity: Arc<Activity>,
     told: Told,
 }
 
@@ -101,6 +103,7 @@ impl Worker {
             ring_hash,
             number,
             in_flight,
+            activity: Arc::default(),
             told,
         }
     }
@@ -115,6 +118,12 @@ impl Worker {
     #[must_use]
     pub fn with_breaker(self, rules: &config::Breaker) -> Self {
         Self { breaker: Breaker::new(rules, Instant::now()), ..self }
+    }
+
+    /// The same, whose requests are seen in `activity`.
+    #[must_use]
+    pub fn with_activity(self, activity: &Arc<Activity>) -> Self {
+        Self { activity: activity.clone(), ..self }
     }
 
     /// The worker that `spec` describes; `default_key` is its key when the spec has none.
@@ -188,15 +197,19 @@ impl Worker {
     /// Counts a request in that its breaker is told nothing of; the guard counts it out.
     #[must_use]
     pub fn begin(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.count_in();
         InFlight { worker: self.clone(), judged: None }
     }
 
     /// The same for a request that its breaker let pass, and that is given up at `deadline`.
     #[must_use]
     pub fn begin_permitted(self: &Arc<Self>, permit: Permit, deadline: Instant) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.count_in();
         InFlight { worker: self.clone(), judged: Some((permit, deadline)) }
+    }
+
+    fn count_in(&self) {
+        self.activity.begin(&self.in_flight);
     }
 }
 

@@ -10,12 +10,13 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, Interval, interval, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use crate::{
     config::RateLimit,
     gateway::{
+        activity::{Activity, Lookout},
         health::{Prober, Report, probe::Probe},
         limits::{self, RateLimits, SCOPED_MAX},
         prefix::HashKey,
@@ -95,7 +96,9 @@ pub(super) struct Keeper<P> {
     refused: BTreeSet<WorkerId>,
     /// Observations for the mesh; the newest per worker, so bounded by the workers.
     outbox: BTreeMap<WorkerId, WorkerObservation>,
-    breaker_check: Interval,
+    lookout: Lookout,
+    /// A breaker was open at the last look.
+    has_open: bool,
     rebuild_due: Option<Instant>,
     rebuilt: Instant,
     startup_deadline: Option<Instant>,
@@ -119,6 +122,7 @@ pub(super) struct Outputs {
     pub(super) limits: Arc<RateLimits>,
     pub(super) roster: watch::Sender<Arc<Roster>>,
     pub(super) waiting: mpsc::Receiver<oneshot::Sender<()>>,
+    pub(super) activity: Arc<Activity>,
 }
 
 /// A registered worker.
@@ -177,7 +181,8 @@ impl<P: Probe> Keeper<P> {
             sweep_due: None,
             refused: BTreeSet::new(),
             outbox: BTreeMap::new(),
-            breaker_check: interval(BREAKER_CHECK),
+            lookout: Lookout::new(outputs.activity.watch(), BREAKER_CHECK),
+            has_open: false,
             rebuild_due: None,
             rebuilt: now,
             outputs,
@@ -201,7 +206,7 @@ impl<P: Probe> Keeper<P> {
                 Some(waiter) = self.outputs.waiting.recv() => self.on_waiter(waiter),
                 sent = announce(&self.mesh, next_out) => drop(self.outbox.remove(&sent)),
                 () = share(&self.mesh, self.limits_due.clone()) => self.limits_due = None,
-                _ = self.breaker_check.tick() => self.check_breakers(),
+                () = self.lookout.next(self.has_open) => self.check_breakers(),
                 told = tell_lost(&self.mesh, next_lost) => drop(self.lost_caches.remove(&told)),
                 () = changed(&mut self.rights), if self.rights_due.is_some() => self.on_view(),
                 _ = at(self.rights_due) => self.on_view(),
@@ -342,7 +347,12 @@ impl<P: Probe> Keeper<P> {
             return;
         }
         let worker = match Worker::of_spec(&view.spec, self.settings.api_key.as_deref()) {
-            Ok(worker) => self.known(worker.with_breaker(&self.settings.breaker).with_material(&self.settings.tls)),
+            Ok(worker) => self.known(
+                worker
+                    .with_breaker(&self.settings.breaker)
+                    .with_material(&self.settings.tls)
+                    .with_activity(&self.outputs.activity),
+            ),
             Err(error) => {
                 if self.refused.insert(view.id.clone()) {
                     tracing::warn!(worker = %view.id, %error, "worker cannot be used");
@@ -442,6 +452,7 @@ impl<P: Probe> Keeper<P> {
     /// Tells the others which breakers have opened or closed.
     fn check_breakers(&mut self) {
         let (now, wall_ms) = (std::time::Instant::now(), unix_ms());
+        self.has_open = false;
         for (id, slot) in &mut self.slots {
             let open_ms = slot.worker.breaker.open_for(now).as_millis() as u64;
             let until_ms = if open_ms == 0 { 0 } else { wall_ms + open_ms };
@@ -451,6 +462,11 @@ impl<P: Probe> Keeper<P> {
                 slot.failing_until_ms = until_ms;
                 self.outbox.insert(id.clone(), slot.observation());
             }
+            self.has_open |= until_ms != 0;
+        }
+        let is_used = || self.slots.values().any(|slot| slot.worker.in_flight() > 0);
+        if self.lookout.note(is_used()) {
+            self.outputs.activity.rest(is_used);
         }
     }
 

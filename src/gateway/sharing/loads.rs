@@ -27,6 +27,12 @@ impl Loads {
         self.heard.insert(peer, (now, loads));
     }
 
+    /// Whether a peer's word may count still.
+    #[must_use]
+    pub fn has_heard(&self) -> bool {
+        !self.heard.is_empty()
+    }
+
     /// Requests in flight at all other gateways by tag of the worker. What was said longer than [`LOAD_TTL`] ago is
     /// forgotten.
     pub fn elsewhere(&mut self, now: Instant) -> BTreeMap<u32, u32> {
