@@ -8,9 +8,8 @@ use tokio::time::timeout;
 
 use crate::harness::{Gateway, Network, Process, eventually, joined, s, worker};
 
-/// Least share of follow-ups on the same worker in one run. The gate is 0.95, and the mean of many networks is 0.97; one run
-/// of 60 conversations has 0.91 to 1.00, by where its homes happen to be.
-const SAME_MIN: f64 = 0.85;
+/// Least share of follow-ups on the same worker.
+const SAME_MIN: f64 = 0.95;
 
 const CONVERSATIONS: usize = 60;
 const TURNS: usize = 6;

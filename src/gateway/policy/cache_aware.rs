@@ -4,6 +4,10 @@
 //! another zone. The best of those that have seen enough (`--cache-threshold`) and are not overloaded (the balance
 //! thresholds) competes with the prompt's *home*, the worker that hashing alone gives it.
 //!
+//! Strain counts [`NEW_WEIGHT`] times for a conversation that begins: its later turns follow it, and what it can find in
+//! a cache, instructions that others share, is soon wherever it goes. It counts [`RUNNING_WEIGHT`] times for one that
+//! goes on: what its worker has of it nobody else has. So load is balanced by where conversations begin, and they stay.
+//!
 //! # Homes make gateways agree
 //!
 //! A prompt's home is the first worker of a rendezvous hash (Thaler & Ravishankar 1998, §3) of its session, which is
@@ -34,6 +38,12 @@ pub const FAR: f64 = 0.1;
 /// Requests added to the mean that loads are compared with, so that a few requests on an idle cluster outweigh no
 /// cache: about what an engine batches without slowing down.
 pub const LOAD_FLOOR: usize = 16;
+
+/// How often the strain of a worker counts for a conversation that begins.
+pub const NEW_WEIGHT: f64 = 3.0;
+
+/// How often it counts for one that goes on.
+pub const RUNNING_WEIGHT: f64 = 0.5;
 
 /// 1 + ε in percent: how far above the mean load a home may be before it passes new prompts on.
 pub const LOAD_PERCENT: usize = 125;
@@ -123,8 +133,19 @@ pub fn choose<'a>(candidates: Candidates<'a>, known: Known<'_>, random: u64) -> 
     Some((worker, Verdict { branch, matched, blocks, is_surprise: worker.tag() != expected }))
 }
 
+/// How often strain counts for the prompt; once when it is no conversation, for nobody knows what follows.
+#[must_use]
+pub fn weight(prompt: &Prompt) -> f64 {
+    match prompt.session {
+        Some(_) if prompt.is_follow_up => RUNNING_WEIGHT,
+        Some(_) => NEW_WEIGHT,
+        None => 1.0,
+    }
+}
+
 /// How far a worker's load lies above the mean, from about -1 to 1 and beyond: 1 is twice the mean of a busy cluster.
-fn strain(load: usize, mean: f64) -> f64 {
+#[must_use]
+pub fn strain(load: usize, mean: f64) -> f64 {
     (load as f64 - mean) / (mean + LOAD_FLOOR as f64)
 }
 
@@ -232,13 +253,14 @@ impl<'a> Survey<'a> {
         let rank = |worker: &Arc<Worker>| mix(key ^ worker.ring_hash());
         let first = candidates.iter().map(|worker| (rank(worker), worker)).max_by_key(|(rank, _)| *rank);
         let mut survey = Survey { first, free: None, busy: None, best: None, is_top_overloaded: false };
-        let mut top_over = 0.0_f64;
+        let (mut top_over, weight) = (0.0_f64, weight(known.prompt));
         for worker in candidates.iter() {
             let (load, rendezvous) = (worker.load(), rank(worker));
             let is_home = first.is_some_and(|(highest, _)| highest == rendezvous);
             let (blocks, share) = matches.of_worker(worker, is_home);
             let far = if worker.is_far() { FAR } else { 0.0 };
-            let scored = Scored { worker, rendezvous, blocks, share, score: share - strain(load, loads.mean) - far };
+            let scored =
+                Scored { worker, rendezvous, blocks, share, score: share - weight * strain(load, loads.mean) - far };
             let home = if load < loads.home_max { &mut survey.free } else { &mut survey.busy };
             if home.is_none_or(|home| scored.rendezvous > home.rendezvous) {
                 *home = Some(scored);

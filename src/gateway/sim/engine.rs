@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::{
     config::Cache,
-    gateway::{policy::cache_aware::LOAD_FLOOR, prefix::Prompt},
+    gateway::{
+        policy::cache_aware::{strain, weight},
+        prefix::Prompt,
+    },
 };
 
 /// Blocks by name, least recently used leave first. A prompt's blocks are touched from the last to the first, so that no
@@ -55,7 +58,7 @@ pub(super) fn best(engines: &[Engine], busy: &[usize], prompt: &Prompt) -> usize
         let (load, share) = (busy[worker], engines[worker].known(&prompt.blocks) as f64 / prompt.blocks.len() as f64);
         let is_over = load > least + rules.balance_abs && load as f64 > rules.balance_rel * least as f64;
         let share = if is_over || share < rules.threshold { 0.0 } else { share };
-        share - (load as f64 - mean) / (mean + LOAD_FLOOR as f64)
+        share - weight(prompt) * strain(load, mean)
     };
     let best = (0..engines.len()).map(|worker| (score(worker), worker));
     best.max_by(|a, b| a.0.total_cmp(&b.0)).map_or(0, |(_, worker)| worker)

@@ -28,6 +28,7 @@ fn sharing_comes_close_to_knowing_all() {
         assert!(shared.requests > 500, "{case}");
         assert!(shared.hit_share >= least * oracle.hit_share, "{case}");
         assert!(shared.same_worker >= 0.95, "{case}");
+        assert!(shared.cov <= 0.15, "{case}");
         assert!(shared.hit_share > random.hit_share + 0.1, "{case}");
         assert!(shared.bytes_per_second <= 512.0 * 1024.0, "{case}");
     }

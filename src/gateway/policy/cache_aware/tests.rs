@@ -103,24 +103,49 @@ fn a_shared_beginning_draws_new_sessions_when_it_is_enough_of_them() {
 
 #[test]
 fn load_outweighs_a_cache_in_time() {
-    for (case, loads, matched, expected) in [
-        ("idle", [0, 0], 8, Branch::Cache),
-        ("somewhat busier", [20, 10], 8, Branch::Cache),
-        ("much busier, little seen", [60, 10], 3, Branch::Home),
-        ("overloaded by both thresholds", [100, 10], 8, Branch::Balance),
-        ("by the absolute one alone", [300, 230], 8, Branch::Cache),
-        ("by the relative one alone", [40, 10], 9, Branch::Cache),
+    const BEGINS: bool = false;
+    const GOES_ON: bool = true;
+    for (case, loads, matched, is_running, expected) in [
+        ("idle", [0, 0], 8, BEGINS, Branch::Cache),
+        ("somewhat busier", [13, 10], 8, BEGINS, Branch::Cache),
+        ("much busier", [20, 10], 8, BEGINS, Branch::Home),
+        ("much busier, with its past there", [20, 10], 8, GOES_ON, Branch::Cache),
+        ("still busier, with its past there", [60, 10], 8, GOES_ON, Branch::Cache),
+        ("still busier, with little there", [60, 10], 3, GOES_ON, Branch::Home),
+        ("overloaded by both thresholds", [100, 10], 8, BEGINS, Branch::Balance),
+        ("overloaded, with its past there", [100, 10], 8, GOES_ON, Branch::Balance),
+        ("by the absolute one alone", [300, 230], 8, BEGINS, Branch::Cache),
+        ("by the relative one alone", [40, 10], 9, GOES_ON, Branch::Cache),
     ] {
         let gateway = Gateway::new(2);
-        // A session whose home is worker 1 and whose beginning was seen at worker 0.
+        // A session whose home is worker 1 and whose beginning, or all of whose past, was seen at worker 0.
         let session = (0..).find(|session| gateway.stranger(&prompt(*session, 0, 10, None)) == 0).unwrap();
-        let newcomer = prompt(session, matched, 10, None);
-        gateway.see(0, &prompt(session + 1, matched, 10, None));
+        let (before, now) = if is_running {
+            (prompt(session, 0, matched, None), prompt(session, 0, 10, Some(matched as usize)))
+        } else {
+            (prompt(session + 1, matched, 10, None), prompt(session, matched, 10, None))
+        };
+        gateway.see(0, &before);
         let _in_flight = load(&gateway.workers, &loads);
-        let (chosen, verdict) = gateway.ask(&newcomer);
+        let (chosen, verdict) = gateway.ask(&now);
         assert_eq!(verdict.branch, expected, "{case}");
         assert_eq!(chosen, usize::from(expected != Branch::Cache), "{case}");
     }
+}
+
+#[test]
+fn conversations_begin_evenly_beside_a_shared_beginning() {
+    let gateway = Gateway::new(4);
+    let mut begun = [0_usize; 4];
+    let mut in_flight = Vec::new();
+    for session in 0..80 {
+        let newcomer = prompt(session, 9, 10, None);
+        let (place, _) = gateway.ask(&newcomer);
+        gateway.see(place, &newcomer);
+        in_flight.push(gateway.workers[place].begin());
+        begun[place] += 1;
+    }
+    assert!(begun.iter().all(|count| (16..=24).contains(count)), "{begun:?}");
 }
 
 #[test]
