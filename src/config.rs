@@ -215,12 +215,18 @@ pub struct Limits {
     pub queue_max: usize,
     /// Longest wait, default 60 s; then 408.
     pub queue_timeout: Duration,
+    /// Serving requests in flight in the whole cluster, 1 to 1 000 000, where the cluster has no say in it; none, the default: no
+    /// bound.
+    pub cluster_concurrent_max: Option<u32>,
     /// Serving requests per second, where the cluster has no say in it; none, the default: no bound.
     pub rate: Option<RateLimit>,
 }
 
 /// Most tokens per second, and at once, that a rate limit can have.
 pub const RATE_MAX: u32 = 10_000_000;
+
+/// Most requests in flight that the cluster can be bound to.
+pub const CONCURRENT_MAX: u32 = 1_000_000;
 
 /// How many requests are admitted: over any time τ at most `per_second`·τ + `burst`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -45,8 +45,11 @@ pub mod activity;
 
 pub mod admission;
 
+pub mod bounds;
 pub mod limiter;
 pub mod limits;
+pub mod slots;
+mod tenure;
 
 pub mod rate;
 

@@ -23,7 +23,7 @@ use crate::{
         admin::{BODY_BYTES_MAX, Named, auth::require_admin, read_body, worker_id},
         error::GatewayError,
         limits::SCOPED_MAX,
-        rate,
+        rate::{self, Terms},
         registry::Registry,
     },
     mesh::{
@@ -191,17 +191,24 @@ async fn set_rate_limit(
     State(ha): State<Ha>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<rate_limit::Shown>, GatewayError> {
-    let (selector, limit) = rate::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
+    let (selector, said) = rate::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
     let name = selector.name();
-    let outcome = match limit {
-        None if !selector.is_all() => ha.mesh.remove_rate_limit(name).await.map(|_| Ok(())),
+    let view = ha.mesh.view();
+    // What is not named stays as it was.
+    let entry = match selector.is_all() {
+        true => view.rate_limit.as_ref(),
+        false => view.rate_limits.iter().find(|(known, _)| *known == name).map(|(_, spec)| spec),
+    };
+    let said = said.over(entry.and_then(|spec| rate::of_spec(spec).ok()).unwrap_or_default());
+    let outcome = match said.or(Terms::default()) == Terms::default() {
+        true if !selector.is_all() => ha.mesh.remove_rate_limit(name).await.map(|_| Ok(())),
         _ => {
-            let known = &ha.mesh.view().rate_limits;
+            let known = &view.rate_limits;
             if !selector.is_all() && known.len() >= SCOPED_MAX && !known.iter().any(|(known, _)| *known == name) {
                 let problem = format!("{SCOPED_MAX} limits for keys and models are set: remove one, by a limit of 0");
                 return Err(GatewayError::InvalidRequest(problem));
             }
-            ha.mesh.put_policy(name, rate::to_spec(limit)).await
+            ha.mesh.put_policy(name, rate::to_spec(said)).await
         }
     };
     match outcome {

@@ -226,6 +226,7 @@ impl Check<'_> {
         }
         Limits {
             concurrent_requests_max: usize::try_from(flags.max_concurrent_requests).ok(),
+            cluster_concurrent_max: flags.cluster_max_concurrent_requests,
             queue_max: flags.queue_size as usize,
             queue_timeout: Duration::from_secs(flags.queue_timeout_secs),
             rate: flags

@@ -8,7 +8,7 @@
 use clap::{Args, builder::TypedValueParser};
 
 use crate::{
-    config::{PolicyKind, RATE_MAX},
+    config::{CONCURRENT_MAX, PolicyKind, RATE_MAX},
     mesh::quota::local::WithoutQuorum,
 };
 
@@ -158,6 +158,10 @@ pub struct LimitFlags {
     #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_name = "N",
           value_parser = clap::value_parser!(i64).range(-1..=1_000_000))]
     pub max_concurrent_requests: i64,
+    /// Serving requests in flight, with the mesh at all gateways together (give all the same), without it at this one;
+    /// further ones get 429; none is no bound
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=CONCURRENT_MAX as i64))]
+    pub cluster_max_concurrent_requests: Option<u32>,
     /// Requests that may wait, first come, first served; further ones get 429
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub queue_size: u32,

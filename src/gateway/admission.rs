@@ -124,7 +124,13 @@ mod tests {
 
     fn admission(slots: usize, queue: usize) -> Arc<Admission> {
         let queue_timeout = Duration::from_secs(60);
-        let limits = Limits { concurrent_requests_max: Some(slots), queue_max: queue, queue_timeout, rate: None };
+        let limits = Limits {
+            concurrent_requests_max: Some(slots),
+            queue_max: queue,
+            queue_timeout,
+            cluster_concurrent_max: None,
+            rate: None,
+        };
         Arc::new(Admission::new(&limits, Metrics::new()).unwrap())
     }
 

@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     pin::pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -26,6 +26,7 @@ use crate::gateway::{
     core::{Core, Phase},
     error::GatewayError,
     service,
+    tenure::Tenure,
 };
 
 /// A request head must be complete this long after its first byte, a first one after the connection was accepted.
@@ -77,6 +78,8 @@ pub(crate) struct Connection {
     is_blocked: Cell<bool>,
     /// When each relayed response must have been taken by the client.
     deadlines: RefCell<Vec<Instant>>,
+    /// The slots of requests in flight, where these are bounded: as many as are being served, and some that have ended.
+    tenures: RefCell<Vec<Weak<Tenure>>>,
     /// A body that waits until what it wrote has left.
     flushing: RefCell<Option<Waker>>,
     has_yielded: Cell<bool>,
@@ -98,6 +101,7 @@ impl Connection {
             is_given_up: Cell::new(false),
             is_blocked: Cell::new(false),
             deadlines: RefCell::default(),
+            tenures: RefCell::default(),
             flushing: RefCell::default(),
             has_yielded: Cell::new(false),
             waker: RefCell::default(),
@@ -141,19 +145,30 @@ impl Connection {
         }
     }
 
+    /// Notes that a request has slots, which it may lose.
+    pub(crate) fn watch(&self, tenure: &Rc<Tenure>) {
+        let mut tenures = self.tenures.borrow_mut();
+        if tenures.len() > 2 * self.busy.get() as usize {
+            tenures.retain(|tenure| tenure.strong_count() > 0);
+        }
+        tenures.push(Rc::downgrade(tenure));
+    }
+
     /// Gives the connection up when its client let a timeout pass. Called about once a second.
     ///
     /// A response whose client does not read is not asked for its next frame, so its own look at the deadline never
-    /// comes: here it is noticed, within [`OVERDUE_GRACE`].
+    /// comes: here it is noticed, within [`OVERDUE_GRACE`]. So it is with the end of its slots, which is a time ahead of the
+    /// end of their lease.
     pub(crate) fn check(&self, now: Instant) {
         let timeout = if self.awaits_head.get() { HEAD_TIMEOUT } else { IDLE_TIMEOUT };
         let is_idle = self.busy.get() == 0 && now.saturating_duration_since(self.since.get()) >= timeout;
         let is_overdue = self.deadlines.borrow().iter().any(|&deadline| deadline + OVERDUE_GRACE <= now);
+        let has_lost = self.tenures.borrow().iter().filter_map(Weak::upgrade).any(|tenure| tenure.is_overdue(now));
         if is_idle && self.has_begun.get() && self.head.get() == HeadWatch::InTime {
             // Told first; whoever does not take the answer either is given up next time.
             self.head.set(HeadWatch::Overdue);
             self.wake();
-        } else if is_idle || is_overdue {
+        } else if is_idle || is_overdue || has_lost {
             self.give_up();
         }
     }

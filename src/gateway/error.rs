@@ -96,6 +96,17 @@ pub enum GatewayError {
     /// No token is left (`--rate-limit-tokens-per-second`, `POST /ha/rate-limit`). The client may come again.
     #[error("too many requests: the limit is {} per second", .0.limit)]
     RateLimited(Refused),
+    /// As many requests are in flight as the cluster may have (`--cluster-max-concurrent-requests`, `POST /ha/rate-limit`), or
+    /// as this gateway holds slots for. The client may come again.
+    #[error("too many requests in flight: the limit is {concurrent}")]
+    ConcurrencyLimited {
+        /// The limit.
+        concurrent: u32,
+    },
+    /// This gateway was cut off from the leader for so long that the slot of the request is another's now: it was broken.
+    /// The client may come again.
+    #[error("this gateway lost its right to have this request in flight: it was cut off from the cluster")]
+    SlotLost,
     /// As many requests wait as may (`--queue-size`). The client may come again.
     #[error("this gateway is busy and its queue is full")]
     QueueFull,
@@ -212,6 +223,10 @@ impl GatewayError {
             Self::WorkerUnreachable => (StatusCode::BAD_GATEWAY, "server_error", "worker_unreachable"),
             Self::WorkerReset => (StatusCode::BAD_GATEWAY, "server_error", "worker_reset"),
             Self::WorkerTruncated => (StatusCode::BAD_GATEWAY, "server_error", "worker_truncated"),
+            Self::ConcurrencyLimited { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "concurrency_limit_exceeded")
+            }
+            Self::SlotLost => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "slot_lost"),
             Self::WorkersFailed => (StatusCode::BAD_GATEWAY, "server_error", "workers_failed"),
             Self::WorkerTimeout => (StatusCode::GATEWAY_TIMEOUT, "server_error", "worker_timeout"),
             Self::FirstByteTimeout => (StatusCode::GATEWAY_TIMEOUT, "server_error", "ttft_timeout"),
@@ -226,6 +241,8 @@ impl GatewayError {
             | Self::NoAvailableWorkers
             | Self::Draining
             | Self::TooManyStreams
+            | Self::ConcurrencyLimited { .. }
+            | Self::SlotLost
             | Self::QueueFull
             | Self::QueueTimeout => Some(Duration::from_secs(1)),
             Self::BreakersOpen { after } => Some(*after),
@@ -268,6 +285,11 @@ impl GatewayError {
             }
             Self::ApiKey | Self::AdminKey => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Self::ConcurrencyLimited { concurrent } => {
+                headers.insert(RATE_LIMIT, HeaderValue::from(*concurrent));
+                headers.insert(RATE_REMAINING, HeaderValue::from(0));
+                headers.insert(RATE_RESET, HeaderValue::from(1));
             }
             Self::RateLimited(refused) => {
                 headers.insert(RATE_LIMIT, HeaderValue::from(refused.limit));
@@ -327,6 +349,7 @@ mod tests {
         let not_allowed = GatewayError::MethodNotAllowed { allow: Some("POST") };
         let (retry_after, reset) = (Duration::from_millis(200), Duration::from_secs(3));
         let refused = Refused { limit: 5, retry_after, reset };
+        let limited = GatewayError::ConcurrencyLimited { concurrent: 9 };
         let open = GatewayError::BreakersOpen { after: Duration::from_millis(40_001) };
         let unavailable = "service_unavailable_error";
         for (error, status, kind, code, header) in [
@@ -356,6 +379,8 @@ mod tests {
                 "rate_limit_exceeded",
                 Some("retry-after: 1"),
             ),
+            (limited, 429, "rate_limit_error", "concurrency_limit_exceeded", Some("x-ratelimit-limit: 9")),
+            (GatewayError::SlotLost, 503, unavailable, "slot_lost", Some("retry-after: 1")),
             (GatewayError::QueueFull, 429, "rate_limit_error", "queue_full", Some("retry-after: 1")),
             (GatewayError::QueueTimeout, 408, "rate_limit_error", "queue_timeout", Some("retry-after: 1")),
             (GatewayError::model_not_found("m"), 404, "invalid_request_error", "model_not_found", None),

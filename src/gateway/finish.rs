@@ -1,6 +1,11 @@
 //! The record of one client request: counted in at its head, counted out when its response is sent or given up.
 
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use http::{HeaderValue, Method, StatusCode};
 
@@ -9,6 +14,7 @@ use crate::{
         admission::Slot,
         connection::Connection,
         core::Core,
+        tenure::Tenure,
         usage::{Tally, Usage},
     },
     telemetry::traces::Trace,
@@ -34,6 +40,8 @@ pub(crate) struct Finish {
     model: Option<Arc<str>>,
     /// Its place among the requests in flight, where these are bounded.
     slot: Option<Slot>,
+    /// Its slots of what the cluster may have in flight, where that is bounded.
+    tenure: Option<Rc<Tenure>>,
     /// How the answer came about, where the client wants to know.
     route: Option<HeaderValue>,
     /// The spans of the request, where there are any.
@@ -55,6 +63,7 @@ impl Finish {
             is_bodyless: false,
             model: None,
             slot: None,
+            tenure: None,
             route: None,
             trace: None,
         }
@@ -91,6 +100,27 @@ impl Finish {
     /// Keeps the request's place until the response is sent or given up.
     pub(crate) fn hold(&mut self, slot: Slot) {
         self.slot = Some(slot);
+    }
+
+    /// Keeps the request's slots until the response is sent or given up.
+    pub(crate) fn hold_tenure(&mut self, tenure: Rc<Tenure>) {
+        self.connection.watch(&tenure);
+        self.tenure = Some(tenure);
+    }
+
+    /// The request is refused or has failed: its slots are free, whenever the client reads that.
+    pub(crate) fn end_tenure(&mut self) {
+        self.tenure = None;
+    }
+
+    /// Its slots, where there are any.
+    pub(crate) fn tenure(&self) -> Option<&Rc<Tenure>> {
+        self.tenure.as_ref()
+    }
+
+    /// Ready once the request has lost a slot and must be broken.
+    pub(crate) fn poll_lost(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.tenure.as_ref().map_or(Poll::Pending, |tenure| tenure.poll_lost(cx))
     }
 
     /// Tells which worker is asked now, for the client to know.

@@ -1,4 +1,6 @@
-//! Every rate limit of a gateway: the one of all requests, and those of some.
+//! Every limit of a gateway: those of all requests, and those of some; per second here, in flight in [`bounds`].
+//!
+//! [`bounds`]: crate::gateway::bounds
 //!
 //! A request passes all limits that select it, or counts in none: what it took from some is put back when another
 //! refuses. Then the client is told of the one that it has to wait longest for, and it counts as refused in each that had
@@ -16,13 +18,15 @@ use http::HeaderMap;
 use crate::{
     config::RateLimit,
     gateway::{
+        bounds::Bounds,
         keys,
         limiter::{Limiter, Quota, Refused, Taken},
+        rate::Terms,
         selector::{KeyId, Selector},
     },
     mesh::{
         driver::rights::SharedLimit,
-        quota::{message::LIMITS_MAX, share::Share},
+        quota::{Kind, message::LIMITS_MAX, share::Share},
     },
 };
 
@@ -34,6 +38,8 @@ pub const SCOPED_MAX: usize = LIMITS_MAX - 1;
 pub struct RateLimits {
     /// Of all requests.
     pub all: Arc<Limiter>,
+    /// How many may be in flight.
+    pub bounds: Bounds,
     scoped: ArcSwap<Vec<Scoped>>,
 }
 
@@ -50,7 +56,7 @@ impl RateLimits {
     /// One limit, of all requests.
     #[must_use]
     pub fn of(all: Arc<Limiter>) -> Self {
-        Self { all, scoped: ArcSwap::default() }
+        Self { all, bounds: Bounds::default(), scoped: ArcSwap::default() }
     }
 
     /// Takes a token of every limit that selects the request, at the time that `clock` shows; says whether any does.
@@ -91,8 +97,20 @@ impl RateLimits {
         Ok(admitted > 0)
     }
 
-    /// Puts the limits of some requests in force, all of them, at most [`SCOPED_MAX`]. One that was there keeps its tokens
-    /// and figures. With `is_shared` they are spent from shares alone.
+    /// Puts limits in force: those of all requests, and all of those of some, at most [`SCOPED_MAX`]. With `is_shared` they are
+    /// spent from shares alone.
+    pub fn set(&self, all: Terms, scoped: &[(Selector, Terms)], is_shared: bool, now: Instant) {
+        let scoped = &scoped[..SCOPED_MAX.min(scoped.len())];
+        let rates = scoped.iter().filter_map(|(selector, terms)| Some((selector.clone(), terms.rate?)));
+        put(&self.all, all.rate, is_shared, now);
+        self.set_scoped(&rates.collect::<Vec<_>>(), is_shared, now);
+        let bounds = scoped.iter().map(|(selector, terms)| (selector.clone(), terms.concurrent));
+        let bounds = [(Selector::default(), all.concurrent)].into_iter().chain(bounds);
+        self.bounds.set(bounds.filter_map(|(selector, bound)| Some((selector, bound?))), is_shared, now);
+    }
+
+    /// Puts the limits per second of some requests in force, all of them, at most [`SCOPED_MAX`]. One that was there keeps its
+    /// tokens and figures. With `is_shared` they are spent from shares alone.
     pub fn set_scoped(&self, wanted: &[(Selector, RateLimit)], is_shared: bool, now: Instant) {
         let known = self.scoped.load_full();
         let limit = |(selector, limit): &(Selector, RateLimit)| {
@@ -111,10 +129,11 @@ impl RateLimits {
         let shared = |selector: &Selector, limiter: &Arc<Limiter>| {
             let quota = limiter.stats(Instant::now()).quota?;
             let whole = Share::of_tokens(quota.per_second as u64, quota.burst as u64);
-            Some(SharedLimit { id: selector.limit_id(), whole, bucket: limiter.clone() })
+            Some(SharedLimit { id: selector.limit_id(), kind: Kind::Rates, whole, bucket: limiter.clone() })
         };
         let all = shared(&Selector::default(), &self.all);
-        all.into_iter().chain(scoped.iter().filter_map(|limit| shared(&limit.selector, &limit.limiter))).collect()
+        let rates = all.into_iter().chain(scoped.iter().filter_map(|limit| shared(&limit.selector, &limit.limiter)));
+        rates.chain(self.bounds.to_share()).collect()
     }
 
     /// The limits of some requests that are in force.

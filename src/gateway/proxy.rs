@@ -7,6 +7,7 @@
 use std::{
     borrow::Cow,
     cell::{Cell, RefCell},
+    rc::Rc,
     sync::Arc,
     time::Instant,
 };
@@ -37,6 +38,7 @@ use crate::gateway::{
     session::Held,
     steering,
     stored::{self, Learner},
+    tenure::Tenure,
     usage,
     view::{Lookup, Route},
     worker::Worker,
@@ -122,6 +124,9 @@ pub(crate) async fn serve(
             }
         },
     };
+    if served.is_err() {
+        finish.end_tenure();
+    }
     if let (Err(error), Stage::Queue | Stage::Worker) = (&served, stage.get()) {
         inbound.core.metrics.router_error(error.code());
     }
@@ -150,6 +155,7 @@ async fn route(
     stage.set(Stage::Queue);
     let mut way = look_up(inbound, found.model.as_deref(), inbound.started)?;
     if is_bounded {
+        take_slots(inbound, found.model.as_deref(), finish)?;
         take_token(inbound, found.model.as_deref())?;
     }
     if let Some(admission) = inbound.core.shared().admission.as_ref().filter(|_| is_bounded) {
@@ -178,7 +184,29 @@ async fn route(
     };
     let is_stream = found.stream;
     let said = Said { user, prompt };
-    attempts(inbound, &way, &said, &Outbound { body, is_stream, deadline, context: RefCell::default() }, finish).await
+    let outbound = Outbound { body, is_stream, deadline, context: RefCell::default() };
+    let Some(tenure) = finish.tenure().cloned() else {
+        return attempts(inbound, &way, &said, &outbound, finish).await;
+    };
+    tokio::select! {
+        biased;
+        () = tenure.lost() => Err(GatewayError::SlotLost),
+        answered = attempts(inbound, &way, &said, &outbound, finish) => answered,
+    }
+}
+
+/// Takes a slot of each bound on requests in flight that selects the request, until its response was sent. One that waits in
+/// this gateway's queue has them as well.
+fn take_slots(inbound: &Inbound, model: Option<&str>, finish: &mut Finish) -> Result<(), GatewayError> {
+    match inbound.core.shared().limits.bounds.admit(&inbound.parts.headers, model, Instant::now()) {
+        Ok(held) if held.is_empty() => {}
+        Ok(held) => finish.hold_tenure(Rc::new(Tenure::new(held))),
+        Err(concurrent) => {
+            inbound.core.metrics.rate_limit("rejected", "concurrency_exceeded");
+            return Err(GatewayError::ConcurrencyLimited { concurrent });
+        }
+    }
+    Ok(())
 }
 
 /// What policies may look at, beside the headers.

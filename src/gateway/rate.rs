@@ -1,10 +1,10 @@
-//! The rate limit as operators say it and the mesh replicates it: `{"limit_per_second":n,"burst":b}`, 0 for no limit; with
-//! `"key"`, `"model"` or both it is one for the requests that they select.
+//! The limits as operators say them and the mesh replicates them: `{"limit_per_second":n,"burst":b,"concurrent":c}`, 0 for no
+//! limit; with `"key"`, `"model"` or both they are for the requests that those select. What is not named stays as it was.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{RATE_MAX, RateLimit},
+    config::{CONCURRENT_MAX, RATE_MAX, RateLimit},
     gateway::selector::{KeyId, Selector},
     mesh::{
         quota::share::LimitId,
@@ -18,24 +18,60 @@ pub const ID: LimitId = 1;
 /// What the entry's policy is called.
 const NAME: &str = "rate_limit";
 
+/// What was said of some requests; nothing of what is none.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Said {
+    /// Per second; no limit where that was said.
+    pub rate: Option<Option<RateLimit>>,
+    /// In flight in the whole cluster, at most [`CONCURRENT_MAX`]; 0: no bound.
+    pub concurrent: Option<u32>,
+}
+
+impl Said {
+    /// What is in force when `earlier` was said before.
+    #[must_use]
+    pub fn over(self, earlier: Self) -> Self {
+        Self { rate: self.rate.or(earlier.rate), concurrent: self.concurrent.or(earlier.concurrent) }
+    }
+
+    /// What it comes to where `flags` hold for what nothing was said of.
+    #[must_use]
+    pub fn or(self, flags: Terms) -> Terms {
+        let concurrent = self.concurrent.map_or(flags.concurrent, |concurrent| (concurrent > 0).then_some(concurrent));
+        Terms { rate: self.rate.unwrap_or(flags.rate), concurrent }
+    }
+}
+
+/// What is in force for some requests.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Terms {
+    /// Per second.
+    pub rate: Option<RateLimit>,
+    /// In flight in the whole cluster, 1 to [`CONCURRENT_MAX`].
+    pub concurrent: Option<u32>,
+}
+
 /// Both the body of `POST /ha/rate-limit` and what is stored; the selectors are in the name of what is stored.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
-    limit_per_second: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit_per_second: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     burst: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrent: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
 }
 
-/// Reads the body: for which requests, and how many; none is no limit. Without a `burst` it is as large as the limit.
+/// Reads the body: for which requests, and how many. Without a `burst` it is as large as the limit.
 ///
 /// # Errors
 /// What to change: not such a JSON object, or a field out of range.
-pub fn read(body: &[u8]) -> Result<(Selector, Option<RateLimit>), String> {
+pub fn read(body: &[u8]) -> Result<(Selector, Said), String> {
     let body: Body = serde_json::from_slice(body)
         .map_err(|error| format!("the body is to be like {{\"limit_per_second\":100,\"burst\":200}}: {error}"))?;
     let key = body
@@ -46,19 +82,28 @@ pub fn read(body: &[u8]) -> Result<(Selector, Option<RateLimit>), String> {
     if body.model.as_ref().is_some_and(is_bad) {
         return Err(format!("`model`: empty, longer than {MODEL_BYTES_MAX} bytes, or with control characters"));
     }
+    let rate = match (body.limit_per_second, body.burst) {
+        (Some(per_second), burst) => Some(limit(per_second, burst)?),
+        (None, Some(_)) => return Err("`burst`: goes with `limit_per_second` alone".into()),
+        (None, None) => None,
+    };
+    let concurrent =
+        body.concurrent.map(|concurrent| in_range("concurrent", concurrent, CONCURRENT_MAX)).transpose()?;
+    if rate.is_none() && concurrent.is_none() {
+        return Err("give `limit_per_second`, `concurrent` or both; 0 is no limit".into());
+    }
     let selector = Selector { key: key.transpose()?, model: body.model.map(Into::into) };
-    Ok((selector, limit(body.limit_per_second, body.burst)?))
+    Ok((selector, Said { rate, concurrent }))
+}
+
+fn in_range(field: &str, number: u64, most: u32) -> Result<u32, String> {
+    let found = u32::try_from(number).ok().filter(|number| *number <= most);
+    found.ok_or_else(|| format!("`{field}`: {number} is more than {most}"))
 }
 
 fn limit(per_second: u64, burst: Option<u64>) -> Result<Option<RateLimit>, String> {
-    let in_range = |field: &str, number: u64| {
-        u32::try_from(number)
-            .ok()
-            .filter(|number| *number <= RATE_MAX)
-            .ok_or_else(|| format!("`{field}`: {number} is more than {RATE_MAX}"))
-    };
-    let per_second = in_range("limit_per_second", per_second)?;
-    let burst = burst.map_or(Ok(per_second), |burst| in_range("burst", burst))?;
+    let per_second = in_range("limit_per_second", per_second, RATE_MAX)?;
+    let burst = burst.map_or(Ok(per_second), |burst| in_range("burst", burst, RATE_MAX))?;
     match (per_second, burst) {
         (0, _) => Ok(None),
         (_, 0) => Err("`burst`: 0 would refuse every request: give at least 1, or a limit of 0 for none".into()),
@@ -68,21 +113,24 @@ fn limit(per_second: u64, burst: Option<u64>) -> Result<Option<RateLimit>, Strin
 
 /// The entry that says so to every gateway.
 #[must_use]
-pub fn to_spec(limit: Option<RateLimit>) -> PolicySpec {
-    let config = match limit {
-        Some(limit) => serde_json::json!({ "limit_per_second": limit.per_second, "burst": limit.burst }),
-        None => serde_json::json!({ "limit_per_second": 0 }),
+pub fn to_spec(said: Said) -> PolicySpec {
+    let rate = said.rate.map(|rate| rate.unwrap_or(RateLimit { per_second: 0, burst: 0 }));
+    let body = Body {
+        limit_per_second: rate.map(|rate| rate.per_second.into()),
+        burst: rate.filter(|rate| rate.burst > 0).map(|rate| rate.burst.into()),
+        concurrent: said.concurrent.map(u64::from),
+        ..Body::default()
     };
-    PolicySpec { policy: NAME.into(), config_json: config.to_string() }
+    PolicySpec { policy: NAME.into(), config_json: serde_json::json!(body).to_string() }
 }
 
 /// What an entry says; an error is one that this version does not understand, which has no effect.
 ///
 /// # Errors
 /// Why it makes no sense.
-pub fn of_spec(spec: &PolicySpec) -> Result<Option<RateLimit>, String> {
+pub fn of_spec(spec: &PolicySpec) -> Result<Said, String> {
     if spec.policy == NAME {
-        read(spec.config_json.as_bytes()).map(|(_, limit)| limit)
+        read(spec.config_json.as_bytes()).map(|(_, said)| said)
     } else {
         Err(format!("not a {NAME}"))
     }
@@ -90,10 +138,12 @@ pub fn of_spec(spec: &PolicySpec) -> Result<Option<RateLimit>, String> {
 
 /// The limits of some requests that entries say, in the order of their names; what makes no sense has no effect.
 #[must_use]
-pub fn scoped(entries: &[(String, PolicySpec)]) -> Vec<(Selector, RateLimit)> {
+pub fn scoped(entries: &[(String, PolicySpec)]) -> Vec<(Selector, Terms)> {
     let limit = |(name, spec): &(String, PolicySpec)| {
-        let limit = of_spec(spec).inspect_err(|error| tracing::debug!(%error, "rate limit of a newer version ignored"));
-        Some((Selector::of_name(name).filter(|selector| !selector.is_all())?, limit.ok()??))
+        let said = of_spec(spec).inspect_err(|error| tracing::debug!(%error, "rate limit of a newer version ignored"));
+        let terms = said.ok()?.or(Terms::default());
+        let selector = Selector::of_name(name).filter(|selector| !selector.is_all())?;
+        (terms != Terms::default()).then_some((selector, terms))
     };
     entries.iter().filter_map(limit).collect()
 }
@@ -104,18 +154,27 @@ mod tests {
 
     #[test]
     fn what_operators_say() {
-        let limit = |per_second, burst| Ok(Some(RateLimit { per_second, burst }));
+        let limit = |per_second, burst| Ok((Some(Some(RateLimit { per_second, burst })), None));
         for (case, body, expected) in [
             ("both", r#"{"limit_per_second":5,"burst":9}"#, limit(5, 9)),
             ("burst like the limit", r#"{"limit_per_second":5}"#, limit(5, 5)),
             ("largest", r#"{"limit_per_second":10000000}"#, limit(RATE_MAX, RATE_MAX)),
-            ("none", r#"{"limit_per_second":0}"#, Ok(None)),
-            ("none, with a burst", r#"{"limit_per_second":0,"burst":3}"#, Ok(None)),
+            ("none", r#"{"limit_per_second":0}"#, Ok((Some(None), None))),
+            ("none, with a burst", r#"{"limit_per_second":0,"burst":3}"#, Ok((Some(None), None))),
             ("too large", r#"{"limit_per_second":10000001}"#, Err("limit_per_second")),
             ("too large a burst", r#"{"limit_per_second":1,"burst":99999999999}"#, Err("burst")),
             ("no room", r#"{"limit_per_second":1,"burst":0}"#, Err("burst")),
             ("negative", r#"{"limit_per_second":-1}"#, Err("-1")),
             ("a fraction", r#"{"limit_per_second":1.5}"#, Err("1.5")),
+            ("in flight", r#"{"concurrent":7}"#, Ok((None, Some(7)))),
+            ("any number in flight", r#"{"concurrent":0}"#, Ok((None, Some(0)))),
+            ("too many in flight", r#"{"concurrent":1000001}"#, Err("`concurrent`")),
+            ("a burst alone", r#"{"concurrent":7,"burst":1}"#, Err("`burst`")),
+            (
+                "both kinds",
+                r#"{"limit_per_second":5,"concurrent":7}"#,
+                Ok((Some(Some(RateLimit { per_second: 5, burst: 5 })), Some(7))),
+            ),
             ("nothing", "{}", Err("limit_per_second")),
             ("another field", r#"{"limit_per_second":1,"brust":1}"#, Err("brust")),
             ("no JSON", "5", Err("5")),
@@ -129,9 +188,9 @@ mod tests {
             match (read(body.as_bytes()), expected) {
                 (Err(found), Err(part)) => assert!(found.contains(part), "{case}: {found}"),
                 (found, expected) => {
-                    let found = found.map(|(selector, limit)| {
+                    let found = found.map(|(selector, said)| {
                         assert_eq!(selector, Selector::default(), "{case}");
-                        limit
+                        (said.rate, said.concurrent)
                     });
                     assert_eq!(found.as_ref().ok(), expected.as_ref().ok(), "{case}: {found:?}");
                 }
@@ -141,10 +200,29 @@ mod tests {
 
     #[test]
     fn entries_read_back() {
-        for limit in [None, Some(RateLimit { per_second: 1, burst: 1 }), Some(RateLimit { per_second: 7, burst: 20 })] {
-            assert_eq!(of_spec(&to_spec(limit)), Ok(limit));
+        let rates = [None, Some(None), Some(Some(RateLimit { per_second: 7, burst: 20 }))];
+        for (rate, concurrent) in rates.into_iter().flat_map(|rate| [None, Some(0), Some(9)].map(|c| (rate, c))) {
+            let said = Said { rate, concurrent };
+            assert_eq!(of_spec(&to_spec(said)).ok(), (said != Said::default()).then_some(said), "{said:?}");
         }
         let other = PolicySpec { policy: "random".into(), config_json: "{}".into() };
         assert!(of_spec(&other).is_err());
+    }
+
+    #[test]
+    fn what_is_not_named_stays_and_flags_hold_for_the_rest() {
+        let rate = RateLimit { per_second: 7, burst: 20 };
+        let flags = Terms { rate: Some(rate), concurrent: Some(3) };
+        for (case, said, expected) in [
+            ("nothing", Said::default(), flags),
+            ("no limit per second", Said { rate: Some(None), concurrent: None }, Terms { rate: None, ..flags }),
+            ("no bound", Said { rate: None, concurrent: Some(0) }, Terms { concurrent: None, ..flags }),
+            ("another", Said { rate: None, concurrent: Some(5) }, Terms { concurrent: Some(5), ..flags }),
+        ] {
+            assert_eq!(said.or(flags), expected, "{case}");
+        }
+        let before = Said { rate: Some(Some(rate)), concurrent: Some(3) };
+        let later = Said { rate: None, concurrent: Some(0) };
+        assert_eq!(later.over(before), Said { concurrent: Some(0), ..before });
     }
 }

@@ -23,14 +23,15 @@ use smg_certs::ClientMaterial;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{self, Cache, Config, Health, PolicyKind, RateLimit},
+    config::{self, Cache, Config, Health, PolicyKind},
     gateway::{
         activity::Activity,
         health::{
             Prober, Suspicions,
             probe::{HttpProbe, Probe},
         },
-        limits::{self, RateLimits},
+        limits::RateLimits,
+        rate::Terms,
         registry::{
             keeper::{Keeper, Outputs},
             roster::{Entry, Roster},
@@ -46,6 +47,8 @@ use crate::{
 };
 
 mod changes;
+
+mod limited;
 
 pub mod keeper;
 
@@ -72,8 +75,8 @@ pub struct Settings {
     pub tls: Arc<ClientMaterial>,
     /// How long a removed worker with requests in flight stays listed.
     pub drain_settle: Duration,
-    /// Requests per second as long as the cluster says nothing else.
-    pub rate: Option<RateLimit>,
+    /// Limits as long as the cluster says nothing else.
+    pub limits: Terms,
     /// After this long without a ready worker an error is logged, once.
     pub startup_timeout: Duration,
 }
@@ -91,7 +94,7 @@ impl Settings {
             breaker: config.breaker.clone(),
             health: config.health.clone(),
             drain_settle: config.workers.drain_settle,
-            rate: config.limits.rate,
+            limits: Terms { rate: config.limits.rate, concurrent: config.limits.cluster_concurrent_max },
             startup_timeout: config.workers.startup_timeout,
         }
     }
@@ -133,7 +136,7 @@ impl Registry {
         let prober = Prober::new(probe, settings.health.clone());
         let limits = Arc::<RateLimits>::default();
         // With the mesh nothing is admitted before the leader has lent something.
-        limits::put(&limits.all, settings.rate, mesh.view().mesh_enabled, Instant::now());
+        limits.set(settings.limits, &[], mesh.view().mesh_enabled, Instant::now());
         let (roster_sender, roster) = watch::channel(Arc::default());
         let (waiters, waiting) = mpsc::channel(WAITERS_MAX);
         let (suspicions, activity) = (prober.suspicions(), Arc::<Activity>::default());

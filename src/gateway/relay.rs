@@ -150,6 +150,9 @@ impl Relay {
             self.on_frame(&frame, finish);
             return Poll::Ready(Some(Ok(frame)));
         }
+        if self.batch.is_empty() && finish.as_ref().is_some_and(|finish| finish.poll_lost(cx).is_ready()) {
+            return self.on_lost(finish);
+        }
         // First of all: a worker that always has more is no reason to go on.
         // What is held leaves before it, within a few turns.
         if self.batch.is_empty() && self.clock.poll_due(cx).is_ready() {
@@ -229,6 +232,16 @@ impl Relay {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
+    }
+
+    /// The request may not be in flight any more, through no fault of the worker.
+    fn on_lost(&mut self, finish: Option<&mut Finish>) -> Polled {
+        if let Some(lease) = &mut self.lease {
+            lease.in_flight.settle(Outcome::Neutral, Instant::now());
+        }
+        // Closes the connection to the worker.
+        self.lease = None;
+        self.on_break(&GatewayError::SlotLost, "slot_lost", finish)
     }
 
     /// The answer will not be complete: an event stream says so in words first, then every stream is aborted.

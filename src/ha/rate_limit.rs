@@ -1,21 +1,27 @@
 //! `/ha/rate-limit`: how many requests per second are admitted, and how many were.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use serde::Serialize;
 
 use crate::{
     config::RateLimit,
     gateway::{
+        bounds::Bound,
         limiter::Limiter,
-        limits::{self, RateLimits},
-        rate,
+        limits::RateLimits,
+        rate::{self, Terms},
         selector::Selector,
+        slots::{self, BREAK_AHEAD},
     },
     mesh::{
         driver::{
             handle::{LimitUsage, UsageByLimit, View},
-            rights::RightsView,
+            rights::{Lent, RightsView},
         },
         node::{NodeName, NodeStatus},
         quota::{
@@ -33,6 +39,8 @@ pub struct InForce {
     pub limit_per_second: u64,
     /// Most at once; 0 without a limit.
     pub burst: u64,
+    /// Requests in flight at all gateways together; 0: no bound.
+    pub concurrent: u32,
     /// Who said so: `api`, for all gateways, or `flag`, which is to be the same at each.
     pub source: &'static str,
     /// Whose requests count together: `cluster`, those of all gateways.
@@ -62,18 +70,21 @@ pub struct Scoped {
     pub key: Option<String>,
     /// The model; null: any.
     pub model: Option<String>,
-    /// Tokens per second.
+    /// Tokens per second; 0: no limit.
     pub limit_per_second: u64,
     /// Most at once.
     pub burst: u64,
+    /// Requests in flight at all gateways together; 0: no bound.
+    pub concurrent: u32,
     /// Whether requests are held to it; not where gateways that were told at once have set more than there may be.
     pub in_force: bool,
 }
 
 impl Scoped {
-    fn of(selector: &Selector, limit_per_second: u64, burst: u64, in_force: bool) -> Self {
-        let key = selector.key.map(|key| key.to_string());
-        Self { key, model: selector.model.as_deref().map(str::to_owned), limit_per_second, burst, in_force }
+    fn of(selector: &Selector, terms: Terms, in_force: bool) -> Self {
+        let (limit_per_second, burst) = terms.rate.map_or((0, 0), |rate| (rate.per_second.into(), rate.burst.into()));
+        let (key, model) = (selector.key.map(|key| key.to_string()), selector.model.as_deref().map(str::to_owned));
+        Self { key, model, limit_per_second, burst, concurrent: terms.concurrent.unwrap_or(0), in_force }
     }
 }
 
@@ -104,6 +115,34 @@ pub struct Figures {
     pub rejected: u64,
     /// What all gateways count together.
     pub cluster: Total,
+    /// Of the bound on requests in flight; null without one.
+    pub in_flight: Option<InFlight>,
+}
+
+/// The figures of a bound on requests in flight.
+#[derive(Debug, Serialize)]
+pub struct InFlight {
+    /// What this gateway may have in flight now.
+    pub held: u64,
+    /// What it has. For a time more than it holds, where its share became smaller while requests ran.
+    pub here: u64,
+    /// How long it may have them if nothing more is heard of the leader, in milliseconds; then they are broken.
+    pub lease_ms: Option<u64>,
+    /// Requests refused here since the bound was put in force here last.
+    pub rejected: u64,
+    /// What each gateway may have in flight, as the leader's table of owners has it; null at the others.
+    pub owners: Option<Vec<SlotOwner>>,
+}
+
+/// A line of that table.
+#[derive(Debug, Serialize)]
+pub struct SlotOwner {
+    /// The gateway.
+    pub node_name: String,
+    /// Slots that it was lent last.
+    pub slots: u64,
+    /// What it may have in flight, what was in use when its share became smaller included.
+    pub bound: u64,
 }
 
 /// What all gateways admitted and refused, over their restarts, while there was a limit, and the tokens in their hands. Each
@@ -210,30 +249,34 @@ impl Sources {
     /// The limits.
     #[must_use]
     pub fn shown(&self) -> Shown {
-        let scoped = self.limits.scoped();
-        let limits = scoped.iter().map(|limit| self.scoped(limit)).chain(self.surplus(&scoped)).collect();
-        Shown { in_force: self.in_force(&scoped), limits }
+        let scoped = self.scoped();
+        let limits = scoped.iter().map(|(selector, terms)| Scoped::of(selector, *terms, true));
+        Shown { limits: limits.chain(self.surplus(&scoped)).collect(), in_force: self.in_force(&scoped) }
     }
 
     /// The figures.
     #[must_use]
     pub fn stats(&self, usage: &UsageByLimit) -> Stats {
-        let scoped = self.limits.scoped();
-        let of_scoped = |limit: &limits::Scoped| ScopedStats {
-            limit: self.scoped(limit),
-            figures: self.figures(limit.selector.limit_id(), &limit.limiter, usage),
+        let (scoped, rates) = (self.scoped(), self.limits.scoped());
+        let none = Limiter::default();
+        let of_scoped = |(selector, terms): &(Selector, Terms)| {
+            let limiter = rates.iter().find(|limit| limit.selector == *selector).map(|limit| &*limit.limiter);
+            let figures = self.figures(selector, limiter.unwrap_or(&none), usage);
+            ScopedStats { limit: Scoped::of(selector, *terms, true), figures }
         };
         Stats {
             node_name: self.view.node.to_string(),
             in_force: self.in_force(&scoped),
-            figures: self.figures(rate::ID, &self.limits.all, usage),
+            figures: self.figures(&Selector::default(), &self.limits.all, usage),
             limits: scoped.iter().map(of_scoped).collect(),
         }
     }
 
-    fn in_force(&self, scoped: &[limits::Scoped]) -> InForce {
+    fn in_force(&self, scoped: &[(Selector, Terms)]) -> InForce {
         let Self { view, rights, limits, now, .. } = self;
         let (limit_per_second, burst) = self.whole(&limits.all);
+        let concurrent = self.bound(&Selector::default()).map_or(0, |bound| bound.concurrent);
+        let of_rates = limit_per_second > 0 || scoped.iter().any(|(_, terms)| terms.rate.is_some());
         let is_set = view.rate_limit.as_ref().is_some_and(|spec| rate::of_spec(spec).is_ok());
         InForce {
             limit_per_second,
@@ -241,7 +284,12 @@ impl Sources {
             source: if is_set { "api" } else { "flag" },
             scope: "cluster",
             without_quorum: self.without_quorum.as_str(),
-            rights: if limit_per_second > 0 || !scoped.is_empty() { rights.standing(*now) } else { "off" },
+            concurrent,
+            rights: match (of_rates, concurrent > 0 || !scoped.is_empty()) {
+                (true, _) => rights.rates.standing(*now),
+                (false, true) => rights.slots.standing(*now),
+                (false, false) => "off",
+            },
         }
     }
 
@@ -254,33 +302,45 @@ impl Sources {
     /// All limits, by what the mesh calls them.
     #[must_use]
     pub fn ids(&self) -> Vec<LimitId> {
-        self.limits.scoped().iter().map(|limit| limit.selector.limit_id()).chain([rate::ID]).collect()
+        self.scoped().iter().map(|(selector, _)| selector.limit_id()).chain([rate::ID]).collect()
     }
 
-    fn scoped(&self, limit: &limits::Scoped) -> Scoped {
-        let (per_second, burst) = self.whole(&limit.limiter);
-        Scoped::of(&limit.selector, per_second, burst, true)
+    /// The limits of some requests that are in force.
+    fn scoped(&self) -> Vec<(Selector, Terms)> {
+        let mut all: BTreeMap<Selector, Terms> = BTreeMap::new();
+        for limit in self.limits.scoped().iter() {
+            let quota = limit.limiter.stats(self.now).quota;
+            let rate = quota.map(|quota| RateLimit { per_second: quota.per_second as u32, burst: quota.burst as u32 });
+            all.entry(limit.selector.clone()).or_default().rate = rate;
+        }
+        for bound in self.limits.bounds.in_force().iter().filter(|bound| !bound.selector.is_all()) {
+            all.entry(bound.selector.clone()).or_default().concurrent = Some(bound.concurrent);
+        }
+        all.into_iter().collect()
+    }
+
+    fn bound(&self, selector: &Selector) -> Option<Bound> {
+        self.limits.bounds.in_force().iter().find(|bound| bound.selector == *selector).cloned()
     }
 
     /// The limits of the cluster that are not in force here.
-    fn surplus(&self, in_force: &[limits::Scoped]) -> Vec<Scoped> {
-        let is_surplus =
-            |(selector, _): &(Selector, RateLimit)| !in_force.iter().any(|limit| limit.selector == *selector);
-        let shown = |(selector, limit): (Selector, RateLimit)| {
-            Scoped::of(&selector, limit.per_second.into(), limit.burst.into(), false)
-        };
+    fn surplus(&self, in_force: &[(Selector, Terms)]) -> Vec<Scoped> {
+        let is_surplus = |(selector, _): &(Selector, Terms)| !in_force.iter().any(|(known, _)| known == selector);
+        let shown = |(selector, terms): (Selector, Terms)| Scoped::of(&selector, terms, false);
         rate::scoped(&self.view.rate_limits).into_iter().filter(is_surplus).map(shown).collect()
     }
 
-    fn figures(&self, id: LimitId, limiter: &Limiter, usage: &UsageByLimit) -> Figures {
+    fn figures(&self, selector: &Selector, limiter: &Limiter, usage: &UsageByLimit) -> Figures {
+        let id = selector.limit_id();
         let stats = limiter.stats(self.now);
-        let owners = self.rights.owners.as_ref();
+        let owners = self.rights.rates.owners.as_ref();
         Figures {
             held: self.held(id),
             owners: owners.map(|owners| owners.get(&id).into_iter().flatten().map(owner).collect()),
             remaining: stats.remaining,
             allowed: stats.admitted,
             rejected: stats.refused,
+            in_flight: self.in_flight(selector),
             cluster: Total::of(
                 usage.get(&id).unwrap_or(&LimitUsage::default()),
                 &self.view,
@@ -290,11 +350,37 @@ impl Sources {
     }
 
     fn held(&self, id: LimitId) -> Held {
-        let until = self.rights.until.filter(|until| self.now < *until);
-        let share = until.and_then(|_| self.rights.held.get(&id)).copied().unwrap_or_default();
+        let Lent { until, held, .. } = &self.rights.rates;
+        let until = until.filter(|until| self.now < *until);
+        let share = until.and_then(|_| held.get(&id)).copied().unwrap_or_default();
         let (per_second, burst) = share.tokens();
-        let left = until.map(|until| until.saturating_duration_since(self.now).as_millis());
-        Held { per_second, burst, lease_ms: left.map(|left| u64::try_from(left).unwrap_or(u64::MAX)) }
+        Held { per_second, burst, lease_ms: self.left_ms(until) }
+    }
+
+    fn left_ms(&self, until: Option<Instant>) -> Option<u64> {
+        let left = until?.checked_duration_since(self.now)?.as_millis();
+        Some(u64::try_from(left).unwrap_or(u64::MAX))
+    }
+
+    fn in_flight(&self, selector: &Selector) -> Option<InFlight> {
+        let slots::Stats { share, in_flight, refused } = self.bound(selector)?.slots.stats(self.now);
+        let Lent { until, owners, .. } = &self.rights.slots;
+        let owner = |owner: &issuer::Owner| SlotOwner {
+            node_name: owner.node.to_string(),
+            slots: owner.share.burst / TOKEN,
+            bound: owner.bound.burst / TOKEN,
+        };
+        let of_limit = |owners: &BTreeMap<LimitId, Vec<issuer::Owner>>| {
+            owners.get(&selector.limit_id()).into_iter().flatten().map(owner).collect()
+        };
+        let end = until.and_then(|until| until.checked_sub(BREAK_AHEAD));
+        Some(InFlight {
+            held: share,
+            here: in_flight,
+            lease_ms: self.left_ms(end),
+            rejected: refused,
+            owners: owners.as_ref().map(of_limit),
+        })
     }
 }
 

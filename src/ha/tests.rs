@@ -226,7 +226,8 @@ async fn operators_read_and_set_the_rate_limit() {
         assert_eq!(f.send(method, path, [10, 0, 0, 1]).await.0, 403, "{path}");
     }
     let shown = |limit, burst, source| {
-        let limit = json!({ "limit_per_second": limit, "burst": burst, "source": source, "scope": "cluster" });
+        let limit =
+            json!({ "limit_per_second": limit, "burst": burst, "concurrent": 0, "source": source, "scope": "cluster" });
         let mut shown = limit.as_object().unwrap().clone();
         shown.insert("without_quorum".into(), json!("local"));
         shown.insert("limits".into(), json!([]));
@@ -273,12 +274,40 @@ async fn operators_read_and_set_the_rate_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bounds_on_requests_in_flight_are_set_beside_limits_per_second() {
+    let f = fixture();
+    let local = [127, 0, 0, 1];
+    let said = |shown: &Value| ["limit_per_second", "burst", "concurrent"].map(|field| shown[field].as_u64().unwrap());
+    for (case, body, expected) in [
+        ("a bound", r#"{"concurrent":7}"#, [0, 0, 7]),
+        ("a limit beside it", r#"{"limit_per_second":5}"#, [5, 5, 7]),
+        ("another bound", r#"{"concurrent":9}"#, [5, 5, 9]),
+        ("no limit", r#"{"limit_per_second":0}"#, [0, 0, 9]),
+        ("neither", r#"{"concurrent":0}"#, [0, 0, 0]),
+    ] {
+        let (status, shown) = f.send_body(Method::POST, "/ha/rate-limit", local, body).await;
+        assert_eq!((status, said(&shown)), (200, expected), "{case}: {shown}");
+    }
+    let of_model = r#"{"concurrent":3,"model":"m"}"#;
+    let (_, shown) = f.send_body(Method::POST, "/ha/rate-limit", local, of_model).await;
+    let listed =
+        json!([{"key": null, "model": "m", "limit_per_second": 0, "burst": 0, "concurrent": 3, "in_force": true}]);
+    assert_eq!(shown["limits"], listed, "{shown}");
+    let (_, stats) = f.send(Method::GET, "/ha/rate-limit/stats", local).await;
+    let of_model = &stats["limits"][0]["in_flight"];
+    assert_eq!([&of_model["here"], &of_model["rejected"]], [0, 0], "{stats}");
+    assert_eq!(stats["in_flight"], Value::Null, "of all requests there is no bound");
+    let (_, shown) = f.send_body(Method::POST, "/ha/rate-limit", local, r#"{"concurrent":0,"model":"m"}"#).await;
+    assert_eq!(shown["limits"], json!([]), "{shown}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn limits_of_keys_and_models_are_set_bounded_and_removed() {
     let f = fixture();
     let local = [127, 0, 0, 1];
     let of_some = r#"{"limit_per_second":3,"burst":1,"key":"BA7816BF8F01CFEA","model":"m"}"#;
     let (_, shown) = f.send_body(Method::POST, "/ha/rate-limit", local, of_some).await;
-    let with_key = |in_force: bool| json!({"key": "ba7816bf8f01cfea", "model": "m", "limit_per_second": 3, "burst": 1, "in_force": in_force});
+    let with_key = |in_force: bool| json!({"key": "ba7816bf8f01cfea", "model": "m", "limit_per_second": 3, "burst": 1, "concurrent": 0, "in_force": in_force});
     let limit = with_key(true);
     assert_eq!((&shown["limits"], &shown["limit_per_second"]), (&json!([limit]), &json!(0)), "{shown}");
     for n in 1..=31 {

@@ -386,10 +386,10 @@ impl Driver {
                 let _ = reply.send(limits.into_iter().map(|id| (id, LimitUsage::of(&self.stores, id))).collect());
             }
             Command::ShareLimits(limits) => {
-                self.limits.clone_from(&limits);
                 if let Some(net) = &mut self.net {
-                    net.share_limits(now, limits);
+                    net.share_limits(now, &limits);
                 }
+                self.limits = limits;
             }
             Command::Find(finding) => self.stores.note_finding(unix_ms(), finding),
             Command::LoseCache(id) => self.stores.lose_cache(unix_ms(), &id),
@@ -556,7 +556,7 @@ impl Driver {
         let outlets = Outlets { podium, shared: self.shared.clone() };
         let mut net =
             Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None, outlets).await?;
-        net.share_limits(Instant::now(), self.limits.clone());
+        net.share_limits(Instant::now(), &self.limits);
         self.net = Some(net);
         self.view_due = Some(Instant::now());
         Ok(())

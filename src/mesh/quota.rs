@@ -24,6 +24,12 @@
 //! *Without a leader* everybody's rights run out, and nothing is admitted until there is one; unless the operator prefers
 //! that each node then admits a fixed part of the limit ([`local`]), which has a bound of its own.
 //!
+//! *Slots.* A limit on requests in flight is lent in the same way by a second machine ([`Kind::Slots`]), in whole slots. They
+//! differ in one thing: what is in use cannot be given up at once. A holder whose share shrinks admits nothing above it from
+//! then on, and says with each question what it still holds, the larger of its share and what is in use; so much of it counts
+//! until it says less. It keeps its requests as long as its lease is renewed, breaks them when that is about to end, and so
+//! has none left when the leader may lend its slots again. The leases are longer ([`Timing::slots`]): an election breaks nothing.
+//!
 //! *Changes* of a limit are replicated by the caller. The leader cuts what it knows of; a lower limit holds when the rights
 //! to the higher one are given up, at the latest after [`Timing::hold`].
 //!
@@ -60,6 +66,16 @@ use crate::mesh::node::NodeName;
 /// Steps between a leader and itself for one input: a question, a number, a question, a grant, and what it changes.
 const LOCAL_STEPS_MAX: usize = 8;
 
+/// What is lent.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Kind {
+    /// Requests per second, spent as they come.
+    #[default]
+    Rates,
+    /// Requests in flight, each with a slot until it ends: rate and burst of a share are the same number of them.
+    Slots,
+}
+
 /// Durations of the protocol.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Timing {
@@ -76,6 +92,16 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self { ask: Duration::from_millis(100), lease: Duration::from_millis(405), hold: Duration::from_millis(500) }
+    }
+}
+
+impl Timing {
+    /// Of slots: a lease of 5.4 s, 6.0 s of true time where the clock is 10 % slow, is taken to hold for 6.7 s, 6.09 s of true
+    /// time where that clock is 10 % fast. With the [time](crate::gateway::slots::BREAK_AHEAD) that it takes to break what is
+    /// running 3.9 s are left for an election, whose 99th percentile is 3.5 s.
+    #[must_use]
+    pub const fn slots() -> Self {
+        Self { ask: Duration::from_millis(200), lease: Duration::from_millis(5400), hold: Duration::from_millis(6700) }
     }
 }
 
@@ -97,14 +123,34 @@ pub trait Buckets {
     /// room.
     fn hold(&self, now: Instant, limit: LimitId, holding: &Holding) -> u64;
 
-    /// Requests that came so far, refused ones included.
+    /// Puts a local share in force, as [`hold`](Self::hold) does with one that was lent.
+    fn hold_local(&self, now: Instant, limit: LimitId, holding: &Holding) {
+        self.hold(now, limit, holding);
+    }
+
+    /// Requests that came so far, refused ones included; of slots the refused ones alone.
     fn arrivals(&self, limit: LimitId) -> u64;
+
+    /// Lent slots that are in use, which may be more than the share; of rates none.
+    fn in_use(&self, _limit: LimitId) -> u64 {
+        0
+    }
 }
 
 /// One bucket of [`Buckets`], for callers that make them.
 pub trait Bucket: fmt::Debug + Send + Sync {
     /// As [`Buckets::hold`].
     fn hold(&self, now: Instant, holding: &Holding) -> u64;
+
+    /// As [`Buckets::hold_local`].
+    fn hold_local(&self, now: Instant, holding: &Holding) {
+        self.hold(now, holding);
+    }
+
+    /// As [`Buckets::in_use`].
+    fn in_use(&self) -> u64 {
+        0
+    }
 
     /// Requests that met it so far.
     fn usage(&self) -> Usage;
@@ -201,6 +247,7 @@ pub struct Counts {
 #[derive(Clone, Debug)]
 pub struct Escrow {
     node: NodeName,
+    kind: Kind,
     timing: Timing,
     rng: Pcg64Mcg,
     limits: BTreeMap<LimitId, Share>,
@@ -217,14 +264,15 @@ pub struct Escrow {
 impl Escrow {
     /// A node that knows of no limit and no leader. `seed` drives every random choice.
     #[must_use]
-    pub fn new(node: NodeName, timing: Timing, mode: WithoutQuorum, now: Instant, seed: u64) -> Self {
+    pub fn new(node: NodeName, kind: Kind, timing: Timing, mode: WithoutQuorum, now: Instant, seed: u64) -> Self {
         Self {
             node,
+            kind,
             timing,
             rng: Pcg64Mcg::seed_from_u64(seed),
             limits: BTreeMap::new(),
             leader: None,
-            holder: Holder::new(now),
+            holder: Holder::new(kind, now),
             local_shares: Local::new(mode, now),
             issuer: None,
             counts: Counts::default(),
@@ -258,7 +306,7 @@ impl Escrow {
             (Some(issuer), Some(lead)) if issuer.term() == lead.term => issuer.prolong(lead.until),
             (_, Some(lead)) => {
                 let reign = self.rng.random_range(1..=u64::MAX);
-                self.issuer = Some(Issuer::new(reign, lead, self.timing, now));
+                self.issuer = Some(Issuer::new(reign, lead, self.kind, self.timing, now));
             }
             (_, None) => self.issuer = None,
         }
@@ -350,7 +398,7 @@ impl Escrow {
         self.counts.lapsed += u64::from(self.holder.note_lapse(now));
         if self.limits.is_empty() {
             self.local_shares.end(now, buckets);
-        } else if self.holder.until().is_none() && self.local_shares.run(now, &self.limits, &self.timing, buckets) {
+        } else if self.may_be_local() && self.local_shares.run(now, &self.limits, &self.timing, buckets) {
             self.counts.local += 1;
         }
         for _ in 0..LOCAL_STEPS_MAX {
@@ -362,6 +410,11 @@ impl Escrow {
             self.on_message(now, &node, &message, buckets);
         }
         self.local.clear();
+    }
+
+    /// Slots have a bucket of their own for local shares, which is there before a lease ends: what runs then may go on in it.
+    fn may_be_local(&self) -> bool {
+        self.kind == Kind::Slots || self.holder.until().is_none()
     }
 
     fn ask(&mut self, now: Instant, buckets: &dyn Buckets) {

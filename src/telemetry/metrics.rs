@@ -247,7 +247,7 @@ impl Metrics {
     }
 
     /// `smg_http_rate_limit_total{decision,result}`: allowed (within_rate, immediate, queued) or rejected (rate_exceeded,
-    /// queue_full, queue_timeout, abandoned).
+    /// concurrency_exceeded, queue_full, queue_timeout, abandoned).
     pub fn rate_limit(&self, decision: &'static str, result: &'static str) {
         self.rate_limit.with(&(decision, result), |counter| counter.add(1));
     }

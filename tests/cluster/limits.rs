@@ -50,7 +50,8 @@ async fn a_rate_limit_set_at_one_gateway_holds_at_each() {
     eventually(s(20), "node 2 serves", async || matches!(node2.chat("m1").await, Ok((200, _)))).await;
     let set_part = |mut body: Value| {
         // Whose word it is comes a little later; `shared_limits` waits for it.
-        body.as_object_mut().map(|body| ["rights", "without_quorum", "limits"].map(|field| body.remove(field)));
+        body.as_object_mut()
+            .map(|body| ["rights", "without_quorum", "limits", "concurrent"].map(|field| body.remove(field)));
         body
     };
     let limit =

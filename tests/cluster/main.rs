@@ -27,6 +27,7 @@ mod routes;
 mod serving_tls;
 mod sessions;
 mod shared_limits;
+mod shared_slots;
 mod shutdown;
 mod steering;
 mod surface;

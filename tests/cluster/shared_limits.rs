@@ -302,8 +302,8 @@ async fn limits_of_a_key_and_of_a_model_hold_over_all_gateways() {
         assert_eq!(status, 200, "{answer}");
     }
     let limits = json!([
-        {"key": null, "model": "m1", "limit_per_second": 500, "burst": 500, "in_force": true},
-        {"key": KEY_ID, "model": null, "limit_per_second": 1, "burst": 4, "in_force": true},
+        {"key": null, "model": "m1", "limit_per_second": 500, "burst": 500, "concurrent": 0, "in_force": true},
+        {"key": KEY_ID, "model": null, "limit_per_second": 1, "burst": 4, "concurrent": 0, "in_force": true},
     ]);
     let body = json!({"model": "m1", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]});
     let chat = async |node: &Gateway| {

@@ -21,7 +21,7 @@ use smg::mesh::{
 pub(super) fn run(bytes: &[u8]) {
     match decode(bytes) {
         Ok(Incoming::Election(message)) => run_election(&message),
-        Ok(Incoming::Quota(message)) => run_quota(&message),
+        Ok(Incoming::Quota(kind, message)) => run_quota(kind, &message),
         Ok(_) | Err(_) => {}
     }
 }
@@ -60,13 +60,14 @@ impl Buckets for Bucket {
 }
 
 /// As the leader and as a node that is led: no more is ever lent or held than the limit.
-fn run_quota(message: &quota::message::Message) {
-    let again = decode(&encode_quota(message));
-    assert!(matches!(again, Ok(Incoming::Quota(again)) if again == *message));
+fn run_quota(kind: quota::Kind, message: &quota::message::Message) {
+    let again = decode(&encode_quota(kind, message));
+    assert!(matches!(again, Ok(Incoming::Quota(again_kind, again)) if again_kind == kind && again == *message));
     let limit = Share::of_tokens(100, 20);
     for leader in ["a", "b"] {
         let now = Instant::now();
-        let mut machine = Escrow::new(name("a"), quota::Timing::default(), quota::local::WithoutQuorum::Closed, now, 1);
+        let timing = quota::Timing::default();
+        let mut machine = Escrow::new(name("a"), kind, timing, quota::local::WithoutQuorum::Closed, now, 1);
         machine.handle_limits(now, &[(1, limit)].into(), &Bucket);
         for after in [0, 1, 5] {
             let now = now + Duration::from_secs(after);
@@ -110,5 +111,6 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         quota::message::Message::Grant(Grant { reign: 7, ask: 1, seq: 1, lease_ms: 405, rights: vec![right] }),
         quota::message::Message::Grant(Grant { reign: 7, ask: 1, ..Grant::default() }),
     ];
-    election.into_iter().chain(rights.map(|message| encode_quota(&message).to_vec())).collect()
+    let of_kind = |kind| rights.iter().map(move |message| encode_quota(kind, message).to_vec());
+    election.into_iter().chain(of_kind(quota::Kind::Rates)).chain(of_kind(quota::Kind::Slots)).collect()
 }

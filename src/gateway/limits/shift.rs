@@ -16,7 +16,7 @@ use crate::{
         driver::rights::SharedLimit,
         node::NodeName,
         quota::{
-            Buckets, Escrow, Holding, Lead, Timing,
+            Buckets, Escrow, Holding, Kind, Lead, Timing,
             local::WithoutQuorum,
             share::{LimitId, Share},
         },
@@ -57,7 +57,7 @@ impl Gateway {
         limits.set_scoped(&[(Selector { key: None, model: Some("m".into()) }, rate)], true, now);
         let purse = Purse(limits.to_share());
         let name: NodeName = name.parse().unwrap();
-        let mut escrow = Escrow::new(name.clone(), Timing::default(), WithoutQuorum::Closed, now, 1);
+        let mut escrow = Escrow::new(name.clone(), Kind::Rates, Timing::default(), WithoutQuorum::Closed, now, 1);
         let whole: BTreeMap<LimitId, Share> = purse.0.iter().map(|shared| (shared.id, shared.whole)).collect();
         escrow.handle_limits(now, &whole, &purse);
         let lead = leads.then(|| Lead { term: 1, until: now + Duration::from_secs(3600) });

@@ -68,6 +68,10 @@ fn telemetry(prometheus_addr: SocketAddr) -> Telemetry {
     }
 }
 
+fn unlimited(queue_timeout: Duration) -> Limits {
+    Limits { concurrent_requests_max: None, queue_max: 0, queue_timeout, cluster_concurrent_max: None, rate: None }
+}
+
 fn config() -> Config {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let second = Duration::from_secs(1);
@@ -94,7 +98,7 @@ fn config() -> Config {
             jitter_factor: 0.2,
             budget_percent: 20,
         },
-        limits: Limits { concurrent_requests_max: None, queue_max: 0, queue_timeout: second, rate: None },
+        limits: unlimited(second),
         breaker: Breaker {
             enabled: true,
             failure_threshold: 2,

@@ -14,20 +14,18 @@ use tokio::{
 };
 
 use crate::{
-    config::RateLimit,
     gateway::{
         activity::{Activity, Lookout},
         health::{Prober, Report, probe::Probe},
-        limits::{self, RateLimits, SCOPED_MAX},
+        limits::{RateLimits, SCOPED_MAX},
         prefix::HashKey,
-        rate,
         registry::{
             Settings,
             changes::Changes,
+            limited::Limited,
             roster::{Entry, Roster, models_of},
             table::{Policies, build},
         },
-        selector::Selector,
         view::RoutingView,
         worker::Worker,
     },
@@ -58,6 +56,9 @@ const SAME_OPENING: Duration = Duration::from_millis(500);
 
 /// How long a gateway that starts waits for its first share of a limit: an election takes about 2 s.
 pub const RIGHTS_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// The same of slots: who leads for the first time lends none before all has run out that an earlier leader may have lent.
+const SLOTS_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// For so long after a worker was registered, while nobody knows its models, it may serve any: a model that no worker
 /// names is then "not yet" (503) instead of "no such model" (404). Long enough for a process that answers at all, short
@@ -105,15 +106,6 @@ pub(super) struct Keeper<P> {
     outputs: Outputs,
     /// Told at the next rebuild: as many as admin requests are under way.
     waiters: Vec<oneshot::Sender<()>>,
-}
-
-/// Limits as they are put in force.
-#[derive(Debug, PartialEq)]
-struct Limited {
-    all: Option<RateLimit>,
-    scoped: Vec<(Selector, RateLimit)>,
-    /// Spent from shares.
-    is_shared: bool,
 }
 
 /// Where the task shows what it knows, and who waits for it.
@@ -270,11 +262,11 @@ impl<P: Probe> Keeper<P> {
 
     /// Whether a gateway that starts still has to be lent its first share of a limit: ready before that, it would refuse.
     fn awaits_rights(&mut self) -> bool {
-        let is_limited =
-            self.limited.as_ref().is_some_and(|limited| limited.all.is_some() || !limited.scoped.is_empty());
-        let holds = self.rights.borrow_and_update().until.is_some();
+        let has = self.limited.as_ref().map_or([false; 2], Limited::kinds);
+        let holds = self.rights.borrow_and_update().is_lent(has);
         let now = Instant::now();
-        let awaits = is_limited && !holds && now < *self.rights_due.get_or_insert(now + RIGHTS_WAIT_MAX);
+        let wait = if has[1] { SLOTS_WAIT_MAX } else { RIGHTS_WAIT_MAX };
+        let awaits = !holds && now < *self.rights_due.get_or_insert(now + wait);
         if !awaits {
             self.rights_due = None;
         }
@@ -284,16 +276,7 @@ impl<P: Probe> Keeper<P> {
     /// Puts the rate limits of the cluster in force, and that of the flag where the cluster has none of all requests; with
     /// the mesh the leader lends shares of them.
     fn limit_rates(&mut self, view: &View) {
-        let all = match view.rate_limit.as_ref().map(rate::of_spec) {
-            Some(Ok(limit)) => limit,
-            Some(Err(error)) => {
-                tracing::debug!(%error, "rate limit of a newer version ignored");
-                self.settings.rate
-            }
-            None => self.settings.rate,
-        };
-        let is_shared = view.mesh_enabled;
-        let wanted = Limited { all, scoped: rate::scoped(&view.rate_limits), is_shared };
+        let wanted = Limited::of(view, self.settings.limits);
         if self.limited.as_ref() == Some(&wanted) {
             return;
         }
@@ -306,9 +289,8 @@ impl<P: Probe> Keeper<P> {
         }
         let now = std::time::Instant::now();
         let limits = &self.outputs.limits;
-        limits::put(&limits.all, all, is_shared, now);
-        limits.set_scoped(&wanted.scoped, is_shared, now);
-        if is_shared {
+        limits.set(wanted.all, &wanted.scoped, wanted.is_shared, now);
+        if wanted.is_shared {
             self.limits_due = Some(limits.to_share());
         }
         self.limited = Some(wanted);

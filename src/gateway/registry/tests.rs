@@ -13,11 +13,12 @@ use super::{
     *,
 };
 use crate::{
+    config::RateLimit,
     gateway::{
         breaker,
         health::{state::tests::rules, tests::Script},
         limiter::Quota,
-        rate,
+        rate::{self, Said, Terms},
         view::Lookup,
         worker::tests::spec,
     },
@@ -184,7 +185,7 @@ pub(crate) fn settings() -> Settings {
         breaker: breaker::tests::rules(),
         health: rules(),
         drain_settle: Duration::from_secs(5),
-        rate: None,
+        limits: Terms::default(),
         startup_timeout: Duration::from_secs(1800),
     }
 }
@@ -431,14 +432,22 @@ async fn policies_follow_the_mesh() {
 async fn the_rate_limit_of_the_cluster_precedes_the_flag() {
     let (script, mesh) = (Script::default(), FakeMesh::start());
     let flag = RateLimit { per_second: 3, burst: 4 };
-    let registry = start_as(&script, &mesh, Settings { rate: Some(flag), ..settings() });
+    let registry =
+        start_as(&script, &mesh, Settings { limits: Terms { rate: Some(flag), concurrent: None }, ..settings() });
     let in_force = || registry.limits().all.stats(std::time::Instant::now()).quota;
     assert_eq!(in_force(), Some(Quota::from(flag)));
     let said = RateLimit { per_second: 7, burst: 9 };
     for (case, spec, expected) in [
-        ("set", rate::to_spec(Some(said)), Some(said)),
-        ("not understood", PolicySpec { policy: "of a later version".into(), ..rate::to_spec(None) }, Some(flag)),
-        ("off", rate::to_spec(None), None),
+        ("set", rate::to_spec(Said { rate: Some(Some(said)), concurrent: None }), Some(said)),
+        (
+            "not understood",
+            PolicySpec {
+                policy: "of a later version".into(),
+                ..rate::to_spec(Said { rate: Some(None), concurrent: None })
+            },
+            Some(flag),
+        ),
+        ("off", rate::to_spec(Said { rate: Some(None), concurrent: None }), None),
     ] {
         mesh.handle.put_policy(RATE_LIMIT.into(), spec).await.unwrap().unwrap();
         registry.settled().await;

@@ -26,6 +26,7 @@ use crate::{
         },
         election::{Ballot, Election, ElectionConfig, Event, Standing, Timing},
         node::{NodeName, NodeStatus},
+        quota::Kind,
         swim::Swim,
         wire::coordination::{self, Incoming},
     },
@@ -90,6 +91,8 @@ pub(super) struct Chair {
     there: usize,
     /// What the leader lends: it stands on the election.
     pub(super) rights: Rights,
+    /// The same of what may be in flight.
+    slots: Rights,
 }
 
 impl Chair {
@@ -124,7 +127,8 @@ impl Chair {
             warned: 0,
             expected,
             there: 1,
-            rights: Rights::new(node, config.without_quorum, podium.rights, now),
+            slots: Rights::new(node, Kind::Slots, config.without_quorum, podium.rights.clone(), now),
+            rights: Rights::new(node, Kind::Rates, config.without_quorum, podium.rights, now),
         };
         chair.count_nodes();
         chair
@@ -143,16 +147,20 @@ impl Chair {
     /// so that a node which has met nobody yet does not take itself for all of them.
     fn count_nodes(&mut self) {
         let voters = self.machine.voters().map_or(0, |voters| voters.names().len());
-        self.rights.on_nodes(self.there.max(self.expected).max(voters));
+        let nodes = self.there.max(self.expected).max(voters);
+        self.each().for_each(|rights| rights.on_nodes(nodes));
     }
 
     /// Takes a user message of membership.
     pub(super) fn on_message(&mut self, now: Instant, from: &NodeName, payload: &[u8]) {
         match coordination::decode(payload) {
             Ok(Incoming::Election(message)) => self.machine.handle_message(now, from, message),
-            Ok(Incoming::Quota(message)) => {
+            Ok(Incoming::Quota(kind, message)) => {
                 self.tell_rights(now);
-                self.rights.on_message(now, from, &message);
+                match kind {
+                    Kind::Rates => self.rights.on_message(now, from, &message),
+                    Kind::Slots => self.slots.on_message(now, from, &message),
+                }
             }
             Err(error) => {
                 self.metrics.mesh_rejected("datagram", "malformed_user");
@@ -185,18 +193,23 @@ impl Chair {
     pub(super) fn leave(&mut self, now: Instant) {
         self.machine.leave(now);
         self.tell_rights(now);
-        self.rights.leave(now);
+        self.each().for_each(|rights| rights.leave(now));
     }
 
     /// Takes the limits that the cluster shares, all of them.
-    pub(super) fn on_limits(&mut self, now: Instant, limits: Vec<SharedLimit>) {
+    pub(super) fn on_limits(&mut self, now: Instant, limits: &[SharedLimit]) {
         self.tell_rights(now);
-        self.rights.on_limits(now, limits);
+        self.each().for_each(|rights| rights.on_limits(now, limits));
+    }
+
+    fn each(&mut self) -> impl Iterator<Item = &mut Rights> {
+        [&mut self.rights, &mut self.slots].into_iter()
     }
 
     /// Nothing may be lent on an election that is over: the rights hear of it before anything else.
     fn tell_rights(&mut self, now: Instant) {
-        self.rights.on_leader(now, self.machine.leader(now).as_ref());
+        let leader = self.machine.leader(now);
+        self.each().for_each(|rights| rights.on_leader(now, leader.as_ref()));
     }
 
     /// Waits until one more ballot is on the disk. Dropping the future loses nothing.
@@ -212,7 +225,8 @@ impl Chair {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        [self.machine.poll_timeout(), self.rights.poll_timeout()].into_iter().flatten().min()
+        let due = [self.machine.poll_timeout(), self.rights.poll_timeout(), self.slots.poll_timeout()];
+        due.into_iter().flatten().min()
     }
 
     /// Fires what is due and drains the machine into `swim`; whether there is something new to show.
@@ -233,10 +247,12 @@ impl Chair {
             swim.send_user(now, &transmit.to, payload);
         }
         self.tell_rights(now);
-        self.rights.settle(now);
-        while let Some(transmit) = self.rights.poll_transmit() {
-            // One that is lost is asked or answered again.
-            swim.send_user(now, &transmit.to, coordination::encode_quota(&transmit.message));
+        for rights in self.each() {
+            rights.settle(now);
+            while let Some((to, payload)) = rights.poll_payload() {
+                // One that is lost is asked or answered again.
+                swim.send_user(now, &to, payload);
+            }
         }
         let mut changed = false;
         while let Some(event) = self.machine.poll_event() {

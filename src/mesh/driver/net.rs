@@ -239,7 +239,7 @@ impl Net {
     }
 
     /// Takes the limits that the cluster shares.
-    pub(super) fn share_limits(&mut self, now: Instant, limits: Vec<SharedLimit>) {
+    pub(super) fn share_limits(&mut self, now: Instant, limits: &[SharedLimit]) {
         self.chair.on_limits(now, limits);
     }
 

@@ -1,9 +1,10 @@
-//! Cluster-wide limits on this node's datagrams: the machine of [`quota`], and the buckets of the gateway.
+//! Cluster-wide limits on this node's datagrams: a machine of [`quota`] for each kind, and the buckets of the gateway.
 //!
 //! [`quota`]: crate::mesh::quota
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -12,12 +13,13 @@ use crate::{
         election::Leader,
         node::NodeName,
         quota::{
-            Bucket, Buckets, Counts, Escrow, Holding, Lead, Timing,
+            Bucket, Buckets, Counts, Escrow, Holding, Kind, Lead, Timing,
             issuer::Owner,
             local::WithoutQuorum,
             message::{LIMITS_MAX, Message, Transmit},
             share::{LimitId, Share},
         },
+        wire::coordination::encode_quota,
     },
     telemetry::metrics::RightsSample,
 };
@@ -27,6 +29,8 @@ use crate::{
 pub struct SharedLimit {
     /// Which.
     pub id: LimitId,
+    /// What it is of.
+    pub kind: Kind,
     /// The whole of it.
     pub whole: Share,
     /// Where it is spent.
@@ -36,6 +40,15 @@ pub struct SharedLimit {
 /// What this node holds and lends, for people and metrics. It changes about ten times a second while there is a limit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RightsView {
+    /// Of limits per second.
+    pub rates: Lent,
+    /// Of limits in flight.
+    pub slots: Lent,
+}
+
+/// That of one kind of limits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lent {
     /// By limit what this node may admit.
     pub held: BTreeMap<LimitId, Share>,
     /// Until when; none: nothing.
@@ -48,7 +61,7 @@ pub struct RightsView {
     pub counts: Counts,
 }
 
-impl RightsView {
+impl Lent {
     /// Whose word it is by which limited requests are admitted at `now`: `lent`, `local` or `none`.
     #[must_use]
     pub fn standing(&self, now: Instant) -> &'static str {
@@ -59,16 +72,51 @@ impl RightsView {
         }
     }
 
-    /// For a scrape.
-    pub(super) fn sample(&self, now: Instant) -> RightsSample {
+    /// What is held, and lent, of all limits together.
+    fn sums(&self, now: Instant) -> (Share, Share) {
         let is_held = self.until.is_some_and(|until| now < until);
         let sum = |shares: &mut dyn Iterator<Item = Share>| shares.fold(Share::NONE, Share::plus);
         let held = if is_held { sum(&mut self.held.values().copied()) } else { Share::NONE };
         let owners = self.owners.iter().flat_map(BTreeMap::values).flatten();
-        let lent = sum(&mut owners.map(|owner| owner.bound));
-        let Counts { granted, lapsed, lent: lendings, reissued, .. } = self.counts;
-        let is_local = is_held && self.is_local;
-        RightsSample { held: held.tokens(), lent: lent.tokens(), is_local, granted, lapsed, lendings, reissued }
+        (held, sum(&mut owners.map(|owner| owner.bound)))
+    }
+}
+
+impl RightsView {
+    /// For a scrape.
+    pub(super) fn sample(&self, now: Instant) -> RightsSample {
+        let ((held, lent), (slots_held, slots_lent)) = (self.rates.sums(now), self.slots.sums(now));
+        let count = |count: fn(&Counts) -> u64| count(&self.rates.counts) + count(&self.slots.counts);
+        RightsSample {
+            held: held.tokens(),
+            lent: lent.tokens(),
+            slots: (slots_held.tokens().1, slots_lent.tokens().1),
+            is_local: [&self.rates, &self.slots].iter().any(|lent| lent.standing(now) == "local"),
+            granted: count(|counts| counts.granted),
+            lapsed: count(|counts| counts.lapsed),
+            lendings: count(|counts| counts.lent),
+            reissued: count(|counts| counts.reissued),
+        }
+    }
+
+    /// Whether something is held of each kind that has limits, `rates` and `slots`.
+    #[must_use]
+    pub fn is_lent(&self, [rates, slots]: [bool; 2]) -> bool {
+        (!rates || self.rates.until.is_some()) && (!slots || self.slots.until.is_some())
+    }
+
+    fn part_of(&self, kind: Kind) -> &Lent {
+        match kind {
+            Kind::Rates => &self.rates,
+            Kind::Slots => &self.slots,
+        }
+    }
+
+    fn part(&mut self, kind: Kind) -> &mut Lent {
+        match kind {
+            Kind::Rates => &mut self.rates,
+            Kind::Slots => &mut self.slots,
+        }
     }
 }
 
@@ -81,14 +129,25 @@ impl Buckets for Purse {
         self.0.get(&limit).map_or(0, |bucket| bucket.hold(now, holding))
     }
 
+    fn hold_local(&self, now: Instant, limit: LimitId, holding: &Holding) {
+        if let Some(bucket) = self.0.get(&limit) {
+            bucket.hold_local(now, holding);
+        }
+    }
+
     fn arrivals(&self, limit: LimitId) -> u64 {
         self.0.get(&limit).map_or(0, |bucket| bucket.arrivals())
+    }
+
+    fn in_use(&self, limit: LimitId) -> u64 {
+        self.0.get(&limit).map_or(0, |bucket| bucket.in_use())
     }
 }
 
 /// The machine, and who is told of what it finds.
 pub(super) struct Rights {
     node: NodeName,
+    kind: Kind,
     machine: Escrow,
     purse: Purse,
     limits: BTreeMap<LimitId, Share>,
@@ -98,10 +157,21 @@ pub(super) struct Rights {
 }
 
 impl Rights {
-    pub(super) fn new(node: &NodeName, mode: WithoutQuorum, shown: watch::Sender<RightsView>, now: Instant) -> Self {
+    pub(super) fn new(
+        node: &NodeName,
+        kind: Kind,
+        mode: WithoutQuorum,
+        shown: watch::Sender<RightsView>,
+        now: Instant,
+    ) -> Self {
+        let timing = match kind {
+            Kind::Rates => Timing::default(),
+            Kind::Slots => Timing::slots(),
+        };
         Self {
             node: node.clone(),
-            machine: Escrow::new(node.clone(), Timing::default(), mode, now, rand::random()),
+            kind,
+            machine: Escrow::new(node.clone(), kind, timing, mode, now, rand::random()),
             purse: Purse::default(),
             limits: BTreeMap::new(),
             shown,
@@ -109,9 +179,9 @@ impl Rights {
         }
     }
 
-    /// Takes the limits that are in force, all of them.
-    pub(super) fn on_limits(&mut self, now: Instant, limits: Vec<SharedLimit>) {
-        let limits = limits.into_iter().take(LIMITS_MAX);
+    /// Takes the limits that are in force, all of them; those of another kind are not for this machine.
+    pub(super) fn on_limits(&mut self, now: Instant, limits: &[SharedLimit]) {
+        let limits = limits.iter().filter(|limit| limit.kind == self.kind).take(LIMITS_MAX).cloned();
         let (whole, buckets) = limits.map(|limit| ((limit.id, limit.whole), (limit.id, limit.bucket))).unzip();
         (self.limits, self.purse) = (whole, Purse(buckets));
         self.machine.handle_limits(now, &self.limits, &self.purse);
@@ -146,8 +216,10 @@ impl Rights {
         self.machine.poll_timeout()
     }
 
-    pub(super) fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.machine.poll_transmit()
+    /// The next message for a peer.
+    pub(super) fn poll_payload(&mut self) -> Option<(NodeName, Bytes)> {
+        let Transmit { to, message } = self.machine.poll_transmit()?;
+        Some((to, encode_quota(self.kind, &message)))
     }
 
     /// Shows what is new.
@@ -156,7 +228,7 @@ impl Rights {
             self.machine.handle_timeout(now, &self.purse);
         }
         let counts = self.machine.counts();
-        if counts == self.shown.borrow().counts {
+        if counts == self.shown.borrow().part_of(self.kind).counts {
             return;
         }
         let holds = self.limits.keys().any(|id| self.machine.held(now, *id) != Share::NONE);
@@ -167,22 +239,23 @@ impl Rights {
             None => self.machine.local(now, *id),
         };
         let owners = |id: &LimitId| self.machine.owners(*id).map(|owners| (*id, owners));
-        let view = RightsView {
+        let lent = Lent {
             held: self.limits.keys().map(|id| (*id, held(id))).collect(),
             until,
             is_local: until.is_some() && lent_until.is_none(),
             owners: self.limits.keys().map(owners).collect(),
             counts,
         };
-        let standing = view.standing(now);
+        let standing = lent.standing(now);
         if standing != self.standing && !self.limits.is_empty() {
             self.standing = standing;
+            let of = if self.kind == Kind::Slots { "in flight" } else { "per second" };
             match standing {
-                "lent" => info!("holds rights to admit requests"),
-                "local" => warn!("no leader: admits 1/N of each limit, as --mesh-rate-limit-without-quorum says"),
-                _ => info!("rights ran out: what is limited is refused until a leader lends some"),
+                "lent" => info!(of, "holds rights to admit requests"),
+                "local" => warn!(of, "no leader: admits 1/N of each limit, as --mesh-rate-limit-without-quorum says"),
+                _ => info!(of, "rights ran out: what is limited is refused until a leader lends some"),
             }
         }
-        self.shown.send_replace(view);
+        self.shown.send_modify(|shown| *shown.part(self.kind) = lent);
     }
 }

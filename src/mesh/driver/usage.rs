@@ -8,7 +8,7 @@ use std::{
 use crate::mesh::{
     driver::rights::SharedLimit,
     quota::{
-        Tokens, Usage,
+        Kind, Tokens, Usage,
         share::{LimitId, TOKEN},
     },
     stores::Stores,
@@ -61,12 +61,13 @@ impl Told {
             return;
         }
         self.due = now + TELL_INTERVAL;
-        let ids: BTreeSet<LimitId> = limits.iter().map(|limit| limit.id).collect();
+        let limits = || limits.iter().filter(|limit| limit.kind == Kind::Rates);
+        let ids: BTreeSet<LimitId> = limits().map(|limit| limit.id).collect();
         if !ids.iter().eq(self.told.keys()) {
             self.told.retain(|id, _| ids.contains(id));
             (self.changed_at, self.is_tidy) = (now, false);
         }
-        for limit in limits {
+        for limit in limits() {
             let told = self.told.entry(limit.id).or_default();
             let left = limit.bucket.tokens(now).saturating_add(pooled(limit.id)) / (TOKEN / Tokens::PER_TOKEN);
             let usage = limit.bucket.usage();
@@ -118,7 +119,7 @@ mod tests {
         let start = Instant::now();
         let (mut told, mut stores) = (Told::new(start), Stores::new("a".parse().unwrap(), 1));
         let bucket = Arc::new(Counted::default());
-        let limits = [SharedLimit { id: 7, whole: Share::of_tokens(1, 1), bucket: bucket.clone() }];
+        let limits = [SharedLimit { id: 7, kind: Kind::Rates, whole: Share::of_tokens(1, 1), bucket: bucket.clone() }];
         let writes = |stores: &Stores| {
             let map = stores.map(Namespace::Routing);
             map.seen().get(map.own())
@@ -153,7 +154,7 @@ mod tests {
         let start = Instant::now();
         let (mut told, mut stores) = (Told::new(start), Stores::new("a".parse().unwrap(), 1));
         let bucket = Arc::new(Counted::default());
-        let limits = [SharedLimit { id: 7, whole: Share::of_tokens(9, 9), bucket: bucket.clone() }];
+        let limits = [SharedLimit { id: 7, kind: Kind::Rates, whole: Share::of_tokens(9, 9), bucket: bucket.clone() }];
         for (second, (case, there, pooled, admitted, expected)) in (0..).zip([
             ("nothing is held", 0, 0, 0, (0, 0)),
             ("a share is lent", 5 * TOKEN, 0, 0, (5000, 0)),

@@ -5,6 +5,8 @@
 //! often at one gateway as at another, like with one bucket for all. Of the burst everybody has one token beforehand, where
 //! there are so many: a first request to an idle node is not refused. Where there are more nodes than tokens, a token each, which is the least that
 //! admits anything, goes to as many as there are tokens, those with demand first, in turns.
+//!
+//! Slots are whole: what the parts lose by rounding down goes, one each, to those that lost most (largest remainder).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +15,10 @@ use std::{
 
 use crate::mesh::{
     node::NodeName,
-    quota::share::{Share, TOKEN, scale},
+    quota::{
+        Kind,
+        share::{Share, TOKEN, scale},
+    },
 };
 
 /// How long a turn lasts where there are more nodes than tokens.
@@ -33,12 +38,14 @@ pub struct Survey {
     even: u64,
     /// With more nodes than tokens, those whose turn it is.
     chosen: Option<BTreeSet<NodeName>>,
+    /// Of slots: those that get one more than their part rounded down.
+    favoured: Option<BTreeSet<NodeName>>,
 }
 
 impl Survey {
     /// Of all that share a limit with a burst, in the turn of that number.
     #[must_use]
-    pub fn of(limit: Share, demands: &BTreeMap<&NodeName, u64>, turn: u64) -> Self {
+    pub fn of(kind: Kind, limit: Share, demands: &BTreeMap<&NodeName, u64>, turn: u64) -> Self {
         let nodes = demands.len() as u64;
         let tokens = limit.burst / TOKEN;
         let chosen = (tokens < nodes).then(|| choose(demands, usize::try_from(tokens).unwrap_or(0), turn));
@@ -47,12 +54,36 @@ impl Survey {
         let demand = counted.iter().fold(0_u64, |sum, demand| sum.saturating_add(*demand));
         let count = (counted.len() as u64).max(1);
         let even = limit.rate.saturating_sub(demand).max(limit.rate / EVEN_PART) / count + 1;
-        Self { nodes, weights: demand.saturating_add(even * count), even, chosen }
+        let weights = demand.saturating_add(even * count);
+        let mut survey = Self { nodes, weights, even, chosen, favoured: None };
+        if kind == Kind::Slots {
+            survey.favoured = Some(survey.favour(limit, demands));
+        }
+        survey
+    }
+
+    /// Who gets the slots that are left when every part is rounded down.
+    fn favour(&self, limit: Share, demands: &BTreeMap<&NodeName, u64>) -> BTreeSet<NodeName> {
+        let parts = demands.iter().map(|(name, demand)| (self.part_of(limit, name, *demand).burst, *name));
+        let mut parts: Vec<(u64, &NodeName)> = parts.collect();
+        let whole = parts.iter().map(|(part, _)| part / TOKEN).sum::<u64>();
+        let left = (limit.burst / TOKEN).saturating_sub(whole);
+        parts.retain(|(part, _)| part % TOKEN > 0);
+        parts.sort_by_key(|(part, name)| (std::cmp::Reverse(part % TOKEN), *name));
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        parts.into_iter().take(left).map(|(_, name)| name.clone()).collect()
     }
 
     /// What a node with that demand should hold. Over all nodes of the survey no more than the limit.
     #[must_use]
     pub fn share_of(&self, limit: Share, node: &NodeName, demand: u64) -> Share {
+        let part = self.part_of(limit, node, demand);
+        let Some(favoured) = &self.favoured else { return part };
+        let slots = (part.burst / TOKEN + u64::from(favoured.contains(node))) * TOKEN;
+        Share { rate: slots, burst: slots }
+    }
+
+    fn part_of(&self, limit: Share, node: &NodeName, demand: u64) -> Share {
         let weight = demand.saturating_add(self.even).min(self.weights);
         match &self.chosen {
             _ if self.nodes == 0 => Share::NONE,
@@ -92,9 +123,13 @@ mod tests {
     }
 
     fn shares(limit: Share, demands: &[u64], turn: u64) -> Vec<Share> {
+        shares_of(Kind::Rates, limit, demands, turn)
+    }
+
+    fn shares_of(kind: Kind, limit: Share, demands: &[u64], turn: u64) -> Vec<Share> {
         let names = names(demands.len());
         let by_name = names.iter().zip(demands.iter().map(|tokens| tokens * TOKEN)).collect();
-        let survey = Survey::of(limit, &by_name, turn);
+        let survey = Survey::of(kind, limit, &by_name, turn);
         names.iter().map(|name| survey.share_of(limit, name, by_name[name])).collect()
     }
 
@@ -126,6 +161,24 @@ mod tests {
         assert_eq!(two[1], Share::NONE);
         assert!(two[0] == two[2] && Share::of_tokens(5, 1).covers(two[0]), "{two:?}");
         assert_eq!(shares(Share::NONE, &[1, 2], 0), [Share::NONE; 2]);
+    }
+
+    #[test]
+    fn slots_are_whole_and_none_is_left() {
+        for (case, slots, demands, expected) in [
+            ("idle", 10, [0, 0, 0], [4, 3, 3]),
+            ("even", 10, [90, 90, 90], [4, 3, 3]),
+            ("all on one", 10, [0, 50, 0], [1, 8, 1]),
+            ("two to one", 20, [200, 100, 0], [12, 7, 1]),
+            ("as many as nodes", 3, [5, 0, 0], [1, 1, 1]),
+            ("fewer than nodes", 2, [0, 5, 5], [0, 1, 1]),
+        ] {
+            let found = shares_of(Kind::Slots, Share::of_tokens(slots, slots), &demands, 0);
+            let whole: Vec<_> = found.iter().map(|share| share.burst / TOKEN).collect();
+            assert_eq!(whole, expected, "{case}");
+            assert!(found.iter().all(|share| share.burst % TOKEN == 0 && share.rate == share.burst), "{found:?}");
+            assert_eq!(whole.iter().sum::<u64>(), slots, "{case}");
+        }
     }
 
     proptest! {

@@ -6,9 +6,9 @@ use std::{
 };
 
 use super::{
-    Buckets, Holding, Timing,
+    Buckets, Holding, Kind, Timing,
     message::{Ask, Grant, LIMITS_MAX, Want},
-    share::{AMOUNT_MAX, LimitId, Share},
+    share::{AMOUNT_MAX, LimitId, Share, TOKEN},
 };
 use crate::mesh::node::NodeName;
 
@@ -32,6 +32,7 @@ const QUIET: Duration = Duration::from_secs(6);
 /// What this node holds.
 #[derive(Clone, Debug)]
 pub struct Holder {
+    kind: Kind,
     /// The reign that it speaks with, and the newest grant of it that is in force; 0: none.
     reign: u64,
     held: u64,
@@ -59,12 +60,14 @@ struct Demand {
 }
 
 impl Demand {
-    fn update(&mut self, now: Instant, arrivals: u64) {
+    /// Of slots the demand is what is in use, and what was refused since the last look.
+    fn update(&mut self, now: Instant, arrivals: u64, in_use: Option<u64>) {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         if elapsed <= 0.0 {
             return;
         }
-        let newest = arrivals.saturating_sub(self.arrivals) as f64 / elapsed;
+        let came = arrivals.saturating_sub(self.arrivals) as f64;
+        let newest = in_use.map_or(came / elapsed, |in_use| in_use as f64 + came);
         let weight = elapsed / (elapsed + DEMAND_OVER.as_secs_f64());
         self.per_second += (newest - self.per_second) * weight;
         (self.arrivals, self.at) = (arrivals, now);
@@ -77,8 +80,9 @@ impl Demand {
 }
 
 impl Holder {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(kind: Kind, now: Instant) -> Self {
         Self {
+            kind,
             reign: 0,
             held: 0,
             shares: BTreeMap::new(),
@@ -156,8 +160,8 @@ impl Holder {
         }
         self.asked.push_back((self.seq, now, leader.clone()));
         (self.asked_at, self.due) = (Some(now), now + timing.ask);
-        let mut wants: Vec<Want> = limits.keys().map(|id| self.want(*id)).collect();
-        wants.extend(self.shares.keys().filter(|id| !limits.contains_key(id)).map(|id| self.want(*id)));
+        let mut wants: Vec<Want> = limits.keys().map(|id| self.want(*id, buckets)).collect();
+        wants.extend(self.shares.keys().filter(|id| !limits.contains_key(id)).map(|id| self.want(*id, buckets)));
         wants.truncate(LIMITS_MAX);
         Ask { reign: self.reign, seq: self.seq, held: self.held, leaves: self.is_gone, wants }
     }
@@ -165,21 +169,23 @@ impl Holder {
     fn measure(&mut self, now: Instant, limits: &BTreeMap<LimitId, Share>, buckets: &dyn Buckets) {
         self.demands.retain(|id, _| limits.contains_key(id));
         for id in limits.keys() {
-            let arrivals = buckets.arrivals(*id);
+            let (arrivals, in_use) = (buckets.arrivals(*id), buckets.in_use(*id));
             let demand = self.demands.entry(*id).or_insert(Demand { arrivals, at: now, per_second: 0.0 });
-            if arrivals > demand.arrivals {
+            if arrivals > demand.arrivals || in_use > 0 {
                 self.busy_at = now;
             }
-            demand.update(now, arrivals);
+            demand.update(now, arrivals, (self.kind == Kind::Slots).then_some(in_use));
         }
     }
 
-    fn want(&self, limit: LimitId) -> Want {
+    fn want(&self, limit: LimitId, buckets: &dyn Buckets) -> Want {
+        let in_use = buckets.in_use(limit).saturating_mul(TOKEN).min(AMOUNT_MAX);
+        let in_use = Share { rate: in_use, burst: in_use };
         Want {
             limit,
             demand: self.demands.get(&limit).map_or(0, Demand::millionths),
             given: self.given.get(&limit).copied().unwrap_or(0),
-            held: self.shares.get(&limit).copied().unwrap_or_default(),
+            held: self.shares.get(&limit).copied().unwrap_or_default().max(in_use),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a grant, new or prolonged, leaves in no more than what the limit has beyond all that any other holder may
 //! have in force at that instant. What a holder may have in force is the largest of its grants that it has not
-//! replaced and whose lease may still run.
+//! replaced and whose lease may still run; of slots also what it said last that is in use beyond those, since that goes on
+//! under whichever grant is renewed. Therefore a renewal prolongs every grant of slots that may be in force.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Lead, Timing,
+    Kind, Lead, Timing,
     allot::{Survey, TURN},
     message::{Ask, Grant, Right, Want},
     share::{LimitId, Share, TOKEN, scale},
@@ -51,6 +52,7 @@ pub struct Issuer {
     since: Instant,
     /// The end of the leader's own lease.
     until: Instant,
+    kind: Kind,
     timing: Timing,
     entries: BTreeMap<NodeName, Entry>,
     pools: BTreeMap<LimitId, Pool>,
@@ -70,6 +72,8 @@ struct Entry {
 struct Outstanding {
     seq: u64,
     shares: BTreeMap<LimitId, Share>,
+    /// What its holder holds beyond them: slots that were in use when they became fewer.
+    excess: BTreeMap<LimitId, Share>,
     expires: Instant,
     is_confirmed: bool,
 }
@@ -88,7 +92,8 @@ struct Pool {
 
 impl Entry {
     fn bound(&self, limit: LimitId) -> Share {
-        self.grants.iter().filter_map(|grant| grant.shares.get(&limit)).fold(Share::NONE, |sum, share| sum.max(*share))
+        let parts = self.grants.iter().flat_map(|grant| [grant.shares.get(&limit), grant.excess.get(&limit)]);
+        parts.flatten().fold(Share::NONE, |sum, share| sum.max(*share))
     }
 
     fn newest(&self, limit: LimitId) -> Share {
@@ -100,7 +105,23 @@ impl Entry {
     }
 
     fn limits(&self) -> impl Iterator<Item = LimitId> + '_ {
-        self.grants.iter().flat_map(|grant| grant.shares.keys().copied())
+        self.grants.iter().flat_map(|grant| grant.shares.keys().chain(grant.excess.keys()).copied())
+    }
+}
+
+impl Kind {
+    /// What a holder says that it holds beyond its shares. It cannot be more than its bound so far: one that says so takes
+    /// nothing from the others.
+    fn excess(
+        self,
+        shares: &BTreeMap<LimitId, Share>,
+        bounds: &BTreeMap<LimitId, Share>,
+        wants: &[Want],
+    ) -> BTreeMap<LimitId, Share> {
+        let part = |parts: &BTreeMap<LimitId, Share>, want: &Want| parts.get(&want.limit).copied().unwrap_or_default();
+        let held = wants.iter().map(|want| (want, want.held.min(part(bounds, want))));
+        let beyond = held.filter(|(want, held)| self == Self::Slots && !part(shares, want).covers(*held));
+        beyond.map(|(want, held)| (want.limit, held)).collect()
     }
 }
 
@@ -121,12 +142,13 @@ impl Pool {
 }
 
 impl Issuer {
-    pub(super) fn new(reign: u64, lead: Lead, timing: Timing, now: Instant) -> Self {
+    pub(super) fn new(reign: u64, lead: Lead, kind: Kind, timing: Timing, now: Instant) -> Self {
         Self {
             reign,
             term: lead.term,
             since: now,
             until: lead.until,
+            kind,
             timing,
             entries: BTreeMap::new(),
             pools: BTreeMap::new(),
@@ -194,7 +216,7 @@ impl Issuer {
         entry.demands = ask.wants.iter().map(|want| (want.limit, want.demand)).collect();
         let credits = match is_new && self.is_young(now) {
             true => self.adopt(now, &mut entry, &ask.wants),
-            false => self.renew(now, from, &mut entry, &before, limits),
+            false => self.renew(now, from, &mut entry, &before, (limits, &ask.wants)),
         };
         self.replace(now, &before, &entry, limits);
         let answer = credits.map(|credits| self.grant(ask.seq, &entry, &credits));
@@ -209,13 +231,17 @@ impl Issuer {
         if !entry.grants.iter().any(|grant| grant.seq == ask.held) {
             return;
         }
-        let bounds: BTreeMap<LimitId, u64> = ask.wants.iter().map(|w| (w.limit, entry.bound(w.limit).burst)).collect();
+        let bounds: BTreeMap<LimitId, Share> = ask.wants.iter().map(|w| (w.limit, entry.bound(w.limit))).collect();
         entry.grants.retain(|grant| grant.seq >= ask.held);
-        let Some(held) = entry.grants.first_mut().filter(|grant| !grant.is_confirmed) else { return };
+        let Some(held) = entry.grants.first_mut() else { return };
+        held.excess = self.kind.excess(&held.shares, &bounds, &ask.wants);
+        if held.is_confirmed {
+            return;
+        }
         held.is_confirmed = true;
         for Want { limit, given, .. } in &ask.wants {
             let kept = held.shares.get(limit).map_or(0, |share| share.burst);
-            let freed = bounds.get(limit).map_or(0, |burst| burst.saturating_sub(kept));
+            let freed = bounds.get(limit).map_or(0, |bound| bound.burst.saturating_sub(kept));
             let pool = self.pools.entry(*limit).or_default();
             pool.tokens = pool.tokens.saturating_add((*given).min(freed));
         }
@@ -225,7 +251,7 @@ impl Issuer {
     /// reign began, and nobody has lent anything since.
     fn adopt(&mut self, now: Instant, entry: &mut Entry, wants: &[Want]) -> Option<BTreeMap<LimitId, u64>> {
         let shares = wants.iter().filter(|want| want.held != Share::NONE).map(|want| (want.limit, want.held)).collect();
-        self.push_grant(now, entry, shares);
+        self.push_grant(now, entry, shares, &[]);
         Some(BTreeMap::new())
     }
 
@@ -237,8 +263,15 @@ impl Issuer {
         from: &NodeName,
         entry: &mut Entry,
         before: &Entry,
-        limits: &BTreeMap<LimitId, Share>,
+        (limits, wants): (&BTreeMap<LimitId, Share>, &[Want]),
     ) -> Option<BTreeMap<LimitId, u64>> {
+        if self.kind == Kind::Slots {
+            // What is in use goes on under the lease that this answer is.
+            entry.grants.iter_mut().for_each(|grant| grant.expires = now + self.timing.hold);
+            if !entry.is_confirmed() {
+                return Some(BTreeMap::new());
+            }
+        }
         let mut shares = BTreeMap::new();
         for (id, limit) in limits {
             let share = self.decide(now, from, entry, before, *id, *limit);
@@ -262,7 +295,7 @@ impl Issuer {
             pool.tokens -= credit;
             credits.insert(*id, credit);
         }
-        self.push_grant(now, entry, shares);
+        self.push_grant(now, entry, shares, wants);
         Some(credits)
     }
 
@@ -283,10 +316,11 @@ impl Issuer {
         if share.burst < TOKEN || share.rate == 0 { Share::NONE } else { share }
     }
 
-    fn push_grant(&mut self, now: Instant, entry: &mut Entry, shares: BTreeMap<LimitId, Share>) {
+    fn push_grant(&mut self, now: Instant, entry: &mut Entry, shares: BTreeMap<LimitId, Share>, wants: &[Want]) {
         self.seq += 1;
-        let expires = now + self.timing.hold;
-        entry.grants.push(Outstanding { seq: self.seq, shares, expires, is_confirmed: false });
+        let bounds = wants.iter().map(|want| (want.limit, entry.bound(want.limit))).collect();
+        let (expires, excess) = (now + self.timing.hold, self.kind.excess(&shares, &bounds, wants));
+        entry.grants.push(Outstanding { seq: self.seq, shares, excess, expires, is_confirmed: false });
     }
 
     fn grant(&self, ask: u64, entry: &Entry, credits: &BTreeMap<LimitId, u64>) -> Grant {
@@ -342,7 +376,7 @@ impl Issuer {
             let bound = self.entries.values().fold(Share::NONE, |sum, entry| sum.plus(entry.bound(id)));
             let pool = self.pools.entry(id).or_default();
             pool.at = pool.at.or(Some(now));
-            pool.survey = Survey::of(limit, &demands, turn);
+            pool.survey = Survey::of(self.kind, limit, &demands, turn);
             pool.bound = bound;
             pool.set_free(if is_young { Share::NONE } else { limit.minus(bound) });
         }

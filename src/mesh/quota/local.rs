@@ -11,6 +11,9 @@
 //! of a partition: k cut-off nodes of N admit at most k/N of the rate beyond it, and k/N of the burst or one each at once. The number counts nodes that are DOWN too,
 //! until they are forgotten, and all that the operator's list names, from the start on, so that a cut makes no share larger.
 //! An entry that has not resolved yet counts as one node.
+//!
+//! Of slots the share is whole, and one at least: all local shares together are no more than max(limit, N) in flight, beside
+//! what a leader lends. What began by a local share may end when a leader is back; it is no slot of the leader's.
 
 use std::{
     collections::BTreeMap,
@@ -110,7 +113,7 @@ impl Local {
         let until = now + timing.lease;
         let shares: BTreeMap<LimitId, Share> = limits.iter().map(|(id, limit)| (*id, self.part(*limit))).collect();
         for (limit, share) in &shares {
-            buckets.hold(now, *limit, &Holding { share: *share, until, credit: 0 });
+            buckets.hold_local(now, *limit, &Holding { share: *share, until, credit: 0 });
         }
         (self.shares, self.until) = (shares, Some((until, now + timing.ask)));
         true
@@ -120,7 +123,7 @@ impl Local {
     pub(super) fn end(&mut self, now: Instant, buckets: &dyn Buckets) {
         if self.until.take().is_some() {
             for limit in std::mem::take(&mut self.shares).into_keys() {
-                buckets.hold(now, limit, &Holding { share: Share::NONE, until: now, credit: 0 });
+                buckets.hold_local(now, limit, &Holding { share: Share::NONE, until: now, credit: 0 });
             }
         }
     }

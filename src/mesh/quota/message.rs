@@ -37,11 +37,12 @@ pub struct Ask {
 pub struct Want {
     /// Which.
     pub limit: LimitId,
-    /// Requests that come to it, in millionths per second; those that are refused count too.
+    /// Requests that come to it, in millionths per second; those that are refused count too. Of slots those in flight, in
+    /// millionths, and those that were refused since the question before.
     pub demand: u64,
     /// Micro-tokens that found no room when grant `held` came into force: they are the leader's again.
     pub given: u64,
-    /// What the sender holds.
+    /// What the sender holds; of slots what is in use, where that is more than its share.
     pub held: Share,
 }
 

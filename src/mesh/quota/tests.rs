@@ -46,7 +46,7 @@ impl Buckets for Noted {
 
 /// A leader `a` since `start`, whose lease does not end.
 fn leader(start: Instant) -> Escrow {
-    let mut machine = Escrow::new(name("a"), Timing::default(), WithoutQuorum::Closed, start, 1);
+    let mut machine = Escrow::new(name("a"), Kind::Rates, Timing::default(), WithoutQuorum::Closed, start, 1);
     machine.handle_limits(start, &limit(), &Noted::default());
     let lead = Lead { term: 1, until: start + Duration::from_secs(3600) };
     machine.handle_leader(start, Some(&name("a")), Some(lead), &Noted::default());
@@ -186,7 +186,7 @@ fn a_grant_counts_from_the_question_and_no_longer() {
         ("too late", 5, 405, 405, None),
         ("of another reign", 6, 405, 100, None),
     ] {
-        let mut machine = Escrow::new(name("b"), Timing::default(), WithoutQuorum::Closed, start, 1);
+        let mut machine = Escrow::new(name("b"), Kind::Rates, Timing::default(), WithoutQuorum::Closed, start, 1);
         machine.handle_limits(start, &limit(), &bucket);
         machine.handle_leader(start, Some(&name("a")), None, &bucket);
         machine.handle_message(
@@ -229,4 +229,95 @@ fn who_leaves_returns_its_rights_once_it_is_quiet() {
     assert_eq!((machine.held(now, ID), machine.poll_timeout()), (Share::NONE, None));
     assert_eq!(bucket.held.borrow().last().unwrap().share, Share::NONE);
     assert_eq!(machine.owners(ID).unwrap(), []);
+}
+
+fn slots(held: u64, demand: u64) -> (Share, u64) {
+    (Share::of_tokens(held, held), demand)
+}
+
+/// A leader of 12 slots, and what it answers one of its holders after the time when it may lend.
+struct Desk {
+    machine: Escrow,
+    reign: u64,
+    now: Instant,
+}
+
+impl Desk {
+    fn open() -> Self {
+        let start = Instant::now();
+        let mut machine = Escrow::new(name("a"), Kind::Slots, Timing::slots(), WithoutQuorum::Closed, start, 1);
+        machine.handle_limits(start, &[(ID, Share::of_tokens(12, 12))].into(), &Noted::default());
+        let lead = Lead { term: 1, until: start + Duration::from_secs(3600) };
+        machine.handle_leader(start, Some(&name("a")), Some(lead), &Noted::default());
+        let reign = reign_of(&mut machine, start);
+        Self { machine, reign, now: start + Timing::slots().hold }
+    }
+
+    /// The slots that `from` is lent, and the number of its grant.
+    fn ask(&mut self, from: &str, held: u64, (share, demand): (Share, u64)) -> (u64, u64) {
+        self.now += millis(50);
+        let question = ask(self.reign, 1, held, share, demand);
+        let grant = answer(&mut self.machine, self.now, from, question).unwrap();
+        (share_of(&grant).burst / share::TOKEN, grant.seq)
+    }
+
+    fn bound(&self, of: &str) -> u64 {
+        let owners = self.machine.owners(ID).unwrap();
+        owners.iter().find(|owner| owner.node == name(of)).map_or(0, |owner| owner.bound.burst / share::TOKEN)
+    }
+}
+
+#[test]
+fn slots_in_use_count_until_their_holder_says_less() {
+    let mut desk = Desk::open();
+    let mut b = (0, 0);
+    for _ in 0..5 {
+        b = desk.ask("b", b.1, slots(b.0, 12));
+    }
+    let (most, _) = b;
+    assert!(most >= 9, "{most} where nearly all the demand is");
+    // `c` wants as many; `b`, with all in use, is told to have fewer.
+    let mut c = desk.ask("c", 0, slots(0, 12));
+    for _ in 0..5 {
+        b = desk.ask("b", b.1, slots(most, 12));
+        c = desk.ask("c", c.1, slots(c.0, 12));
+    }
+    assert!(b.0 <= 6, "{b:?}");
+    assert_eq!(desk.bound("b"), most, "they are in use, whatever its share");
+    assert!(c.0 + most <= 12, "{c:?} beside {most}");
+    for in_use in (b.0..most).rev() {
+        desk.ask("b", b.1, slots(in_use, 12));
+        c = desk.ask("c", c.1, slots(c.0, 12));
+        c = desk.ask("c", c.1, slots(c.0, 12));
+        assert_eq!(desk.bound("b"), in_use);
+        assert!(c.0 + in_use <= 12, "{c:?} beside {in_use}");
+    }
+    assert!(c.0 >= 5, "{c:?} once they have ended");
+}
+
+#[test]
+fn who_claims_more_than_it_was_lent_takes_nothing_from_others() {
+    let mut desk = Desk::open();
+    let mut c = (0, 0);
+    for _ in 0..3 {
+        c = desk.ask("c", c.1, slots(c.0, 5));
+    }
+    let mut b = desk.ask("b", 0, slots(1_000_000, 5));
+    for _ in 0..3 {
+        b = desk.ask("b", b.1, slots(1_000_000, 5));
+        c = desk.ask("c", c.1, slots(c.0, 5));
+    }
+    assert!(desk.bound("b") + desk.bound("c") <= 12, "{} and {}", desk.bound("b"), desk.bound("c"));
+    assert!(c.0 >= 3, "{c:?}");
+}
+
+/// A lease of slots outlasts an election, and ends before the leader's table lets go of it on the worst clocks.
+#[test]
+fn a_lease_of_slots_outlasts_an_election_and_ends_in_time() {
+    let (slots, rates) = (Timing::slots(), Timing::default());
+    for timing in [slots, rates] {
+        assert!(timing.lease.div_f64(0.9) < timing.hold.div_f64(1.1), "{timing:?}");
+    }
+    let left = slots.lease - crate::gateway::slots::BREAK_AHEAD;
+    assert!(left >= millis(3500), "the 99th percentile of a failover is 3.5 s, and {left:?} are left");
 }

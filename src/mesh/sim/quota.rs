@@ -10,7 +10,10 @@
 //! each of them and leaks at the limit, that is to say that it never holds more than the burst. A clock that is a part too
 //! fast admits by that part more, and the bucket leaks as much faster. What nodes admit by local shares is counted in a
 //! bucket of its own, which is held to limit·τ + max(burst, nodes).
+//!
+//! Requests in flight ([`slots`]) are the same requests, of some length each.
 
+pub mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +31,7 @@ use crate::{
         election::{self, Election, ElectionConfig, voters::Voters},
         node::NodeName,
         quota::{
-            Bucket, Buckets, Escrow, Holding, Lead, Timing,
+            Bucket, Buckets, Escrow, Holding, Kind, Lead, Timing,
             local::WithoutQuorum,
             message::Message,
             share::{LimitId, Share, TOKEN},
@@ -67,6 +70,8 @@ pub struct Plan {
     pub timing: Timing,
     /// What nodes do while nobody leads.
     pub mode: WithoutQuorum,
+    /// How many requests may be in flight, and how long they are; none: that is not looked at.
+    pub slots: Option<slots::Plan>,
 }
 
 impl Default for Plan {
@@ -82,6 +87,7 @@ impl Default for Plan {
             drift: 0.0,
             timing: Timing::default(),
             mode: WithoutQuorum::Closed,
+            slots: None,
         }
     }
 }
@@ -109,6 +115,7 @@ struct Process {
     election: Election,
     escrow: Escrow,
     limiter: Limiter,
+    desk: Option<slots::Desk>,
     saves: u64,
 }
 
@@ -116,6 +123,7 @@ struct Process {
 enum Word {
     Election(election::message::Message),
     Quota(Message),
+    Slots(Message),
 }
 
 #[derive(Debug)]
@@ -124,6 +132,7 @@ enum Step {
     Wake(usize),
     Arrive { node: usize, era: u64 },
     Limit { node: usize, limit: Share },
+    Slots(slots::Step),
     Detect,
 }
 
@@ -155,6 +164,8 @@ pub struct Cluster {
     pub refused: u64,
     /// Most requests admitted beyond the limit in any window; the burst bounds it.
     pub excess_max: f64,
+    /// What became of requests in flight.
+    pub slots: slots::Tally,
     nodes: Vec<Node>,
     stage: Stage<Step>,
     limit: Share,
@@ -196,6 +207,7 @@ impl Cluster {
             admitted: 0,
             refused: 0,
             excess_max: 0.0,
+            slots: slots::Tally::default(),
             stage: Stage::new(seed),
             limit: Share::of_tokens(plan.limit, plan.burst),
             older: None,
@@ -272,10 +284,22 @@ impl Cluster {
         let local = self.local(n);
         let mut process = Process {
             election: Election::new(config, local, self.stage.rng.random()),
-            escrow: Escrow::new(names[n].clone(), self.plan.timing, self.plan.mode, local, self.stage.rng.random()),
+            escrow: Escrow::new(
+                names[n].clone(),
+                Kind::Rates,
+                self.plan.timing,
+                self.plan.mode,
+                local,
+                self.stage.rng.random(),
+            ),
             limiter: Limiter::new(None, local),
+            desk: None,
             saves: 0,
         };
+        process.desk = self.plan.slots.map(|plan| {
+            let seed = self.stage.rng.random();
+            slots::Desk::open(&names[n], &plan, self.plan.mode, names.len(), local, seed)
+        });
         process.escrow.handle_nodes(names.len());
         process.limiter.share_out(quota(self.limit), local);
         let node = &mut self.nodes[n];
@@ -309,6 +333,7 @@ impl Cluster {
         if let Some(process) = &mut self.nodes[n].process {
             process.election.leave(local);
             process.escrow.leave(local, &Purse(&process.limiter));
+            process.desk.iter_mut().for_each(|desk| desk.leave(local));
         }
         self.detect();
         self.settle(n);
@@ -389,6 +414,7 @@ impl Cluster {
                 }
                 self.settle(node);
             }
+            Step::Slots(step) => self.take_slots_step(step),
             Step::Detect => self.detect(),
         }
     }
@@ -407,6 +433,7 @@ impl Cluster {
                 let is_local = process.escrow.local_until(local).is_some();
                 self.count_admitted(is_local);
             }
+            self.begin(n);
         }
         self.plan_arrival(n, era);
     }
@@ -463,7 +490,7 @@ impl Cluster {
         if now < node.stalled_until {
             return;
         }
-        let Process { election, escrow, limiter, saves } = process;
+        let Process { election, escrow, limiter, desk, saves } = process;
         let bucket = Purse(limiter);
         for (from, word) in node.inbox.drain(..) {
             match word {
@@ -471,6 +498,9 @@ impl Cluster {
                 Word::Quota(message) => {
                     lead(local, &node.name, election, escrow, &bucket);
                     escrow.handle_message(local, &from, &message, &bucket);
+                }
+                Word::Slots(message) => {
+                    desk.iter_mut().for_each(|desk| desk.on_message(local, (&node.name, &from), &message, election));
                 }
             }
         }
@@ -490,7 +520,13 @@ impl Cluster {
         let words = std::iter::from_fn(|| election.poll_transmit()).map(|sent| (sent.to, Word::Election(sent.message)));
         let mut words: Vec<(NodeName, Word)> = words.collect();
         words.extend(std::iter::from_fn(|| escrow.poll_transmit()).map(|sent| (sent.to, Word::Quota(sent.message))));
-        let timeout = [election.poll_timeout(), escrow.poll_timeout()].into_iter().flatten().min();
+        let mut timeouts = vec![election.poll_timeout(), escrow.poll_timeout()];
+        if let Some(desk) = desk {
+            desk.lead(local, &node.name, election);
+            words.extend(desk.drain().map(|sent| (sent.to, Word::Slots(sent.message))));
+            timeouts.push(desk.escrow.poll_timeout());
+        }
+        let timeout = timeouts.into_iter().flatten().min();
         for (to, word) in words {
             self.send(n, &to, &word);
         }
@@ -538,11 +574,12 @@ impl Cluster {
             self.violations += 1;
             self.count("held beyond");
         }
+        self.check_slots();
     }
 }
 
 /// Tells the rights what the election knows, as the driver does.
-fn lead(local: Instant, own: &NodeName, election: &Election, escrow: &mut Escrow, bucket: &Purse<'_>) {
+fn lead(local: Instant, own: &NodeName, election: &Election, escrow: &mut Escrow, bucket: &dyn Buckets) {
     let leader = election.leader(local);
     let lead = leader.as_ref().filter(|leader| leader.name == *own);
     let lead = lead.map(|leader| Lead { term: leader.term, until: leader.until });

@@ -12,7 +12,7 @@ use crate::mesh::{
         voters::{FIXED_TERM, VOTERS_MAX, Voters, VotersError, VotersId},
     },
     node::NodeNameError,
-    quota,
+    quota::{self, Kind},
     wire::membership::USER_BYTES_MAX,
 };
 
@@ -43,8 +43,8 @@ pub enum DecodeError {
 pub enum Incoming {
     /// For the election.
     Election(Message),
-    /// For the rights.
-    Quota(quota::message::Message),
+    /// For the rights of that kind.
+    Quota(Kind, quota::message::Message),
 }
 
 /// Encodes a message of the election.
@@ -76,8 +76,13 @@ pub fn encode_election(message: &Message) -> Bytes {
 
 /// Encodes a message about rights.
 #[must_use]
-pub fn encode_quota(message: &quota::message::Message) -> Bytes {
-    pb::Envelope { kind: Some(pb::envelope::Kind::Quota(rights::to_wire(message))) }.encode_to_vec().into()
+pub fn encode_quota(kind: Kind, message: &quota::message::Message) -> Bytes {
+    let message = rights::to_wire(message);
+    let kind = match kind {
+        Kind::Rates => pb::envelope::Kind::Quota(message),
+        Kind::Slots => pb::envelope::Kind::Slots(message),
+    };
+    pb::Envelope { kind: Some(kind) }.encode_to_vec().into()
 }
 
 /// Decodes a message.
@@ -90,7 +95,8 @@ pub fn decode(bytes: &[u8]) -> Result<Incoming, DecodeError> {
     }
     match pb::Envelope::decode(bytes)?.kind {
         Some(pb::envelope::Kind::Election(election)) => Ok(Incoming::Election(election_from_wire(election)?)),
-        Some(pb::envelope::Kind::Quota(message)) => Ok(Incoming::Quota(rights::from_wire(message)?)),
+        Some(pb::envelope::Kind::Quota(message)) => Ok(Incoming::Quota(Kind::Rates, rights::from_wire(message)?)),
+        Some(pb::envelope::Kind::Slots(message)) => Ok(Incoming::Quota(Kind::Slots, rights::from_wire(message)?)),
         None => Err(DecodeError::Field("kind")),
     }
 }

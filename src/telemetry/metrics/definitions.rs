@@ -62,7 +62,7 @@ definitions! {
         "Time from the end of the request head to the end of the response, by route template.";
     HTTP_CONNECTIONS = Gauge "smg_http_connections_active" [] "Client connections that are open.";
     HTTP_RATE_LIMIT = Counter "smg_http_rate_limit_total" ["decision", "result"]
-        "Serving requests met by the rate limit: allowed (within_rate) or rejected (rate_exceeded); and by --max-concurrent-requests: allowed (immediate, queued) or rejected (queue_full, queue_timeout, abandoned).";
+        "Serving requests met by the rate limit: allowed (within_rate) or rejected (rate_exceeded); by the cluster's bound on requests in flight: rejected (concurrency_exceeded); and by --max-concurrent-requests: allowed (immediate, queued) or rejected (queue_full, queue_timeout, abandoned).";
     QUEUE_DEPTH = Gauge "smg_queue_depth" [] "Requests that wait for one in flight to end.";
     QUEUE_WAIT = Histogram "smg_queue_wait_seconds" [] "Time that requests were in the queue, however they left it.";
     SHUTDOWN = Gauge "smg_shutdown_in_progress" [] "1 while the gateway drains, else 0.";
@@ -116,6 +116,10 @@ definitions! {
         "Requests per second that nodes may admit of what this node lends as the leader: the sum over the limit of all requests and those of keys and models.";
     LIMIT_BURST_LENT = Gauge "smg_mesh_limit_burst_lent" []
         "Requests at once that nodes may admit of what this node lends as the leader: the sum over the limit of all requests and those of keys and models.";
+    LIMIT_SLOTS_HELD = Gauge "smg_mesh_limit_slots_held" []
+        "Requests that this node may have in flight now, of the bounds that the cluster shares: the sum over the bound of all requests and those of keys and models.";
+    LIMIT_SLOTS_LENT = Gauge "smg_mesh_limit_slots_lent" []
+        "Requests that nodes may have in flight of what this node lends as the leader: the sum over the bound of all requests and those of keys and models.";
     LIMIT_LOCAL = Gauge "smg_mesh_limit_local" []
         "1 while this node admits its own part of each limit, for it knows no leader (--mesh-rate-limit-without-quorum local), else 0.";
     LIMIT_LEASES = Counter "smg_mesh_limit_leases_total" ["event"]

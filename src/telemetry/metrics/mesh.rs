@@ -37,6 +37,8 @@ pub struct RightsSample {
     pub held: (f64, f64),
     /// What nodes may hold of what this node lends as the leader.
     pub lent: (f64, f64),
+    /// Requests in flight that this node holds slots for, and that nodes may of what this node lends.
+    pub slots: (f64, f64),
     /// What it holds is its local share: no leader lent it.
     pub is_local: bool,
     /// Grants that came into force here, and leases that ran out here.
@@ -51,11 +53,13 @@ pub struct RightsSample {
 
 fn observe_rights(meter: &Meter, source: &Source<MeshSample>) {
     type Read = fn(RightsSample) -> f64;
-    let gauges: [(&Definition, Read); 5] = [
+    let gauges: [(&Definition, Read); 7] = [
         (&def::LIMIT_RATE_HELD, |rights| rights.held.0),
         (&def::LIMIT_BURST_HELD, |rights| rights.held.1),
         (&def::LIMIT_RATE_LENT, |rights| rights.lent.0),
         (&def::LIMIT_BURST_LENT, |rights| rights.lent.1),
+        (&def::LIMIT_SLOTS_HELD, |rights| rights.slots.0),
+        (&def::LIMIT_SLOTS_LENT, |rights| rights.slots.1),
         (&def::LIMIT_LOCAL, |rights| f64::from(u8::from(rights.is_local))),
     ];
     for (definition, read) in gauges {

@@ -59,7 +59,14 @@ fn busy() -> Arc<Metrics> {
         election: Some(ElectionSample { leads: true, term: 4, voters: 3, has_quorum: true }),
         peers: vec![("node2".parse().unwrap(), true), ("node3".parse().unwrap(), false)],
         members: vec![(NodeStatus::Alive, 2), (NodeStatus::Down, 1)],
-        rights: Some(RightsSample { held: (33.5, 6.0), lent: (100.0, 20.0), granted: 9, lapsed: 1, ..rights }),
+        rights: Some(RightsSample {
+            held: (33.5, 6.0),
+            lent: (100.0, 20.0),
+            slots: (4.0, 12.0),
+            granted: 9,
+            lapsed: 1,
+            ..rights
+        }),
     });
     let (peer, stranger) = ("node2".parse().unwrap(), "forgotten".parse().unwrap());
     metrics.mesh_clock_skew(&peer, -250);
@@ -210,6 +217,8 @@ fn series_go_with_their_source() {
         ("smg_mesh_quorum", "smg_mesh_quorum 1"),
         ("smg_mesh_limit_rate_held", "smg_mesh_limit_rate_held 33.5"),
         ("smg_mesh_limit_burst_lent", "smg_mesh_limit_burst_lent 20"),
+        ("smg_mesh_limit_slots_held", "smg_mesh_limit_slots_held 4"),
+        ("smg_mesh_limit_slots_lent", "smg_mesh_limit_slots_lent 12"),
         ("smg_mesh_limit_leases_total{event=\"granted", "smg_mesh_limit_leases_total{event=\"granted\"} 9"),
     ] {
         assert_eq!(lines(&metrics, name), [line]);

@@ -7,7 +7,8 @@ use super::*;
 fn start_bounded(queue_max: usize, queue_timeout_ms: u64, workers: &[Arc<Worker>]) -> Plane {
     let mut config = config();
     let queue_timeout = Duration::from_millis(queue_timeout_ms);
-    config.limits = Limits { concurrent_requests_max: Some(1), queue_max, queue_timeout, rate: None };
+    config.limits =
+        Limits { concurrent_requests_max: Some(1), queue_max, queue_timeout, cluster_concurrent_max: None, rate: None };
     start_with(config, axum::Router::new(), workers)
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use rand::RngExt;
 
-use super::{Cluster, Plan};
+use super::{Cluster, Plan, slots};
 use crate::mesh::quota::{Timing, local::WithoutQuorum, share::Share};
 
 fn secs(secs: u64) -> Duration {
@@ -263,5 +263,116 @@ fn a_leader_that_leaves_has_nobody_refused() {
         assert_ne!(cluster.leader(), Some(leader), "seed {seed}");
         assert_eq!(cluster.refused, refused, "seed {seed}");
         assert_eq!(cluster.violations, 0, "seed {seed}");
+    }
+}
+
+/// What part of the slots was in use over a time, by the length of what ended.
+fn busy(cluster: &mut Cluster, time: Duration) -> f64 {
+    let (mut sum, steps) = (0, 100);
+    for _ in 0..steps {
+        cluster.run_for(time / steps);
+        sum += cluster.in_flight().0;
+    }
+    sum as f64 / f64::from(steps) / cluster.plan.slots.unwrap().slots as f64
+}
+
+/// Slots are used wherever the requests are, within a few times their length after they shift.
+#[test]
+fn slots_follow_the_load() {
+    for seed in 0..3 {
+        let mut cluster = settled(Plan { slots: Some(slots::Plan::default()), ..Plan::default() }, seed, 60.0);
+        cluster.run_for(secs(10));
+        let even = busy(&mut cluster, secs(20));
+        assert!(even >= 0.90, "seed {seed}: {even} of the slots in use under an even load");
+        let mut shifted = Vec::new();
+        for node in 0..3 {
+            all_on(&mut cluster, node, 60.0);
+            cluster.run_for(secs(8));
+            shifted.push(busy(&mut cluster, secs(10)));
+        }
+        assert!(shifted.iter().all(|part| *part >= 0.80), "seed {seed}: {shifted:?} after shifts");
+        assert_eq!((cluster.violations, cluster.slots.broken), (0, 0), "seed {seed}: {:?}", cluster.slots);
+    }
+}
+
+/// An election breaks nothing, neither after a crash of the leader nor when it leaves.
+#[test]
+fn an_election_breaks_no_request() {
+    for seed in 0..10 {
+        let plan = Plan { slots: Some(slots::Plan { length: secs(30), ..slots::Plan::default() }), ..Plan::default() };
+        let mut cluster = settled(Plan { nodes: 5, ..plan }, seed, 20.0);
+        cluster.run_for(secs(10));
+        let leader = cluster.leader().unwrap();
+        if seed % 2 == 0 {
+            cluster.crash(leader);
+        } else {
+            cluster.leave(leader);
+        }
+        cluster.run_for(secs(10));
+        assert!(cluster.leader().is_some_and(|now| now != leader), "seed {seed}");
+        assert_eq!((cluster.violations, cluster.slots.broken), (0, 0), "seed {seed}: {:?}", cluster.slots);
+    }
+}
+
+/// The minority's requests are broken before the leader lends their slots to the others, which then use all of them.
+#[test]
+fn a_minority_breaks_its_requests_and_the_majority_gets_the_slots() {
+    for (seed, mode) in [(0, WithoutQuorum::Closed), (1, WithoutQuorum::Closed), (2, WithoutQuorum::Local)] {
+        let plan = Plan { slots: Some(slots::Plan { length: secs(60), ..slots::Plan::default() }), ..Plan::default() };
+        let mut cluster = settled(Plan { nodes: 5, mode, ..plan }, seed, 100.0);
+        cluster.run_for(secs(20));
+        let leader = cluster.leader().unwrap();
+        let minority: BTreeSet<usize> = [leader, (leader + 1) % 5].into();
+        cluster.partition(&minority);
+        cluster.run_for(secs(30));
+        let (lent, local) = cluster.in_flight();
+        assert!(lent >= 18, "seed {seed}: {lent} of 20 at the majority");
+        assert!(minority.iter().all(|n| cluster.slots_held(*n) == 0), "seed {seed}");
+        assert!(cluster.slots.broken > 0, "seed {seed}: {:?}", cluster.slots);
+        match mode {
+            WithoutQuorum::Closed => assert_eq!(local, 0, "seed {seed}"),
+            // A fifth of 20 at each of two, and what the others may have begun so before there was a leader.
+            WithoutQuorum::Local => {
+                assert!((8..=20).contains(&local) && cluster.slots.moved > 0, "seed {seed}: {local}");
+            }
+        }
+        assert_eq!(cluster.violations, 0, "seed {seed}: {:?}", cluster.faults());
+    }
+}
+
+/// In flight over all nodes is within the bound at every instant, whatever happens.
+#[test]
+fn the_bound_on_requests_in_flight_holds_in_a_storm() {
+    let seeds = std::env::var("SMG_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(6);
+    let (mut broken, mut full) = (0, 0);
+    for seed in 0..seeds {
+        let mode = if seed % 2 == 0 { WithoutQuorum::Closed } else { WithoutQuorum::Local };
+        let length = secs(1 + seed % 3 * 10);
+        let slots = slots::Plan { slots: [20, 4, 7][seed as usize % 3], length, ..slots::Plan::default() };
+        let cluster = storm(Plan { mode, slots: Some(slots), ..rough(3 + seed as usize % 3) }, seed, 120);
+        assert_eq!(cluster.violations, 0, "seed {seed}: {:?}", cluster.faults());
+        let tally = cluster.slots;
+        assert!(tally.begun > 50 && tally.ended > 0 && tally.refused > 0, "seed {seed}: {tally:?}");
+        broken += tally.broken;
+        full += u64::from(tally.most.0 == slots.slots);
+        for what in ["crash", "restart", "stall", "partition", "one-way cut", "loss", "cut", "shift", "leave"] {
+            assert!(cluster.faults().contains_key(what), "seed {seed}: no {what}");
+        }
+    }
+    assert!(broken >= 5 * seeds && full * 2 > seeds, "{broken} broken, {full} runs at the bound");
+}
+
+/// The checker sees what it is there for: a node whose requests outlive their lease, and a leader that lends too early.
+#[test]
+fn requests_that_outlive_their_lease_are_found() {
+    let plan = slots::Plan { length: secs(30), ..slots::Plan::default() };
+    let early = Timing { hold: millis(1500), ..Timing::slots() };
+    for (case, plan) in [
+        ("a holder that goes on", slots::Plan { ignores_end: true, ..plan }),
+        ("a leader that lends too early", slots::Plan { timing: early, ..plan }),
+    ] {
+        let runs = |seed| storm(Plan { slots: Some(plan), ..rough(3) }, seed, 60);
+        let found = (0..20).any(|seed| runs(seed).faults().contains_key("in flight beyond"));
+        assert!(found, "{case}: no schedule had more in flight than there are slots");
     }
 }

@@ -107,6 +107,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+    use crate::mesh::quota::Kind;
     use crate::mesh::wire::{
         coordination::{Incoming, decode, encode_quota},
         membership::USER_BYTES_MAX,
@@ -131,9 +132,11 @@ mod tests {
     fn messages_survive_the_wire_and_the_largest_fits() {
         let largest = Message::Ask(largest_ask(LIMITS_MAX));
         for sent in [Message::Ask(Ask::default()), Message::Grant(grant()), largest] {
-            let bytes = encode_quota(&sent);
-            assert!(bytes.len() <= USER_BYTES_MAX, "{}", bytes.len());
-            assert_eq!(decode(&bytes).unwrap(), Incoming::Quota(sent));
+            for kind in [Kind::Rates, Kind::Slots] {
+                let bytes = encode_quota(kind, &sent);
+                assert!(bytes.len() <= USER_BYTES_MAX, "{}", bytes.len());
+                assert_eq!(decode(&bytes).unwrap(), Incoming::Quota(kind, sent.clone()));
+            }
         }
     }
 
@@ -149,7 +152,7 @@ mod tests {
             ("no reign", Message::Grant(Grant { reign: 0, ..grant() }), "reign"),
             ("too long", Message::Grant(Grant { lease_ms: LEASE_MS_MAX + 1, ..grant() }), "lease_ms"),
         ] {
-            let reason = decode(&encode_quota(&message)).unwrap_err().to_string();
+            let reason = decode(&encode_quota(Kind::Rates, &message)).unwrap_err().to_string();
             assert_eq!(reason, format!("field {field} is missing or out of range"), "{case}");
         }
         let empty = pb::Envelope { kind: Some(pb::envelope::Kind::Quota(pb::QuotaMessage { body: None })) };

@@ -1,0 +1,129 @@
+//! Bounds on requests in flight that the cluster shares: the one of all requests, and those of some.
+//!
+//! A request has a slot of every bound that selects it, or is refused and has none. It keeps them, in its [`Tenure`], until
+//! its response has been sent or given up, and loses them with their lease: then it is broken, in sight of its client.
+//!
+//! [`Tenure`]: crate::gateway::tenure::Tenure
+
+use std::{sync::Arc, time::Instant};
+
+use arc_swap::ArcSwap;
+use http::HeaderMap;
+
+use crate::{
+    gateway::{
+        keys,
+        selector::{KeyId, Selector},
+        slots::{Slots, Taken},
+    },
+    mesh::{
+        driver::rights::SharedLimit,
+        quota::{Kind, share::Share},
+    },
+};
+
+/// A slot, and what it is of.
+pub type Held = (Arc<Slots>, Taken);
+
+/// One bound.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// Which requests.
+    pub selector: Selector,
+    /// In flight at once in the whole cluster.
+    pub concurrent: u32,
+    /// What this gateway holds of them.
+    pub slots: Arc<Slots>,
+}
+
+/// All of them, shared by all cores. Without any a request looks at one pointer.
+#[derive(Debug, Default)]
+pub struct Bounds(ArcSwap<Vec<Bound>>);
+
+impl Bounds {
+    /// Takes a slot of every bound that selects the request; nothing where none does.
+    ///
+    /// # Errors
+    /// The bound of which no slot is left, at most so many in flight; then none was taken.
+    pub fn admit(&self, headers: &HeaderMap, model: Option<&str>, now: Instant) -> Result<Vec<Held>, u32> {
+        let bounds = self.0.load();
+        if bounds.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wants_key = bounds.iter().any(|bound| bound.selector.key.is_some());
+        let key = wants_key.then(|| keys::limited(headers)).flatten().map(KeyId::of);
+        let mut held: Vec<Held> = Vec::new();
+        let mut refused = None;
+        for bound in bounds.iter().filter(|bound| bound.selector.selects(key, model)) {
+            // Each that has none counts the request as refused, so that the leader sees the demand of all.
+            match bound.slots.take(now) {
+                Some(taken) => held.push((bound.slots.clone(), taken)),
+                None => refused = Some(refused.map_or(bound.concurrent, |known: u32| known.min(bound.concurrent))),
+            }
+        }
+        let Some(concurrent) = refused else { return Ok(held) };
+        held.into_iter().for_each(|(slots, taken)| slots.give_back(taken));
+        Err(concurrent)
+    }
+
+    /// Puts the bounds in force, all of them. One that was there keeps what is in flight. With `is_shared` slots are lent.
+    pub fn set(&self, wanted: impl Iterator<Item = (Selector, u32)>, is_shared: bool, now: Instant) {
+        let known = self.0.load_full();
+        let bound = |(selector, concurrent): (Selector, u32)| {
+            let known = known.iter().find(|known| known.selector == selector);
+            let slots = known.map_or_else(|| Arc::new(Slots::new(now)), |known| known.slots.clone());
+            if !is_shared {
+                slots.own(concurrent.into());
+            }
+            Bound { selector, concurrent, slots }
+        };
+        self.0.store(Arc::new(wanted.map(bound).collect()));
+    }
+
+    /// Those in force.
+    #[must_use]
+    pub fn in_force(&self) -> Arc<Vec<Bound>> {
+        self.0.load_full()
+    }
+
+    /// For the mesh to share out.
+    #[must_use]
+    pub fn to_share(&self) -> Vec<SharedLimit> {
+        let shared = |bound: &Bound| SharedLimit {
+            id: bound.selector.limit_id(),
+            kind: Kind::Slots,
+            whole: Share::of_tokens(bound.concurrent.into(), bound.concurrent.into()),
+            bucket: bound.slots.clone(),
+        };
+        self.0.load().iter().map(shared).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_request_has_a_slot_of_every_bound_or_of_none() {
+        let (now, bounds) = (Instant::now(), Bounds::default());
+        let key = Selector { key: Some(KeyId::of(b"k")), model: None };
+        let wanted = || [(Selector::default(), 3), (key.clone(), 1)].into_iter();
+        let mut headers = HeaderMap::new();
+        assert!(bounds.admit(&headers, None, now).unwrap().is_empty(), "no bound");
+        bounds.set(wanted(), false, now);
+        let in_flight = || bounds.in_force().iter().map(|bound| bound.slots.stats(now).in_flight).collect::<Vec<_>>();
+        let first = bounds.admit(&headers, Some("m"), now).unwrap();
+        headers.insert("authorization", "Bearer k".parse().unwrap());
+        let second = bounds.admit(&headers, Some("m"), now).unwrap();
+        assert_eq!((first.len(), second.len(), in_flight()), (1, 2, vec![2, 1]));
+        assert_eq!(bounds.admit(&headers, None, now).unwrap_err(), 1, "the bound of the key");
+        assert_eq!(in_flight(), [2, 1], "of the other none was taken");
+        // What is in flight stays so when bounds change.
+        bounds.set([(Selector::default(), 2)].into_iter(), false, now);
+        assert_eq!((in_flight(), bounds.admit(&headers, None, now).unwrap_err()), (vec![2], 2));
+        second.into_iter().for_each(|(slots, taken)| slots.give_back(taken));
+        assert_eq!(in_flight(), [1]);
+        assert_eq!(bounds.admit(&headers, None, now).unwrap().len(), 1);
+    }
+}
