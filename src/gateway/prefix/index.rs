@@ -4,6 +4,9 @@
 //! generation, last use. Five words, so 40 bytes per name. The chain makes it a radix tree by construction: a name
 //! stands for its whole prefix, so the longest match is found by binary search over a prompt's names.
 //!
+//! A bucket begins on a cache line: its names are one, its holders four. What a prompt's names need is read ahead, for
+//! [`AHEAD`] names at a time, so that their misses of the cache overlap; one by one they would be the whole cost.
+//!
 //! A name that finds its bucket full takes the slot that was used longest ago, there and then: there is no sweep and no
 //! growth, and the table never holds more than its budget. A prompt's names are used together, so a prefix is at least
 //! as recent as what extends it and leaves no sooner, but for the luck of buckets; a gap costs a shorter match.
@@ -16,14 +19,18 @@
 
 use std::{
     fmt,
+    hint::black_box,
     sync::atomic::{
         AtomicU64, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release},
     },
 };
 
+/// Words in a cache line.
+const LINE_WORDS: usize = 8;
+
 /// Slots of a bucket; their names fill one cache line.
-pub const WAYS: usize = 8;
+pub const WAYS: usize = LINE_WORDS;
 
 /// Workers remembered for one name, the latest ones.
 pub const HOLDERS: usize = 4;
@@ -35,6 +42,9 @@ pub const SLOT_BYTES: usize = 8 * (1 + HOLDERS);
 const REGION_BUCKETS: usize = 8;
 
 const BUCKET_WORDS: usize = WAYS * (1 + HOLDERS);
+
+/// Names whose buckets are read ahead: 80 lines, which fit into the nearest cache.
+pub const AHEAD: usize = 16;
 
 const EMPTY: u64 = 0;
 const BUSY: u64 = 1;
@@ -74,7 +84,10 @@ impl Word {
 
 /// The table of one model.
 pub struct Index {
+    /// The buckets, behind up to a line that brings them into line.
     words: Box<[AtomicU64]>,
+    /// Where they begin.
+    start: usize,
     /// One bit per [`REGION_BUCKETS`] buckets that ever held a name: whoever walks the table skips the rest, whose pages
     /// were never written. A bit for 2560 bytes.
     used: Box<[AtomicU64]>,
@@ -139,10 +152,16 @@ impl Index {
     /// memory.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        let buckets = (bytes_max / (8 * BUCKET_WORDS)).max(1);
-        let words = bytemuck::allocation::zeroed_slice_box(buckets * BUCKET_WORDS);
+        let buckets = (bytes_max.saturating_sub(8 * LINE_WORDS) / (8 * BUCKET_WORDS)).max(1);
+        let words: Box<[AtomicU64]> = bytemuck::allocation::zeroed_slice_box(buckets * BUCKET_WORDS + LINE_WORDS - 1);
+        let start = words.as_ptr().align_offset(8 * LINE_WORDS).min(LINE_WORDS - 1);
         let used = (0..buckets.div_ceil(64 * REGION_BUCKETS)).map(|_| AtomicU64::new(0)).collect();
-        Self { words, used, buckets, entries: AtomicUsize::new(0), evictions: AtomicU64::new(0) }
+        Self { words, start, used, buckets, entries: AtomicUsize::new(0), evictions: AtomicU64::new(0) }
+    }
+
+    /// All buckets.
+    fn table(&self) -> &[AtomicU64] {
+        &self.words[self.start..self.start + self.buckets * BUCKET_WORDS]
     }
 
     /// How full it is.
@@ -150,7 +169,7 @@ impl Index {
     pub fn stats(&self) -> Stats {
         let entries = self.entries.load(Relaxed);
         let evictions = self.evictions.load(Relaxed);
-        Stats { entries, bytes: entries * SLOT_BYTES, bytes_max: self.words.len() * 8, evictions }
+        Stats { entries, bytes: entries * SLOT_BYTES, bytes_max: self.table().len() * 8, evictions }
     }
 
     /// The workers that have seen the prefix of this name; none when it is not here.
@@ -197,12 +216,24 @@ impl Index {
     /// the first on, it had seen already.
     pub fn record(&self, names: impl IntoIterator<Item = u64>, holder: Holder, now: Tick) -> usize {
         let (mut seen, mut is_seen, mut added, mut evicted) = (0, true, 0, 0);
-        for name in names {
-            let touched = self.touch(name, holder, now);
-            is_seen &= touched == Touched::Known;
-            seen += usize::from(is_seen);
-            added += usize::from(touched == Touched::Added);
-            evicted += u64::from(touched == Touched::Replaced);
+        let (mut names, mut batch) = (names.into_iter(), [EMPTY; AHEAD]);
+        loop {
+            let mut filled = 0;
+            for (slot, name) in batch.iter_mut().zip(&mut names) {
+                *slot = name;
+                filled += 1;
+            }
+            self.read_ahead(&batch[..filled]);
+            for name in &batch[..filled] {
+                let touched = self.touch(*name, holder, now);
+                is_seen &= touched == Touched::Known;
+                seen += usize::from(is_seen);
+                added += usize::from(touched == Touched::Added);
+                evicted += u64::from(touched == Touched::Replaced);
+            }
+            if filled < AHEAD {
+                break;
+            }
         }
         if added > 0 {
             self.entries.fetch_add(added, Relaxed);
@@ -211,6 +242,12 @@ impl Index {
             self.evictions.fetch_add(evicted, Relaxed);
         }
         seen
+    }
+
+    /// Brings the buckets of these names near: loads that wait for nothing and for which nothing waits.
+    fn read_ahead(&self, names: &[u64]) {
+        let lines = names.iter().flat_map(|name| self.bucket(*name).iter().step_by(LINE_WORDS));
+        black_box(lines.fold(0, |all, word| all ^ word.load(Relaxed)));
     }
 
     fn touch(&self, name: u64, holder: Holder, now: Tick) -> Touched {
@@ -265,8 +302,8 @@ impl Index {
     }
 
     fn bucket(&self, name: u64) -> &[AtomicU64] {
-        let index = self.bucket_index(name);
-        &self.words[index * BUCKET_WORDS..(index + 1) * BUCKET_WORDS]
+        let at = self.start + self.bucket_index(name) * BUCKET_WORDS;
+        &self.words[at..at + BUCKET_WORDS]
     }
 
     /// What was used last, at most `count` pairs of name and holder with their age in ticks, the latest first. Two
@@ -295,7 +332,7 @@ impl Index {
     }
 
     fn each(&self, mut seen: impl FnMut(u64, Word)) {
-        let regions = self.words.chunks(REGION_BUCKETS * BUCKET_WORDS).enumerate();
+        let regions = self.table().chunks(REGION_BUCKETS * BUCKET_WORDS).enumerate();
         let used = regions.filter(|(at, _)| self.used[at / 64].load(Relaxed) >> (at % 64) & 1 == 1);
         for bucket in used.flat_map(|(_, region)| region.chunks_exact(BUCKET_WORDS)) {
             for way in 0..WAYS {
@@ -311,7 +348,7 @@ impl Index {
     /// Forgets everything.
     pub fn clear(&self) {
         let mut gone = 0;
-        for bucket in self.words.chunks_exact(BUCKET_WORDS) {
+        for bucket in self.table().chunks_exact(BUCKET_WORDS) {
             for slot in &bucket[..WAYS] {
                 let name = slot.load(Relaxed);
                 // A busy slot is being filled by a request that began before; it is forgotten as any other in time.

@@ -37,6 +37,27 @@ fn a_slot_is_five_words() {
 }
 
 #[test]
+fn buckets_lie_on_cache_lines_within_the_budget() {
+    for bytes in [0, 320, 384, 1000, 1 << 12, (1 << 16) + 8, 1 << 20] {
+        let index = Index::new(bytes);
+        assert_eq!(index.table().as_ptr().align_offset(8 * LINE_WORDS), 0, "{bytes}");
+        assert!(index.words.len() * 8 <= bytes.max(8 * (BUCKET_WORDS + LINE_WORDS)), "{bytes}");
+    }
+}
+
+#[test]
+fn prompts_longer_than_what_is_read_ahead_are_recorded_whole() {
+    for blocks in [AHEAD - 1, AHEAD, AHEAD + 1, 2 * AHEAD, 3 * AHEAD + 5] {
+        let index = Index::new(1 << 20);
+        let prompt = names(&(0..blocks as u8).collect::<Vec<_>>());
+        assert_eq!(index.record(prompt.iter().copied(), holder(1), 1), 0, "{blocks} new");
+        assert_eq!(index.stats().entries, blocks);
+        assert_eq!(index.record(prompt.iter().copied(), holder(1), 2), blocks, "{blocks} known");
+        assert_eq!(found(&index, &prompt), (blocks, BTreeMap::from([(1, blocks as u32)])));
+    }
+}
+
+#[test]
 fn the_longest_match_and_who_has_it() {
     let index = Index::new(1 << 16);
     index.record(names(&[1, 2, 3, 4, 5]), holder(1), 10);
