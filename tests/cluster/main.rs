@@ -23,6 +23,7 @@ mod limits;
 mod manual;
 mod metrics;
 mod operator;
+mod prompts;
 mod routes;
 mod serving_tls;
 mod sessions;
