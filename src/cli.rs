@@ -18,8 +18,8 @@ use clap::{Args as _, ColorChoice, FromArgMatches as _, Subcommand};
 use crate::config::Config;
 
 pub use flags::{
-    AuthFlags, BreakerFlags, Flags, HealthFlags, LimitFlags, MeshFlags, RequestFlags, RetryFlags, TelemetryFlags,
-    WorkerFlags,
+    AuthFlags, BreakerFlags, Flags, HealthFlags, KubernetesFlags, LimitFlags, MeshFlags, RequestFlags, RetryFlags,
+    TelemetryFlags, WorkerFlags,
 };
 
 /// Variables of the environment by name.

@@ -2,6 +2,8 @@
 
 pub mod address;
 
+pub mod kubernetes;
+
 mod syntax;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
@@ -37,6 +39,8 @@ pub struct Config {
     pub auth: Auth,
     /// Logs and metrics.
     pub telemetry: Telemetry,
+    /// Pods that are workers or gateways.
+    pub kubernetes: kubernetes::Kubernetes,
     /// The mesh; its `enabled` says whether there is one.
     pub mesh: Mesh,
 }

@@ -2,7 +2,7 @@
 //!
 //! A tour in reading order: [`cli`] turns flags, variables and a file into a [`config`]; [`run`] starts and ends one
 //! gateway of it. [`mesh`] knows who is in the cluster and what the cluster knows; [`gateway`] serves clients from that
-//! knowledge; [`ha`] and [`telemetry`] show it. [`certs`] makes and shows the certificates of nodes, [`cluster`] shows a cluster in a
+//! knowledge, of workers that [`kubernetes`] may find; [`ha`] and [`telemetry`] show it. [`certs`] makes and shows the certificates of nodes, [`cluster`] shows a cluster in a
 //! terminal; [`sim_worker`] and
 //! [`demo`] are for trying it all on one machine.
 //! `ARCHITECTURE.md` has the map and the invariants.
@@ -16,6 +16,8 @@ pub mod run;
 pub mod mesh;
 
 pub mod gateway;
+
+pub mod kubernetes;
 
 pub mod ha;
 

@@ -24,6 +24,7 @@ use crate::{
         tls,
     },
     ha::{self, Ha},
+    kubernetes::Searches,
     mesh::driver::{self, handle::MeshHandle},
     telemetry::{metrics::Metrics, server, traces::Traces},
 };
@@ -50,11 +51,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let ended = CancellationToken::new();
 
     let tls = tls::open(&config, &metrics)?;
+    let searches = Searches::open(&config.kubernetes, &metrics).await?;
     let metrics_listener = server::bind(&config.telemetry).await?;
     let pod_ip = std::env::var("POD_IP").ok().and_then(|ip| ip.parse::<IpAddr>().ok());
-    let mut mesh = driver::start(config.clone(), metrics.clone(), pod_ip).await?;
-    let (registry, keeper) =
-        Registry::start(mesh.handle.clone(), registry::Settings::of(&config, &tls), metrics.clone());
+    let peers = searches.find_routers(config.mesh.bind.port()).await;
+    let mut mesh = driver::start(config.clone(), metrics.clone(), pod_ip, peers).await?;
+    let settings = registry::Settings::of(&config, &tls, searches.find_workers(&mesh.handle));
+    let (registry, keeper) = Registry::start(mesh.handle.clone(), settings, metrics.clone());
     tokio::spawn(keeper);
     tokio::spawn(serve_metrics(metrics_listener, metrics.clone(), ended.clone()));
     let (sharing, shared) =

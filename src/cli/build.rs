@@ -2,6 +2,8 @@
 //!
 //! Every problem is collected, so that a user mends a command line once, not once per mistake.
 
+mod kubernetes;
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
@@ -55,6 +57,7 @@ pub(super) fn config(flags: &Flags, origins: &Origins, env: &Environment) -> Res
             admin_api_keys: check.keys("admin-api-key", &flags.auth.admin_api_key),
         },
         telemetry: check.telemetry(&flags.telemetry),
+        kubernetes: check.kubernetes(&flags.kubernetes, &flags.mesh),
         mesh: check.mesh(&flags.mesh),
     };
     check.ports(&config);

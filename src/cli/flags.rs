@@ -68,6 +68,9 @@ pub struct Flags {
     pub telemetry: TelemetryFlags,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub kubernetes: KubernetesFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub mesh: MeshFlags,
 }
 
@@ -286,6 +289,33 @@ pub struct TelemetryFlags {
     /// Collector to send traces to, as `http://collector:4317`; without it `OTEL_EXPORTER_OTLP_ENDPOINT`, else this host
     #[arg(long, alias = "otlp-endpoint", value_name = "URL")]
     pub otlp_traces_endpoint: Option<String>,
+}
+
+/// Workers and peers that are pods of a Kubernetes cluster.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct KubernetesFlags {
+    /// Find workers among the pods of a Kubernetes cluster; the API server is that of `KUBECONFIG`, else of the pod's service account, which must be allowed to list and watch pods
+    #[arg(long)]
+    pub service_discovery: bool,
+    /// Labels of the pods that are workers, as `app=vllm,tier=gpu`: a pod must have all of them
+    #[arg(long, num_args = 1.., value_name = "LABEL")]
+    pub selector: Vec<String>,
+    /// Port where those pods take requests: a number, or the name of a container port
+    #[arg(long, default_value = "80", value_name = "PORT")]
+    pub service_discovery_port: String,
+    /// Scheme by which those pods are asked
+    #[arg(long, default_value = "http", value_name = "SCHEME", value_parser = ["http", "https"])]
+    pub service_discovery_scheme: String,
+    /// Namespace of the pods; without it pods of all namespaces are looked at, which takes a ClusterRole
+    #[arg(long, value_name = "NAMESPACE")]
+    pub service_discovery_namespace: Option<String>,
+    /// Time between two complete lists of the pods; what changes meanwhile comes by a watch
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub service_discovery_interval_secs: u64,
+    /// Labels of the pods that are gateways of this mesh, as `app=smg`: they are joined through, on the mesh port of this one, beside the peers that are named
+    #[arg(long, num_args = 1.., value_name = "LABEL")]
+    pub router_selector: Vec<String>,
 }
 
 /// The mesh of gateways.

@@ -58,6 +58,7 @@ fn samples(long: &str, arg: &clap::Arg) -> [String; 3] {
         "retry-jitter-factor" | "cache-threshold" => ["0.25", "0.5", "0.75"],
         "cache-index-bytes" => ["77000", "78000", "79000"],
         "mesh-transport" => ["udp", "quic", "udp"],
+        "service-discovery-scheme" => ["https", "http", "https"],
         "mesh-rate-limit-without-quorum" => ["local", "closed", "local"],
         "mesh-suspicion-multiplier" | "retry-backoff-multiplier" | "balance-rel-threshold" => ["2.5", "3.5", "4.5"],
         _ => ["77", "78", "79"],
@@ -124,6 +125,7 @@ fn help_names_default_and_variable_of_every_flag_under_a_heading() {
         "Circuit breaker",
         "Worker health",
         "Authentication",
+        "Kubernetes",
         "Mesh",
     ] {
         assert!(help.contains(&format!("\n{heading}:\n")), "{heading}");
@@ -585,3 +587,5 @@ fn groups_of_contradictions_are_complete() {
     health.retain(|long| long != "health-check-port");
     assert_eq!(health, build::HEALTH);
 }
+
+mod kubernetes;

@@ -13,6 +13,7 @@
 //! While such requests run, for at most `drain_settle`, the worker is still listed here, as draining.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     sync::Arc,
     time::{Duration, Instant},
@@ -79,12 +80,14 @@ pub struct Settings {
     pub limits: Terms,
     /// After this long without a ready worker an error is logged, once.
     pub startup_timeout: Duration,
+    /// Workers that get no requests from here, as whoever watches over them says.
+    pub held: watch::Receiver<Arc<BTreeSet<WorkerId>>>,
 }
 
 impl Settings {
-    /// From the whole configuration, and the certificates in use.
+    /// From the whole configuration, the certificates in use and the workers that are held.
     #[must_use]
-    pub fn of(config: &Config, tls: &Tls) -> Self {
+    pub fn of(config: &Config, tls: &Tls, held: watch::Receiver<Arc<BTreeSet<WorkerId>>>) -> Self {
         Self {
             tls: tls.workers.clone(),
             policy: config.policy,
@@ -96,6 +99,7 @@ impl Settings {
             drain_settle: config.workers.drain_settle,
             limits: Terms { rate: config.limits.rate, concurrent: config.limits.cluster_concurrent_max },
             startup_timeout: config.workers.startup_timeout,
+            held,
         }
     }
 }

@@ -30,7 +30,7 @@ mod sharing;
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -56,11 +56,11 @@ use crate::{
             sessions::{Sessions, Table},
             sharing::SHARED_MAX,
         },
-        node::{NodeName, NodeStatus},
+        node::NodeName,
         routing::Message,
         stores::{HASH_KEY_BYTES, Namespace, StoreEvent, Stores, WorkerOrigin, WorkerSpec},
     },
-    telemetry::metrics::{ElectionSample, MeshSample, Metrics},
+    telemetry::metrics::Metrics,
 };
 
 /// Inputs handled between two looks at the timers.
@@ -136,6 +136,7 @@ struct Driver {
     commands: mpsc::Receiver<Command>,
     sessions: Arc<Table>,
     shared: mpsc::Sender<(NodeName, Message)>,
+    pods: watch::Receiver<Vec<SocketAddr>>,
     expire_due: Instant,
     view: watch::Sender<Arc<View>>,
     leadership: watch::Sender<Leadership>,
@@ -161,11 +162,17 @@ struct Unconfirmed {
     confirm: Box<dyn FnOnce() + Send>,
 }
 
-/// Binds the mesh, when it is enabled, and starts its driver on the current runtime.
+/// Binds the mesh, when it is enabled, and starts its driver on the current runtime. `pods` are nodes to join through, beside
+/// those of `--mesh-peer-urls`, as they are found.
 ///
 /// # Errors
 /// When a socket cannot be bound or no address can be advertised.
-pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<IpAddr>) -> Result<Mesh, DriverError> {
+pub async fn start(
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    pod_ip: Option<IpAddr>,
+    pods: watch::Receiver<Vec<SocketAddr>>,
+) -> Result<Mesh, DriverError> {
     let now = Instant::now();
     let (sender, shared) = mpsc::channel(SHARED_MAX);
     let node = config.mesh.node.clone();
@@ -178,7 +185,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
             let tls = identity::open(&config.mesh, &node, &metrics)?;
             let data_dir = config.mesh.data_dir.clone();
             let podium = Podium::open(leadership.clone(), rights.clone(), data_dir, unix_ms()).await?;
-            let outlets = Outlets { podium, shared: sender.clone() };
+            let outlets = Outlets { podium, shared: sender.clone(), pods: pods.clone() };
             Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, outlets).await?)
         }
         false => None,
@@ -203,6 +210,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
         commands: inbox,
         sessions: Arc::default(),
         shared: sender,
+        pods,
         expire_due: now + EXPIRE_INTERVAL,
         view,
         leadership,
@@ -219,7 +227,7 @@ pub async fn start(config: Arc<Config>, metrics: Arc<Metrics>, pod_ip: Option<Ip
     let sessions = Sessions::new(driver.sessions.clone(), commands.clone());
     let handle = MeshHandle::new(commands, watched, watched_leadership).with_rights(watched_rights);
     let sampled = handle.clone();
-    metrics.watch_mesh(move || sample(&sampled.view(), &sampled.leadership(), &sampled.rights()));
+    metrics.watch_mesh(move || report::sample(&sampled.view(), &sampled.leadership(), &sampled.rights()));
     Ok(Mesh { handle, sessions, shared, task: tokio::spawn(driver.run(pod_ip)) })
 }
 
@@ -241,25 +249,6 @@ fn seed(config: &Config, stores: &mut Stores) {
             origin: WorkerOrigin::Seed,
             draining: false,
         });
-    }
-}
-
-fn sample(view: &View, leadership: &Leadership, rights: &RightsView) -> MeshSample {
-    if !view.mesh_enabled {
-        return MeshSample::default();
-    }
-    let others = view.nodes.iter().filter(|other| other.name != view.node);
-    let count = |status| (status, view.nodes.iter().filter(|node| node.status == status).count());
-    MeshSample {
-        peers: others.map(|other| (other.name.clone(), other.status == NodeStatus::Alive)).collect(),
-        members: NodeStatus::ALL.map(count).into(),
-        election: Some(ElectionSample {
-            leads: leadership.leader_at(Instant::now()) == Some(&view.node),
-            term: leadership.term,
-            voters: leadership.voters.len(),
-            has_quorum: leadership.has_quorum,
-        }),
-        rights: Some(rights.sample(Instant::now())),
     }
 }
 
@@ -553,7 +542,7 @@ impl Driver {
         self.picture = Picture::of(&self.stores);
         // The directory is that of the name that was taken.
         let podium = Podium { shown: self.leadership.clone(), rights: self.rights.clone(), votes: None };
-        let outlets = Outlets { podium, shared: self.shared.clone() };
+        let outlets = Outlets { podium, shared: self.shared.clone(), pods: self.pods.clone() };
         let mut net =
             Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None, outlets).await?;
         net.share_limits(Instant::now(), &self.limits);

@@ -13,6 +13,7 @@
 mod caches;
 mod definitions;
 mod family;
+mod kubernetes;
 mod mesh;
 mod tls;
 
@@ -109,6 +110,7 @@ pub struct Metrics {
     /// Failed, done.
     mesh_data_saves: [BoundCounter<u64>; 2],
     trace_spans: Family<&'static str, BoundCounter<u64>>,
+    kubernetes: kubernetes::Kubernetes,
     tls_expiry: tls::Expiry,
     tls_reload_failures: Family<&'static str, BoundCounter<u64>>,
     tls_handshake_failures: Family<&'static str, BoundCounter<u64>>,
@@ -192,6 +194,7 @@ impl Metrics {
             mesh_rejected: counters_by_two(&meter, &def::MESH_REJECTED),
             mesh_data_saves: ["failed", "done"].map(|result| saves.bind(&[KeyValue::new("result", result)])),
             trace_spans: counters_by_one(&meter, &def::TRACE_SPANS),
+            kubernetes: kubernetes::Kubernetes::new(&meter),
             tls_expiry: tls::expiry(&meter),
             tls_reload_failures: counters_by_one(&meter, &def::TLS_RELOAD_FAILURES),
             tls_handshake_failures: counters_by_one(&meter, &def::TLS_HANDSHAKE_FAILURES),

@@ -18,6 +18,9 @@ mod breaker;
 mod certs;
 mod data;
 mod failover;
+#[path = "../../src/kubernetes/fake.rs"]
+mod kube_server;
+mod kubernetes;
 mod leader;
 mod limits;
 mod manual;

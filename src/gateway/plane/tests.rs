@@ -116,6 +116,7 @@ fn config() -> Config {
         },
         auth: Auth::default(),
         telemetry: telemetry(any),
+        kubernetes: crate::config::kubernetes::Kubernetes::default(),
         mesh: Mesh {
             voters: None,
             without_quorum: crate::mesh::quota::local::WithoutQuorum::Closed,

@@ -199,6 +199,7 @@ impl<P: Probe> Keeper<P> {
                 sent = announce(&self.mesh, next_out) => drop(self.outbox.remove(&sent)),
                 () = share(&self.mesh, self.limits_due.clone()) => self.limits_due = None,
                 () = self.lookout.next(self.has_open) => self.check_breakers(),
+                () = changed(&mut self.settings.held) => self.mark_stale(),
                 told = tell_lost(&self.mesh, next_lost) => drop(self.lost_caches.remove(&told)),
                 () = changed(&mut self.rights), if self.rights_due.is_some() => self.on_view(),
                 _ = at(self.rights_due) => self.on_view(),
@@ -391,7 +392,7 @@ impl<P: Probe> Keeper<P> {
         tracing::info!(worker = %id, "worker removed");
         if slot.worker.in_flight() > 0 {
             let until = Instant::now() + self.settings.drain_settle;
-            let entry = Entry { state: WorkerState::Draining, ..slot.entry() };
+            let entry = Entry { state: WorkerState::Draining, ..slot.entry(false) };
             self.leaving.push(Leaving { entry, until });
             self.sweep_due.get_or_insert_with(|| Instant::now() + LEAVING_CHECK);
         }
@@ -457,7 +458,8 @@ impl<P: Probe> Keeper<P> {
     }
 
     fn rebuild(&mut self, now: Instant) {
-        let entries: Vec<_> = self.slots.values().map(Slot::entry).collect();
+        let held = self.settings.held.borrow_and_update().clone();
+        let entries: Vec<_> = self.slots.iter().map(|(id, slot)| slot.entry(held.contains(id))).collect();
         let unasked_until = self.slots.values().filter_map(Slot::unasked_until).max();
         let table = if self.is_joining {
             RoutingView { is_joining: true, workers_total: entries.len(), ..RoutingView::default() }
@@ -519,8 +521,12 @@ impl Slot {
         self.worker.hint.set(until_ms, std::time::Instant::now(), unix_ms());
     }
 
-    fn entry(&self) -> Entry {
-        let state = if self.view.spec.draining { WorkerState::Draining } else { self.state };
+    fn entry(&self, is_held: bool) -> Entry {
+        let state = match self.state {
+            _ if self.view.spec.draining => WorkerState::Draining,
+            WorkerState::Ready if is_held => WorkerState::NotReady,
+            state => state,
+        };
         Entry { view: self.view.clone(), worker: self.worker.clone(), state, models: self.models.clone() }
     }
 }
@@ -556,9 +562,9 @@ async fn share(mesh: &MeshHandle, limits: Option<Vec<SharedLimit>>) {
     }
 }
 
-/// Waits for news of rights, for ever when the mesh has stopped. Cancel safe.
-async fn changed(rights: &mut watch::Receiver<RightsView>) {
-    if rights.changed().await.is_err() {
+/// Waits for news, for ever when there will be none. Cancel safe.
+async fn changed<T>(news: &mut watch::Receiver<T>) {
+    if news.changed().await.is_err() {
         pending::<()>().await;
     }
 }

@@ -187,6 +187,7 @@ pub(crate) fn settings() -> Settings {
         drain_settle: Duration::from_secs(5),
         limits: Terms::default(),
         startup_timeout: Duration::from_secs(1800),
+        held: watch::channel(Arc::default()).1,
     }
 }
 

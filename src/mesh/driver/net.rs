@@ -88,13 +88,14 @@ pub(super) struct Outcome {
     pub(super) broken: Option<io::Error>,
 }
 
-/// Where news for the rest of the program go, beside the view.
+/// Where news for the rest of the program go, beside the view, and where pods to join through come from.
 #[derive(Clone, Debug)]
 pub(super) struct Outlets {
     /// Of the election.
     pub(super) podium: Podium,
     /// Routing hints from peers.
     pub(super) shared: mpsc::Sender<(NodeName, Message)>,
+    pub(super) pods: watch::Receiver<Vec<SocketAddr>>,
 }
 
 pub(super) struct Net {
@@ -156,12 +157,13 @@ impl Net {
             gossip_interval: config.gossip_interval,
             suspicion_multiplier: config.suspicion_multiplier,
             host: advertised.host,
-            has_seeds: !config.peers.is_empty(),
+            has_seeds: !config.peers.is_empty() || !outlets.pods.borrow().is_empty(),
             ..SwimConfig::new(node.clone(), advertised.addr, boot_epoch_ms)
         };
         let (joined, watch_joined) = watch::channel(false);
         let (found, seeds) = mpsc::channel(1);
-        let resolver = tokio::spawn(resolve::run(config.peers.clone(), watch_joined, found)).abort_handle();
+        let resolver =
+            tokio::spawn(resolve::run(config.peers.clone(), outlets.pods, watch_joined, found)).abort_handle();
         Ok(Self {
             metrics: metrics.clone(),
             node: node.clone(),

@@ -11,11 +11,16 @@ use tracing::{debug, trace, warn};
 
 use crate::{
     mesh::{
+        driver::{
+            handle::{Leadership, View},
+            rights::RightsView,
+        },
+        node::NodeStatus,
         replication::{FrameError, SyncEvent},
         stores::StoreEvent,
         swim::{DatagramError, Via},
     },
-    telemetry::metrics::Metrics,
+    telemetry::metrics::{ElectionSample, MeshSample, Metrics},
 };
 
 /// Refused peers are logged this often at most, by plane and reason.
@@ -130,4 +135,24 @@ pub(super) fn datagram_lost(metrics: &Metrics, to: SocketAddr, error: &SendError
     };
     metrics.mesh_rejected("datagram", reason);
     debug!(addr = %to, reason, %error, "datagram not sent");
+}
+
+/// What a scrape shows of the mesh.
+pub(super) fn sample(view: &View, leadership: &Leadership, rights: &RightsView) -> MeshSample {
+    if !view.mesh_enabled {
+        return MeshSample::default();
+    }
+    let others = view.nodes.iter().filter(|other| other.name != view.node);
+    let count = |status| (status, view.nodes.iter().filter(|node| node.status == status).count());
+    MeshSample {
+        peers: others.map(|other| (other.name.clone(), other.status == NodeStatus::Alive)).collect(),
+        members: NodeStatus::ALL.map(count).into(),
+        election: Some(ElectionSample {
+            leads: leadership.leader_at(Instant::now()) == Some(&view.node),
+            term: leadership.term,
+            voters: leadership.voters.len(),
+            has_quorum: leadership.has_quorum,
+        }),
+        rights: Some(rights.sample(Instant::now())),
+    }
 }

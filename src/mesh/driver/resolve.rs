@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tracing::{info, warn};
 
 /// One look-up is given up after this.
@@ -14,19 +18,25 @@ const RETRY_JOINING: Duration = Duration::from_secs(1);
 /// Between two rounds once joined: seeds keep being contacted, so that partitions heal also when addresses moved.
 const RETRY_JOINED: Duration = Duration::from_secs(30);
 
-/// Resolves every peer entry, all addresses of each, for ever; sends the union to the driver after each round.
+/// Resolves every peer entry, all addresses of each, for ever; sends the union, and that of `pods`, to the driver after
+/// each round. A change of `pods` begins a round at once.
 ///
 /// The channel holds one answer; a driver that is busy delays the next round and nothing piles up. Ends when the
 /// driver drops its end.
 pub(super) async fn run(
     peers: Vec<String>,
-    joined: tokio::sync::watch::Receiver<bool>,
+    mut pods: watch::Receiver<Vec<SocketAddr>>,
+    joined: watch::Receiver<bool>,
     found: mpsc::Sender<Vec<SocketAddr>>,
 ) {
     let mut failing = BTreeSet::new();
     let mut joined = joined;
     loop {
-        if found.send(round(&peers, &mut failing).await).await.is_err() {
+        let mut addresses = round(&peers, &mut failing).await;
+        addresses.extend_from_slice(&pods.borrow_and_update());
+        addresses.sort_unstable();
+        addresses.dedup();
+        if found.send(addresses).await.is_err() {
             return;
         }
         let wait = if *joined.borrow_and_update() { RETRY_JOINED } else { RETRY_JOINING };
@@ -34,6 +44,7 @@ pub(super) async fn run(
             () = tokio::time::sleep(wait) => {}
             // A node that lost everybody goes back to the short interval at once.
             changed = joined.changed() => if changed.is_err() { return },
+            () = changed(&mut pods) => {}
             () = found.closed() => return,
         }
     }
@@ -72,6 +83,13 @@ async fn round(peers: &[String], failing: &mut BTreeSet<String>) -> Vec<SocketAd
     addresses
 }
 
+/// Waits for news, for ever when there will be none.
+async fn changed(pods: &mut watch::Receiver<Vec<SocketAddr>>) {
+    if pods.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -86,10 +104,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn pods_are_beside_the_peers_and_come_at_once() {
+        let addr = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let (found, mut answers) = mpsc::channel(1);
+        let (_joined, joined) = watch::channel(true);
+        let (pods, watched) = watch::channel(vec![addr(2), addr(3)]);
+        tokio::spawn(run(vec!["127.0.0.1:2".to_owned()], watched, joined, found));
+        assert_eq!(answers.recv().await.unwrap(), [addr(2), addr(3)]);
+        // The next round by itself is half a minute away.
+        pods.send_replace(vec![addr(4)]);
+        let next = timeout(RETRY_JOINED / 2, answers.recv()).await.unwrap();
+        assert_eq!(next.unwrap(), [addr(2), addr(4)]);
+    }
+
+    #[tokio::test]
     async fn stops_with_the_driver() {
         let (found, answers) = mpsc::channel(1);
-        let (_joined, watch) = tokio::sync::watch::channel(false);
+        let (_joined, joined) = watch::channel(false);
         drop(answers);
-        run(vec!["127.0.0.1:2".to_owned()], watch, found).await;
+        run(vec!["127.0.0.1:2".to_owned()], watch::channel(Vec::new()).1, joined, found).await;
     }
 }

@@ -147,6 +147,12 @@ definitions! {
         "Batches of replicated state written to --mesh-data-dir: done (flushed to the disk) or failed.";
     TRACE_SPANS = Counter "smg_trace_spans_total" ["result"]
         "Spans of --enable-trace: exported, failed to arrive, or dropped because too many waited.";
+    KUBE_PODS = Gauge "smg_kubernetes_pods" ["kind"]
+        "Pods found by --service-discovery that are Ready (worker), or by --router-selector (router).";
+    KUBE_LISTED = Gauge "smg_kubernetes_last_list_timestamp_seconds" ["kind"]
+        "Unix time of the last complete list of pods; of the start before the first.";
+    KUBE_REQUESTS = Counter "smg_kubernetes_requests_total" ["operation", "result"]
+        "Requests to the Kubernetes API: list, watch or node, and ok or why they failed.";
     TLS_EXPIRY = Gauge "smg_tls_cert_expiry_timestamp_seconds" ["role"]
         "Unix time at which the certificate in use expires, by what it is for (mesh, server, worker).";
     TLS_RELOAD_FAILURES = Counter "smg_tls_reload_failures_total" ["role"]

@@ -39,6 +39,7 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
             votes: None,
         },
         shared: mpsc::channel(1).0,
+        pods: watch::channel(Vec::new()).1,
     };
     Net::bind(&config, &config.node, 1, metrics, None, None, outlets).await.unwrap()
 }

@@ -1,0 +1,213 @@
+//! One search, for ever: list, watch from there, list again.
+//!
+//! A list comes at least every `relist`, so what a watch did not say, because it hangs or lost something, is wrong for so
+//! long at most. After a failure the next list waits 1 s, twice that after each further one, 30 s at most; each wait a
+//! fifth longer or shorter, so that gateways do not ask in step. A failure changes nothing of what is known.
+
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+
+use rand::RngExt as _;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{info, warn};
+
+use super::{
+    api::{Api, ApiError, Listed},
+    inventory::{CONFIRM_WAIT, Change},
+    pod::Pod,
+};
+use crate::{config::kubernetes::PodSearch, telemetry::metrics::Metrics};
+
+/// First wait after a failure.
+const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
+
+/// Longest wait after a failure.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// Zones of nodes that are remembered; beyond that all are asked for anew.
+const ZONES_MAX: usize = 5_000;
+
+/// Who is told what a search finds.
+pub(super) trait Audience: Send {
+    /// `worker` or `router`, in metrics and logs.
+    const KIND: &'static str;
+
+    /// Whether zones are of interest: asking for them needs a right more.
+    const WANTS_ZONES: bool;
+
+    /// Every pod that matches now; says whether the next list is due soon.
+    fn handle_list(&mut self, pods: &[Pod]) -> bool;
+
+    /// News since then.
+    fn handle_change(&mut self, change: &Change);
+
+    /// Passes on what there is to say; gives the number of pods that are in use, or none when nobody listens any more.
+    fn flush(&mut self) -> impl Future<Output = Option<usize>> + Send;
+}
+
+/// A search and its state between two requests.
+pub(super) struct Follower<A> {
+    api: Api,
+    search: PodSearch,
+    relist: Duration,
+    metrics: Arc<Metrics>,
+    audience: A,
+    zones: BTreeMap<String, String>,
+    /// The zone of a node could not be had: none is asked for before the next list.
+    is_zoneless: bool,
+    failures: u32,
+    /// Which operation fails and why; the log says it once.
+    failing: Option<(&'static str, &'static str)>,
+}
+
+/// The audience has gone.
+struct Unheard;
+
+impl<A: Audience> Follower<A> {
+    pub(super) fn new(api: Api, search: PodSearch, relist: Duration, metrics: Arc<Metrics>, audience: A) -> Self {
+        metrics.kubernetes_found(A::KIND, 0);
+        Self {
+            api,
+            search,
+            relist,
+            metrics,
+            audience,
+            zones: BTreeMap::new(),
+            is_zoneless: false,
+            failures: 0,
+            failing: None,
+        }
+    }
+
+    /// Runs until nobody listens any more.
+    pub(super) async fn run(mut self) {
+        loop {
+            let outcome = match self.list().await {
+                Ok((listed, is_soon)) => {
+                    if self.tell().await.is_err() {
+                        return;
+                    }
+                    let wait = if is_soon { CONFIRM_WAIT } else { jittered(self.relist) };
+                    self.watch(listed.version, Instant::now() + wait).await
+                }
+                Err(error) => Ok(Err(("list", error))),
+            };
+            match outcome {
+                Ok(Ok(())) => self.failures = 0,
+                Ok(Err((operation, error))) => self.on_failure(operation, &error).await,
+                Err(Unheard) => return,
+            }
+        }
+    }
+
+    async fn list(&mut self) -> Result<(Listed, bool), ApiError> {
+        let mut listed = self.api.list(&self.search).await?;
+        self.metrics.kubernetes_request("list", "ok");
+        self.metrics.kubernetes_listed(A::KIND);
+        self.is_zoneless = false;
+        for pod in &mut listed.pods {
+            self.find_zone(pod).await;
+        }
+        let is_soon = self.audience.handle_list(&listed.pods);
+        self.on_success("list");
+        Ok((listed, is_soon))
+    }
+
+    /// Takes in changes until the next list is due.
+    async fn watch(&mut self, from: String, until: Instant) -> Result<Result<(), (&'static str, ApiError)>, Unheard> {
+        let mut version = from;
+        loop {
+            let lasting = until.saturating_duration_since(Instant::now());
+            if lasting.is_zero() {
+                return Ok(Ok(()));
+            }
+            let begun = Instant::now();
+            // A server that keeps us waiting for the watch must not delay the list.
+            let watch = match timeout_at(until, self.api.watch(&self.search, &version, lasting)).await {
+                Ok(Ok(watch)) => watch,
+                Ok(Err(error)) => return Ok(Err(("watch", error))),
+                Err(_) => return Ok(Ok(())),
+            };
+            self.metrics.kubernetes_request("watch", "ok");
+            self.on_success("watch");
+            let mut watch = watch;
+            loop {
+                match timeout_at(until, watch.next()).await {
+                    Err(_) => return Ok(Ok(())),
+                    Ok(Err(error)) => return Ok(Err(("watch", error))),
+                    Ok(Ok(None)) => break,
+                    Ok(Ok(Some(mut change))) => {
+                        self.failures = 0;
+                        if let Change::Put(pod) = &mut change {
+                            self.find_zone(pod).await;
+                        }
+                        self.audience.handle_change(&change);
+                        self.tell().await?;
+                    }
+                }
+            }
+            version = watch.version().into();
+            // A server that ends every watch at once is not asked more often than this.
+            let wait = BACKOFF_INITIAL.saturating_sub(begun.elapsed());
+            sleep(wait.min(until.saturating_duration_since(Instant::now()))).await;
+            self.failures = 0;
+        }
+    }
+
+    async fn tell(&mut self) -> Result<(), Unheard> {
+        let pods = self.audience.flush().await.ok_or(Unheard)?;
+        self.metrics.kubernetes_found(A::KIND, pods);
+        Ok(())
+    }
+
+    fn on_success(&mut self, operation: &'static str) {
+        if self.failing.is_some_and(|(failing, _)| failing == operation) {
+            self.failing = None;
+            info!(kind = A::KIND, operation, "pods are followed again");
+        }
+    }
+
+    async fn on_failure(&mut self, operation: &'static str, error: &ApiError) {
+        self.metrics.kubernetes_request(operation, error.reason());
+        // A version that is too old is the way of the API to ask for a list.
+        let failing = (operation, error.reason());
+        if !matches!(error, ApiError::Gone) && self.failing.replace(failing) != Some(failing) {
+            let source = std::error::Error::source(error).map(ToString::to_string);
+            warn!(kind = A::KIND, operation, %error, source, "pods not followed, what is known stays");
+        }
+        let wait = BACKOFF_MAX.min(BACKOFF_INITIAL * 2_u32.saturating_pow(self.failures.min(5)));
+        self.failures += 1;
+        sleep(jittered(wait)).await;
+    }
+
+    /// Asks for the zone of the pod's node, where the pod does not say it itself.
+    async fn find_zone(&mut self, pod: &mut Pod) {
+        if !A::WANTS_ZONES || !pod.zone.is_empty() || pod.node.is_empty() || self.is_zoneless {
+            return;
+        }
+        if let Some(zone) = self.zones.get(&pod.node) {
+            pod.zone.clone_from(zone);
+            return;
+        }
+        match self.api.zone_of_node(&pod.node).await {
+            Ok(zone) => {
+                self.metrics.kubernetes_request("node", "ok");
+                pod.zone.clone_from(&zone);
+                if self.zones.len() >= ZONES_MAX {
+                    self.zones.clear();
+                }
+                self.zones.insert(pod.node.clone(), zone);
+            }
+            // It is without a zone meanwhile, which costs no request of a client. Other nodes would fail like it.
+            Err(error) => {
+                self.metrics.kubernetes_request("node", error.reason());
+                tracing::debug!(node = pod.node, %error, "zone of a node not found");
+                self.is_zoneless = true;
+            }
+        }
+    }
+}
+
+/// A fifth more or less.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::rng().random_range(0.8..=1.2))
+}

@@ -1,0 +1,157 @@
+//! Searches against a server that works, and that fails in every way.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::{
+    config::kubernetes::PodSearch,
+    kubernetes::fake::{Mode, Server, pod},
+};
+
+/// What is known: pod names and their zones.
+type Seen = BTreeMap<String, String>;
+
+/// Remembers what it is told.
+struct Listener {
+    seen: Seen,
+    shown: watch::Sender<Seen>,
+}
+
+impl Audience for Listener {
+    const KIND: &'static str = "worker";
+    const WANTS_ZONES: bool = true;
+
+    fn handle_list(&mut self, pods: &[Pod]) -> bool {
+        self.seen = pods.iter().map(|pod| (pod.name.clone(), pod.zone.clone())).collect();
+        false
+    }
+
+    fn handle_change(&mut self, change: &Change) {
+        match change {
+            Change::Put(pod) => drop(self.seen.insert(pod.name.clone(), pod.zone.clone())),
+            Change::Gone(pod) => drop(self.seen.remove(&pod.name)),
+        }
+    }
+
+    async fn flush(&mut self) -> Option<usize> {
+        self.shown.send(self.seen.clone()).ok()?;
+        Some(self.seen.len())
+    }
+}
+
+struct Search {
+    server: Server,
+    seen: watch::Receiver<Seen>,
+    metrics: Arc<Metrics>,
+}
+
+impl Search {
+    async fn start(relist: Duration) -> Self {
+        let server = Server::start(std::net::Ipv4Addr::LOCALHOST).await;
+        server.stored().zones.insert("n1".into(), "z1".into());
+        server.put(&pod("a", "10.0.0.1", "n1"));
+        let api = Api::at(&format!("http://{}", server.addr));
+        let (shown, seen) = watch::channel(Seen::new());
+        let search = PodSearch { namespace: Some("ns".into()), labels: [("app".to_owned(), "w".to_owned())].into() };
+        let metrics = Metrics::new();
+        let listener = Listener { seen: Seen::new(), shown };
+        tokio::spawn(Follower::new(api, search, relist, metrics.clone(), listener).run());
+        Self { server, seen, metrics }
+    }
+
+    async fn until(&mut self, what: &str, holds: impl FnMut(&Seen) -> bool) {
+        let waited = tokio::time::timeout(Duration::from_secs(30), self.seen.wait_for(holds)).await;
+        assert!(waited.is_ok_and(|held| held.is_ok()), "not within 30 s: {what}");
+    }
+
+    /// Waits until requests of this kind had this result.
+    async fn until_result(&self, operation: &str, result: &str) {
+        let line = format!("kubernetes_requests_total{{operation=\"{operation}\",result=\"{result}\"}}");
+        let start = Instant::now();
+        while !self.metrics.encode().contains(&line) {
+            assert!(start.elapsed() < Duration::from_secs(30), "not within 30 s: {line}");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn what_changes_comes_by_the_watch_without_another_list() {
+    let mut search = Search::start(HOUR).await;
+    search.until("the first list", |seen| *seen == Seen::from([("ns/a".into(), "z1".into())])).await;
+    search.server.put(&pod("b", "10.0.0.2", "n2"));
+    search.until("a new pod, of a node without a zone", |seen| seen.get("ns/b").is_some_and(String::is_empty)).await;
+    search.server.delete("a");
+    search.until("a deleted pod", |seen| !seen.contains_key("ns/a")).await;
+    assert_eq!(search.server.stored().lists, 1);
+    assert!(search.server.stored().selectors.iter().all(|selector| selector == "app=w"));
+    let scrape = search.metrics.encode();
+    assert!(scrape.contains("kubernetes_pods{kind=\"worker\"} 1"), "{scrape}");
+    assert!(scrape.contains("kubernetes_last_list_timestamp_seconds{kind=\"worker\"} 1"), "{scrape}");
+}
+
+#[tokio::test]
+async fn a_list_in_pages_is_complete() {
+    let mut search = Search::start(Duration::from_secs(1)).await;
+    search.server.set_mode(Mode::DropsEvents);
+    search.server.stored().page_pods = 2;
+    for n in 2..=5 {
+        search.server.put(&pod(&format!("p{n}"), &format!("10.0.0.{n}"), "n1"));
+    }
+    search.until("five pods", |seen| seen.len() == 5).await;
+}
+
+#[tokio::test]
+async fn what_a_watch_drops_or_forgets_the_next_list_says() {
+    for (mode, relist) in [(Mode::DropsEvents, Duration::from_secs(1)), (Mode::Forgets, HOUR)] {
+        let mut search = Search::start(relist).await;
+        search.server.set_mode(mode);
+        search.until("the first list", |seen| seen.len() == 1).await;
+        search.server.put(&pod("b", "10.0.0.2", "n1"));
+        search.until("a new pod", |seen| seen.len() == 2).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_fails_changes_nothing_and_is_asked_again() {
+    for (mode, result) in [
+        (Mode::Forbids, "forbidden"),
+        (Mode::Breaks, "refused"),
+        (Mode::Babbles, "malformed"),
+        (Mode::Hangs, "timeout"),
+    ] {
+        let mut search = Search::start(Duration::from_secs(1)).await;
+        search.until("the first list", |seen| seen.len() == 1).await;
+        search.server.set_mode(mode);
+        search.until_result("list", result).await;
+        assert_eq!(search.seen.borrow().len(), 1, "{mode:?}");
+        search.server.set_mode(Mode::DropsEvents);
+        search.server.put(&pod("b", "10.0.0.2", "n1"));
+        search.until("a new pod", |seen| seen.len() == 2).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_at_first_is_found_later() {
+    let unused = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let metrics = Metrics::new();
+    let (shown, _seen) = watch::channel(Seen::new());
+    let api = Api::at(&format!("http://{}", unused.local_addr().unwrap()));
+    drop(unused);
+    let search = PodSearch { namespace: None, labels: BTreeMap::new() };
+    let listener = Listener { seen: Seen::new(), shown };
+    tokio::spawn(Follower::new(api, search, HOUR, metrics.clone(), listener).run());
+    let line = "kubernetes_requests_total{operation=\"list\",result=\"unreachable\"} 2";
+    let start = Instant::now();
+    while !metrics.encode().contains(line) {
+        assert!(start.elapsed() < Duration::from_secs(30), "asked again");
+        tokio::task::yield_now().await;
+    }
+}
