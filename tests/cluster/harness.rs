@@ -127,6 +127,11 @@ impl Gateway {
 
     /// The same under another name.
     pub fn start_as(name: &str, network: Network, n: u8, peers: &[u8], more: &[&str]) -> Self {
+        Self::start_by(SMG, name, network, n, peers, more)
+    }
+
+    /// The same by another build of the program.
+    pub fn start_by(program: &str, name: &str, network: Network, n: u8, peers: &[u8], more: &[&str]) -> Self {
         let ip = network.ip(n).to_string();
         let peers = peers.iter().map(|&peer| format!("{}:39527", network.ip(peer))).collect::<Vec<_>>().join(",");
         let mut args = vec!["--enable-mesh", "--mesh-server-name", name, "--mesh-host", &ip, "--mesh-port", "39527"];
@@ -135,7 +140,7 @@ impl Gateway {
             args.extend(["--mesh-peer-urls", &peers]);
         }
         args.extend(more);
-        let process = Process::start(name, args.iter().copied(), &[]);
+        let process = Process::start_command(name, Command::new(program).args(args), &[]);
         Self::attach(process, name.to_owned(), network.ip(n))
     }
 

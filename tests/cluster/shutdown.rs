@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Gateway, Network, eventually, joined, s, worker};
+use crate::harness::{Gateway, Network, SMG, eventually, joined, s, worker};
 
 #[tokio::test]
 async fn sigterm_finishes_what_runs_and_tells_the_others() {
@@ -152,7 +152,12 @@ async fn load(balancer: &Balancer, stop: &AtomicBool) -> (usize, Vec<String>) {
     }
 }
 
-/// SPEC §5 rule 7. `SMG_ROLLING_RATE=200 cargo test --release --test cluster a_rolling_restart` is the size of real life.
+/// The program that a variable names, else the one under test.
+fn build(variable: &str) -> String {
+    std::env::var(variable).ok().filter(|path| !path.is_empty()).unwrap_or_else(|| SMG.to_owned())
+}
+
+/// SPEC §5 rule 7, also from one build to another, see `tests/upgrade/run`. `SMG_ROLLING_RATE=200 cargo test --release --test cluster a_rolling_restart` is the size of real life.
 #[tokio::test]
 async fn a_rolling_restart_fails_no_request_and_cuts_no_stream() {
     let network = Network::new();
@@ -164,7 +169,9 @@ async fn a_rolling_restart_fails_no_request_and_cuts_no_stream() {
     let limit = ["--rate-limit-tokens-per-second", "3000", "--rate-limit-burst", "3000"];
     let flags =
         ["--worker-urls", urls.as_str(), "--shutdown-grace-period-secs", "8", limit[0], limit[1], limit[2], limit[3]];
-    let mut gateways = [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], &flags));
+    let (old, new) = (build("SMG_ROLLING_FROM"), build("SMG_ROLLING_TO"));
+    let start = |program: &str, n: u8| Gateway::start_by(program, &format!("node{n}"), network, n, &[1, 2, 3], &flags);
+    let mut gateways = [1, 2, 3].map(|n| start(&old, n));
     let [node1, node2, node3] = &gateways;
     joined(&[node1, node2, node3], 3, s(5)).await;
     for gateway in &gateways {
@@ -187,7 +194,7 @@ async fn a_rolling_restart_fails_no_request_and_cuts_no_stream() {
             let gateway = &mut gateways[usize::from(n)];
             gateway.process.signal(Signal::SIGTERM);
             assert_eq!(gateway.process.exit(s(12)).await.code(), Some(0));
-            *gateway = Gateway::start(network, n + 1, &[1, 2, 3], &flags);
+            *gateway = start(&new, n + 1);
             eventually(s(10), "the balancer sees it again", async || is_ready(usize::from(n)).await).await;
         }
         stop.store(true, Ordering::Relaxed);
@@ -200,5 +207,6 @@ async fn a_rolling_restart_fails_no_request_and_cuts_no_stream() {
     let ((sent, failed), (), _) = tokio::join!(loaded, restart, watched);
     assert!(failed.is_empty(), "{} of {sent}: {:#?}", failed.len(), &failed[..failed.len().min(5)]);
     assert!(sent > 200, "{sent}");
+    joined(&gateways.iter().collect::<Vec<_>>(), 3, s(5)).await;
     eprintln!("{sent} requests, half of them streams of 3 s: 0 failed");
 }
