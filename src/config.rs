@@ -303,6 +303,15 @@ pub struct Telemetry {
     pub log_dir: Option<PathBuf>,
     /// Traces of requests; none without `--enable-trace`.
     pub traces: Option<Traces>,
+    /// Metrics sent to a collector; none without `--otlp-metrics-endpoint` and its variable.
+    pub push: Option<MetricsPush>,
+}
+
+/// Metrics sent to a collector.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MetricsPush {
+    /// OTLP endpoint, an http or https URL; none: as `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT` says.
+    pub endpoint: Option<String>,
 }
 
 /// Traces of requests.

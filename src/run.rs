@@ -26,13 +26,13 @@ use crate::{
     ha::{self, Ha},
     kubernetes::Searches,
     mesh::driver::{self, handle::MeshHandle},
-    telemetry::{metrics::Metrics, server, traces::Traces},
+    telemetry::{metrics::Metrics, push, server, traces::Traces},
 };
 
 /// How long leaving may wait for a quorum of peers to take note.
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
 
-/// How long the last spans may take to the collector.
+/// How long the last spans may take to the collector, and the last metrics.
 const FLUSH_WAIT: Duration = Duration::from_secs(3);
 
 /// How long handing over what is known of prompts may take before that.
@@ -46,7 +46,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let mut signals = Signals::new()?;
     raise_descriptor_limit();
-    let metrics = Metrics::new();
+    let (metrics, push) = push::metrics(config.telemetry.push.as_ref(), config.mesh.node.as_str())?;
     let shutdown = CancellationToken::new();
     let ended = CancellationToken::new();
 
@@ -96,6 +96,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     if let Some(traces) = traces {
         traces.flush(FLUSH_WAIT).await;
+    }
+    if let Some(push) = push {
+        push.flush(FLUSH_WAIT).await;
     }
     ended.cancel();
     Ok(())

@@ -9,6 +9,7 @@
 //! `RUST_LOG`, when set, replaces `--log-level`; its syntax is that of `tracing_subscriber::EnvFilter`.
 
 pub mod metrics;
+pub mod push;
 
 pub mod server;
 pub mod traces;

@@ -289,6 +289,16 @@ impl Check<'_> {
         flags.enable_trace.then_some(config::Traces { endpoint })
     }
 
+    /// The standard variable alone is enough, which the exporter reads itself.
+    fn push(&mut self, flags: &TelemetryFlags) -> Option<config::MetricsPush> {
+        let variable = self.env.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT").filter(|text| !text.is_empty());
+        match flags.otlp_metrics_endpoint.as_deref().filter(|text| !text.is_empty()) {
+            Some(text) => self.accept("otlp-metrics-endpoint", text, config::otlp_endpoint(text)).map(Some),
+            None => variable.map(|_| None),
+        }
+        .map(|endpoint| config::MetricsPush { endpoint })
+    }
+
     fn telemetry(&mut self, flags: &TelemetryFlags) -> Telemetry {
         Telemetry {
             prometheus_addr: self.addr("prometheus-host", &flags.prometheus_host, flags.prometheus_port),
@@ -297,6 +307,7 @@ impl Check<'_> {
             log_json: flags.log_json,
             log_dir: flags.log_dir.as_ref().map(PathBuf::from),
             traces: self.traces(flags),
+            push: self.push(flags),
         }
     }
 

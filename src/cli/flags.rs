@@ -289,6 +289,9 @@ pub struct TelemetryFlags {
     /// Collector to send traces to, as `http://collector:4317`; without it `OTEL_EXPORTER_OTLP_ENDPOINT`, else this host
     #[arg(long, alias = "otlp-endpoint", value_name = "URL")]
     pub otlp_traces_endpoint: Option<String>,
+    /// Collector to send metrics to as well, as `http://collector:4317`, every minute; without it `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT`, else they are only scraped
+    #[arg(long, value_name = "URL")]
+    pub otlp_metrics_endpoint: Option<String>,
 }
 
 /// Workers and peers that are pods of a Kubernetes cluster.

@@ -84,6 +84,7 @@ mod tests {
             log_json: false,
             log_dir: None,
             traces: None,
+            push: None,
         }
     }
 

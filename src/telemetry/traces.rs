@@ -29,6 +29,9 @@ mod export;
 pub mod genai;
 mod http_client;
 
+pub(super) use export::{http_endpoint, number, protocol};
+pub(super) use http_client::OtlpClient;
+
 /// Makes spans; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Traces {
@@ -195,7 +198,7 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-fn resource(node: &str) -> Resource {
+pub(super) fn resource(node: &str) -> Resource {
     let found = Resource::builder().build();
     let name = found.get(&Key::new("service.name")).map(|name| name.to_string());
     let is_named = name.is_some_and(|name| !name.starts_with("unknown_service"));

@@ -27,6 +27,7 @@ mod manual;
 mod metrics;
 mod operator;
 mod prompts;
+mod pushed_metrics;
 mod routes;
 mod serving_tls;
 mod sessions;

@@ -65,6 +65,7 @@ fn telemetry(prometheus_addr: SocketAddr) -> Telemetry {
         log_json: false,
         log_dir: None::<PathBuf>,
         traces: None,
+        push: None,
     }
 }
 

@@ -147,6 +147,8 @@ definitions! {
         "Batches of replicated state written to --mesh-data-dir: done (flushed to the disk) or failed.";
     TRACE_SPANS = Counter "smg_trace_spans_total" ["result"]
         "Spans of --enable-trace: exported, failed to arrive, or dropped because too many waited.";
+    OTLP_EXPORTS = Counter "smg_otlp_metric_exports_total" ["result"]
+        "Exports of --otlp-metrics-endpoint: exported, or failed to arrive, which the next one makes up for.";
     KUBE_PODS = Gauge "smg_kubernetes_pods" ["kind"]
         "Pods found by --service-discovery that are Ready (worker), or by --router-selector (router).";
     KUBE_LISTED = Gauge "smg_kubernetes_last_list_timestamp_seconds" ["kind"]

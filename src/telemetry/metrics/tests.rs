@@ -84,6 +84,10 @@ fn busy() -> Arc<Metrics> {
     metrics.mesh_sync_latency(elapsed);
     metrics.mesh_gossip_message("sent", "ping");
     metrics.trace_spans("exported", 2);
+    metrics.otlp_export("exported");
+    metrics.kubernetes_request("list", "ok");
+    metrics.kubernetes_found("worker", 3);
+    metrics.kubernetes_listed("worker");
     metrics.tls_expiry("mesh", 1);
     metrics.tls_handshake_failed("timeout");
     metrics.mesh_rejected("datagram", "malformed");

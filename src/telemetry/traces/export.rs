@@ -60,17 +60,25 @@ impl Settings {
 }
 
 /// A variable from 1 to `most`; unset or empty is the default.
-fn number<T: Copy + Display + FromStr + From<u8> + PartialOrd>(name: &str, default: T, most: T) -> anyhow::Result<T> {
+pub(in crate::telemetry) fn number<T: Copy + Display + FromStr + From<u8> + PartialOrd>(
+    name: &str,
+    default: T,
+    most: T,
+) -> anyhow::Result<T> {
     let Some(text) = std::env::var(name).ok().filter(|text| !text.is_empty()) else { return Ok(default) };
     let found = text.parse::<T>().ok().filter(|found| *found >= T::from(1) && *found <= most);
     found.with_context(|| format!("{name}: write a number from 1 to {most}"))
 }
 
+/// What the variables say of the protocol of a signal.
+pub(in crate::telemetry) fn protocol(signal: &str) -> Option<String> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    variable(&format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL")).or_else(|| variable("OTEL_EXPORTER_OTLP_PROTOCOL"))
+}
+
 /// The exporter for the endpoint of the flag, else of the variables, else of this host.
 pub(super) fn exporter(endpoint: Option<&str>, resource: &Resource) -> anyhow::Result<SpanExporter> {
-    let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
-    let protocol = variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| variable("OTEL_EXPORTER_OTLP_PROTOCOL"));
-    let mut exporter = match protocol.as_deref() {
+    let mut exporter = match protocol("TRACES").as_deref() {
         None | Some("grpc") => {
             let builder = SpanExporter::builder().with_tonic().with_protocol(Protocol::Grpc);
             match endpoint {
@@ -82,7 +90,7 @@ pub(super) fn exporter(endpoint: Option<&str>, resource: &Resource) -> anyhow::R
             let builder = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
             let builder = builder.with_http_client(OtlpClient::default());
             match endpoint {
-                Some(endpoint) => builder.with_endpoint(http_endpoint(endpoint)).build(),
+                Some(endpoint) => builder.with_endpoint(http_endpoint(endpoint, "traces")).build(),
                 None => builder.build(),
             }
         }
@@ -94,9 +102,9 @@ pub(super) fn exporter(endpoint: Option<&str>, resource: &Resource) -> anyhow::R
 }
 
 /// With the path of the signal, where none is given.
-fn http_endpoint(endpoint: &str) -> String {
+pub(in crate::telemetry) fn http_endpoint(endpoint: &str, signal: &str) -> String {
     match endpoint.split_once("://").map(|(_, rest)| rest.split_once('/')) {
-        Some(None | Some((_, ""))) => format!("{}/v1/traces", endpoint.trim_end_matches('/')),
+        Some(None | Some((_, ""))) => format!("{}/v1/{signal}", endpoint.trim_end_matches('/')),
         _ => endpoint.to_owned(),
     }
 }
@@ -226,7 +234,7 @@ mod tests {
             ("http://c:4318/", "http://c:4318/v1/traces"),
             ("https://c/otlp", "https://c/otlp"),
         ] {
-            assert_eq!(http_endpoint(given), expected, "{given}");
+            assert_eq!(http_endpoint(given, "traces"), expected, "{given}");
         }
     }
 }

@@ -23,7 +23,7 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Sends batches; believes the authorities of this machine.
 #[derive(Default)]
-pub(super) struct OtlpClient {
+pub(in crate::telemetry) struct OtlpClient {
     tls: OnceLock<Arc<ClientMaterial>>,
 }
 
