@@ -1,7 +1,8 @@
 //! Cache-aware routing of several gateways in one thread: seeded, in virtual time, with the shipped choice, index, outbox
 //! and book of loads.
 //!
-//! Conversations arrive at random, share a few system prompts and send each turn to another gateway. A worker is an LRU
+//! Conversations arrive at random, share a few system prompts and send each turn to another gateway; single questions
+//! behind one hot system prompt may come beside them. A worker is an LRU
 //! cache of blocks and a time to answer: a fixed one, and one for each block that it has to compute. Messages between
 //! gateways take `DELAY_MS` and are counted in bytes as they would be on the wire.
 //!
@@ -82,6 +83,8 @@ pub struct Scenario {
     pub system_blocks: usize,
     /// Blocks of what a user says, and of an answer.
     pub turn_blocks: usize,
+    /// Requests per second beside the conversations, each a question behind the same system prompt.
+    pub hot_per_second: f64,
     /// Time to answer without the prompt, in milliseconds.
     pub answer_ms: f64,
     /// Time to compute one block of prompt, in milliseconds.
@@ -104,6 +107,7 @@ impl Default for Scenario {
             systems: 20,
             system_blocks: 12,
             turn_blocks: 4,
+            hot_per_second: 0.0,
             answer_ms: 1_500.0,
             block_ms: 6.0,
             seconds: 120,
@@ -122,6 +126,8 @@ pub struct Outcome {
     pub hit_share: f64,
     /// Standard deviation over mean of the requests that each worker got.
     pub cov: f64,
+    /// Hot requests of the worker that got fewest of them, as a share of the mean; none when there were none.
+    pub hot_least: Option<f64>,
     /// Bytes that a gateway sent per second.
     pub bytes_per_second: f64,
 }
@@ -145,6 +151,7 @@ struct Gateway {
 #[derive(Debug)]
 enum Event {
     Arrive,
+    Hot,
     Turn(u64),
     Done { request: u64, session: u64 },
     Flush(usize),
@@ -155,6 +162,7 @@ enum Event {
 struct Session {
     system: u64,
     turn: u32,
+    turns: u32,
     last: Option<usize>,
     next_gateway: usize,
 }
@@ -183,6 +191,7 @@ struct Tally {
     blocks: u64,
     hits: u64,
     by_worker: Vec<u64>,
+    hot_by_worker: Vec<u64>,
     bytes: u64,
 }
 
@@ -204,9 +213,16 @@ impl<'a> Sim<'a> {
             sessions: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             busy: vec![0; scenario.workers],
-            tally: Tally { by_worker: vec![0; scenario.workers], ..Tally::default() },
+            tally: Tally {
+                by_worker: vec![0; scenario.workers],
+                hot_by_worker: vec![0; scenario.workers],
+                ..Tally::default()
+            },
         };
         sim.after(0, Event::Arrive);
+        if scenario.hot_per_second > 0.0 {
+            sim.after(0, Event::Hot);
+        }
         if scenario.mode == Mode::Shared {
             for gateway in 0..scenario.gateways {
                 sim.after(gateway as u64, Event::Flush(gateway));
@@ -253,19 +269,23 @@ impl<'a> Sim<'a> {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Arrive => {
-                let (system, next_gateway) = (self.draw_system(), self.rng.next_u64() as usize);
-                let id = self.serial;
-                self.sessions.insert(id, Session { system, turn: 0, last: None, next_gateway });
-                self.ask(id);
+                let system = self.draw_system();
+                self.begin(system, self.scenario.turns);
                 let wait = self.draw_ms(1000.0 / self.scenario.sessions_per_second);
                 self.after(wait, Event::Arrive);
+            }
+            Event::Hot => {
+                // One that no conversation has.
+                self.begin(self.scenario.systems, 1);
+                let wait = self.draw_ms(1000.0 / self.scenario.hot_per_second);
+                self.after(wait, Event::Hot);
             }
             Event::Turn(session) => self.ask(session),
             Event::Done { request, session } => {
                 if let Some((worker, _)) = self.in_flight.remove(&request) {
                     self.busy[worker] -= 1;
                 }
-                let is_over = self.sessions.get(&session).is_none_or(|s| s.turn >= self.scenario.turns);
+                let is_over = self.sessions.get(&session).is_none_or(|s| s.turn >= s.turns);
                 if is_over {
                     self.sessions.remove(&session);
                 } else {
@@ -319,6 +339,12 @@ impl<'a> Sim<'a> {
         ((self.scenario.systems as f64 + 1.0).powf(unit) - 1.0) as u64
     }
 
+    fn begin(&mut self, system: u64, turns: u32) {
+        let (id, next_gateway) = (self.serial, self.rng.next_u64() as usize);
+        self.sessions.insert(id, Session { system, turn: 0, turns, last: None, next_gateway });
+        self.ask(id);
+    }
+
     fn ask(&mut self, id: u64) {
         let scenario = self.scenario;
         let Some(session) = self.sessions.get_mut(&id) else { return };
@@ -338,6 +364,7 @@ impl<'a> Sim<'a> {
         if self.counts() {
             self.tally.requests += 1;
             self.tally.by_worker[worker] += 1;
+            self.tally.hot_by_worker[worker] += u64::from(system == scenario.systems);
             self.tally.blocks += prompt.blocks.len() as u64;
             self.tally.hits += hits as u64;
             if let Some(last) = last {
@@ -370,11 +397,13 @@ impl<'a> Sim<'a> {
         let mean = tally.requests as f64 / n;
         let variance = tally.by_worker.iter().map(|got| (*got as f64 - mean).powi(2)).sum::<f64>() / n;
         let seconds = self.scenario.seconds as f64 * 0.75;
+        let (hot, least) = (tally.hot_by_worker.iter().sum::<u64>(), tally.hot_by_worker.iter().min());
         Outcome {
             requests: tally.requests,
             same_worker: share(tally.same, tally.follow_ups),
             hit_share: share(tally.hits, tally.blocks),
             cov: variance.sqrt() / mean.max(1.0),
+            hot_least: least.filter(|_| hot > 0).map(|least| *least as f64 * n / hot as f64),
             bytes_per_second: tally.bytes as f64 / seconds / self.scenario.gateways as f64,
         }
     }
