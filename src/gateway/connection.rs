@@ -303,14 +303,15 @@ async fn serve_http2(core: Rc<Core>, connection: &Rc<Connection>, io: Io) -> hyp
     .await
 }
 
-/// The service of one connection.
+/// The service of one connection. An answer is made in memory of its own, which is free again when its body begins: the
+/// connection would keep it for as long as it is open, and clients hold more connections and streams than they ask.
 fn answer_with(
     core: &Rc<Core>,
     connection: &Rc<Connection>,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: 'static> + use<> {
     let (core, connection) = (core.clone(), connection.clone());
     service_fn(move |request| {
-        let served = service::serve(core.clone(), connection.clone(), request);
+        let served = Box::pin(service::serve(core.clone(), connection.clone(), request));
         async move { Ok::<_, Infallible>(served.await) }
     })
 }
