@@ -99,6 +99,7 @@ pub struct Slots {
     local: Pool,
     /// Counts leases; one that was renewed in time stays the same.
     lease: AtomicU64,
+    admitted: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -107,7 +108,8 @@ impl Slots {
     #[must_use]
     pub fn new(now: Instant) -> Self {
         let (lent, local) = (Pool::default(), Pool::default());
-        Self { epoch: now, lent, local, lease: AtomicU64::new(0), refused: AtomicU64::new(0) }
+        let [lease, admitted, refused] = [const { AtomicU64::new(0) }; 3];
+        Self { epoch: now, lent, local, lease, admitted, refused }
     }
 
     /// So many, without an end: for a gateway that shares them with nobody.
@@ -125,9 +127,8 @@ impl Slots {
         } else {
             self.take_local(now)
         };
-        if taken.is_none() {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-        }
+        let count = if taken.is_some() { &self.admitted } else { &self.refused };
+        count.fetch_add(1, Ordering::Relaxed);
         taken
     }
 
@@ -216,7 +217,15 @@ impl Bucket for Slots {
     }
 
     fn usage(&self) -> Usage {
-        Usage { admitted: 0, refused: self.refused.load(Ordering::Relaxed) }
+        Usage { admitted: self.admitted.load(Ordering::Relaxed), refused: self.refused.load(Ordering::Relaxed) }
+    }
+
+    fn arrivals(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    fn admitted(&self) -> u64 {
+        self.admitted.load(Ordering::Relaxed)
     }
 
     fn tokens(&self, _: Instant) -> u64 {

@@ -131,6 +131,12 @@ pub trait Buckets {
     /// Requests that came so far, refused ones included; of slots the refused ones alone.
     fn arrivals(&self, limit: LimitId) -> u64;
 
+    /// Of slots the requests that got one so far, so that a node that leaves sees short ones too; of rates
+    /// [`arrivals`](Self::arrivals) says it.
+    fn admitted(&self, _limit: LimitId) -> u64 {
+        0
+    }
+
     /// Lent slots that are in use, which may be more than the share; of rates none.
     fn in_use(&self, _limit: LimitId) -> u64 {
         0
@@ -162,6 +168,11 @@ pub trait Bucket: fmt::Debug + Send + Sync {
     fn arrivals(&self) -> u64 {
         let Usage { admitted, refused } = self.usage();
         admitted.wrapping_add(refused)
+    }
+
+    /// As [`Buckets::admitted`].
+    fn admitted(&self) -> u64 {
+        0
     }
 }
 
@@ -439,7 +450,7 @@ impl Escrow {
                 if self.local_shares.is_active() && self.holder.would_take(now, from, grant, &self.timing) {
                     self.local_shares.end(now, buckets);
                 }
-                let taken = self.holder.on_grant(now, from, grant, &self.timing, buckets);
+                let taken = self.holder.on_grant(now, from, grant, &self.timing, &self.limits, buckets);
                 self.counts.granted += u64::from(taken);
             }
         }

@@ -139,6 +139,10 @@ impl Buckets for Purse {
         self.0.get(&limit).map_or(0, |bucket| bucket.arrivals())
     }
 
+    fn admitted(&self, limit: LimitId) -> u64 {
+        self.0.get(&limit).map_or(0, |bucket| bucket.admitted())
+    }
+
     fn in_use(&self, limit: LimitId) -> u64 {
         self.0.get(&limit).map_or(0, |bucket| bucket.in_use())
     }

@@ -55,6 +55,7 @@ pub struct Holder {
 #[derive(Clone, Copy, Debug)]
 struct Demand {
     arrivals: u64,
+    admitted: u64,
     at: Instant,
     per_second: f64,
 }
@@ -150,10 +151,8 @@ impl Holder {
         buckets: &dyn Buckets,
     ) -> Ask {
         self.measure(now, limits, buckets);
-        self.is_gone = self.leaves && now.saturating_duration_since(self.busy_at) >= QUIET;
-        if self.is_gone {
-            self.give_up(now, buckets);
-        }
+        let is_quiet = now.saturating_duration_since(self.busy_at) >= QUIET;
+        self.is_gone = self.leaves && is_quiet && self.give_up(now, buckets);
         self.seq += 1;
         if self.asked.len() == ASKED_MAX {
             self.asked.pop_front();
@@ -169,17 +168,20 @@ impl Holder {
     fn measure(&mut self, now: Instant, limits: &BTreeMap<LimitId, Share>, buckets: &dyn Buckets) {
         self.demands.retain(|id, _| limits.contains_key(id));
         for id in limits.keys() {
-            let (arrivals, in_use) = (buckets.arrivals(*id), buckets.in_use(*id));
-            let demand = self.demands.entry(*id).or_insert(Demand { arrivals, at: now, per_second: 0.0 });
-            if arrivals > demand.arrivals || in_use > 0 {
+            let (arrivals, admitted, in_use) = (buckets.arrivals(*id), buckets.admitted(*id), buckets.in_use(*id));
+            let demand = self.demands.entry(*id).or_insert(Demand { arrivals, admitted, at: now, per_second: 0.0 });
+            if arrivals > demand.arrivals || admitted > demand.admitted || in_use > 0 {
                 self.busy_at = now;
             }
+            demand.admitted = admitted;
             demand.update(now, arrivals, (self.kind == Kind::Slots).then_some(in_use));
         }
     }
 
+    /// What is in use after the lease is on its way to its end, and no part of what is held: nobody may adopt it.
     fn want(&self, limit: LimitId, buckets: &dyn Buckets) -> Want {
-        let in_use = buckets.in_use(limit).saturating_mul(TOKEN).min(AMOUNT_MAX);
+        let in_use = if self.until.is_some() { buckets.in_use(limit) } else { 0 };
+        let in_use = in_use.saturating_mul(TOKEN).min(AMOUNT_MAX);
         let in_use = Share { rate: in_use, burst: in_use };
         Want {
             limit,
@@ -189,12 +191,23 @@ impl Holder {
         }
     }
 
-    fn give_up(&mut self, now: Instant, buckets: &dyn Buckets) {
-        for limit in std::mem::take(&mut self.shares).into_keys() {
-            let given = buckets.hold(now, limit, &Holding { share: Share::NONE, until: now, credit: 0 });
-            self.given.insert(limit, given);
+    /// Gives everything up; not when a request took a slot meanwhile, which then has it as before. Nothing is taken any more
+    /// once the shares are nothing, so what is in use after that is all.
+    fn give_up(&mut self, now: Instant, buckets: &dyn Buckets) -> bool {
+        let until = self.until.unwrap_or(now);
+        let hold = |limit: LimitId, share, credit| buckets.hold(now, limit, &Holding { share, until, credit });
+        let given: Vec<(LimitId, u64)> = self.shares.keys().map(|id| (*id, hold(*id, Share::NONE, 0))).collect();
+        if self.shares.keys().any(|id| buckets.in_use(*id) > 0) {
+            for (limit, credit) in given {
+                hold(limit, self.shares[&limit], credit);
+            }
+            self.busy_at = now;
+            return false;
         }
+        self.given.extend(given);
+        self.shares.clear();
         self.until = None;
+        true
     }
 
     /// Whether an answer will put rights in force, or prolong them.
@@ -220,6 +233,7 @@ impl Holder {
         from: &NodeName,
         grant: &Grant,
         timing: &Timing,
+        limits: &BTreeMap<LimitId, Share>,
         buckets: &dyn Buckets,
     ) -> bool {
         let Some(until) = self.lease_of(from, grant, timing) else { return false };
@@ -240,6 +254,7 @@ impl Holder {
         }
         self.note_lapse(now);
         self.put_in_force(now, grant, until, buckets);
+        self.keep_in_use(now, limits, buckets);
         true
     }
 
@@ -270,6 +285,15 @@ impl Holder {
         if gives_up {
             // Somebody waits for it.
             self.ask_now(now);
+        }
+    }
+
+    /// Prolongs the lease of what is in use of limits of which nothing is lent any more: the leader has heard of it, and lends
+    /// it to nobody before it has ended.
+    fn keep_in_use(&self, now: Instant, limits: &BTreeMap<LimitId, Share>, buckets: &dyn Buckets) {
+        let Some(until) = self.until else { return };
+        for limit in limits.keys().filter(|id| !self.shares.contains_key(id) && buckets.in_use(**id) > 0) {
+            buckets.hold(now, *limit, &Holding { share: Share::NONE, until, credit: 0 });
         }
     }
 

@@ -31,12 +31,27 @@ struct Noted {
     held: RefCell<Vec<Holding>>,
     gives: Cell<u64>,
     arrivals: Cell<u64>,
+    admitted: Cell<u64>,
+    in_use: Cell<u64>,
+    /// Slots that are taken at the moment when the share becomes nothing.
+    late: Cell<u64>,
 }
 
 impl Buckets for Noted {
     fn hold(&self, _: Instant, _: LimitId, holding: &Holding) -> u64 {
         self.held.borrow_mut().push(*holding);
+        if holding.share == Share::NONE {
+            self.in_use.set(self.in_use.get() + self.late.take());
+        }
         self.gives.get()
+    }
+
+    fn admitted(&self, _: LimitId) -> u64 {
+        self.admitted.get()
+    }
+
+    fn in_use(&self, _: LimitId) -> u64 {
+        self.in_use.get()
     }
 
     fn arrivals(&self, _: LimitId) -> u64 {
@@ -229,6 +244,60 @@ fn who_leaves_returns_its_rights_once_it_is_quiet() {
     assert_eq!((machine.held(now, ID), machine.poll_timeout()), (Share::NONE, None));
     assert_eq!(bucket.held.borrow().last().unwrap().share, Share::NONE);
     assert_eq!(machine.owners(ID).unwrap(), []);
+}
+
+#[test]
+fn who_leaves_keeps_slots_for_short_requests_and_for_one_that_begins_last() {
+    let start = Instant::now();
+    let bucket = Noted::default();
+    let whole = Share::of_tokens(12, 12);
+    let mut machine = Escrow::new(name("a"), Kind::Slots, Timing::slots(), WithoutQuorum::Closed, start, 1);
+    machine.handle_limits(start, &[(ID, whole)].into(), &bucket);
+    let lead = Lead { term: 1, until: start + Duration::from_secs(3600) };
+    machine.handle_leader(start, Some(&name("a")), Some(lead), &bucket);
+    let mut now = start;
+    let mut run = |machine: &mut Escrow, secs: u64, requests: u64| {
+        for _ in 0..secs * 100 {
+            now += millis(10);
+            bucket.admitted.set(bucket.admitted.get() + requests);
+            machine.handle_timeout(now, &bucket);
+        }
+        machine.held(now, ID)
+    };
+    assert_eq!(run(&mut machine, 8, 1), whole, "alone it has all");
+    machine.leave(start + Duration::from_secs(8), &bucket);
+    assert_eq!(run(&mut machine, 10, 1), whole, "requests come and go between two looks");
+    bucket.late.set(1);
+    assert_eq!(run(&mut machine, 8, 0), whole, "one took a slot while they were given up");
+    assert_eq!((bucket.late.get(), bucket.held.borrow().last().unwrap().share), (0, whole), "so it has them again");
+    bucket.in_use.set(0);
+    assert_eq!(run(&mut machine, 8, 0), Share::NONE);
+    assert_eq!(machine.owners(ID).unwrap(), []);
+}
+
+/// A request that is being broken is nobody's: a leader that begins would let its node keep a slot for it.
+#[test]
+fn what_is_in_use_after_its_lease_is_not_reported() {
+    let start = Instant::now();
+    let bucket = Noted::default();
+    bucket.in_use.set(3);
+    let mut machine = Escrow::new(name("b"), Kind::Slots, Timing::slots(), WithoutQuorum::Closed, start, 1);
+    machine.handle_limits(start, &limit(), &bucket);
+    machine.handle_leader(start, Some(&name("a")), None, &bucket);
+    let mut reported = |grant: Option<Grant>, after: u64| {
+        let now = start + millis(after);
+        grant.into_iter().for_each(|grant| machine.handle_message(now, &name("a"), &Message::Grant(grant), &bucket));
+        machine.handle_timeout(now, &bucket);
+        std::iter::from_fn(|| machine.poll_transmit()).last().map(|sent| match sent.message {
+            Message::Ask(ask) => (ask.seq, ask.wants[0].held.burst / share::TOKEN),
+            Message::Grant(grant) => panic!("{grant:?}"),
+        })
+    };
+    assert_eq!(reported(None, 0), Some((1, 0)), "before there is a lease");
+    let (seq, _) = reported(Some(Grant { reign: 5, ask: 1, ..Grant::default() }), 20).unwrap();
+    let grant = Grant { reign: 5, ask: seq, seq: 1, lease_ms: 5400, ..Grant::default() };
+    assert_eq!(reported(Some(grant), 300).map(|(_, held)| held), Some(3), "under it, though the share is nothing");
+    assert_eq!(reported(None, 5500).map(|(_, held)| held), Some(0), "after it");
 }
 
 fn slots(held: u64, demand: u64) -> (Share, u64) {

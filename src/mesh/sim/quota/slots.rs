@@ -100,6 +100,10 @@ impl Buckets for Purse<'_> {
         Bucket::arrivals(self.0)
     }
 
+    fn admitted(&self, _: LimitId) -> u64 {
+        Bucket::admitted(self.0)
+    }
+
     fn in_use(&self, _: LimitId) -> u64 {
         Bucket::in_use(self.0)
     }

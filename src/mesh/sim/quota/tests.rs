@@ -314,6 +314,21 @@ fn an_election_breaks_no_request() {
     }
 }
 
+/// With fewer slots than nodes shares go round while requests run, and every request keeps its slot to its end.
+#[test]
+fn fewer_slots_than_nodes_go_round_and_break_nothing() {
+    for (seed, count) in [(0, 1), (1, 2), (2, 1), (3, 2)] {
+        let slots = slots::Plan { slots: count, length: secs(8), ..slots::Plan::default() };
+        let mut cluster = settled(Plan { nodes: 5, slots: Some(slots), ..Plan::default() }, seed, 20.0);
+        cluster.run_for(secs(10));
+        let busy = busy(&mut cluster, secs(200));
+        assert!(busy >= 0.9, "seed {seed}: {busy} of the slots in use");
+        let tally = cluster.slots;
+        assert!(tally.ended > 10 * count, "seed {seed}: {tally:?}");
+        assert_eq!((cluster.violations, tally.broken), (0, 0), "seed {seed}: {tally:?}");
+    }
+}
+
 /// The minority's requests are broken before the leader lends their slots to the others, which then use all of them.
 #[test]
 fn a_minority_breaks_its_requests_and_the_majority_gets_the_slots() {
