@@ -12,7 +12,7 @@
 //! stays lost, for the leader may have lent its slots to others. A local slot has no end, since nobody else is lent it.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -72,7 +72,7 @@ pub struct Taken {
 /// How a slot stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Standing {
-    /// It is there until then, unless the lease is renewed: look again.
+    /// It is there until then, or longer where the lease is renewed: look again.
     Until(Instant),
     /// It has no end.
     Free,
@@ -101,6 +101,7 @@ pub struct Slots {
     lease: AtomicU64,
     admitted: AtomicU64,
     refused: AtomicU64,
+    is_released: AtomicBool,
 }
 
 impl Slots {
@@ -109,13 +110,25 @@ impl Slots {
     pub fn new(now: Instant) -> Self {
         let (lent, local) = (Pool::default(), Pool::default());
         let [lease, admitted, refused] = [const { AtomicU64::new(0) }; 3];
-        Self { epoch: now, lent, local, lease, admitted, refused }
+        Self { epoch: now, lent, local, lease, admitted, refused, is_released: AtomicBool::new(false) }
     }
 
     /// So many, without an end: for a gateway that shares them with nobody.
     pub fn own(&self, slots: u64) {
         self.lent.set_share(slots);
         self.lent.until_ns.store(u64::MAX, Ordering::Release);
+    }
+
+    /// There is no such limit any more: nothing is taken, and what is in flight ends by itself, whatever becomes of its lease.
+    pub fn release(&self) {
+        self.is_released.store(true, Ordering::Release);
+        self.lent.set_share(0);
+        self.local.set_share(0);
+    }
+
+    /// The limit is there again, and what is still in flight counts as before.
+    pub fn resume(&self) {
+        self.is_released.store(false, Ordering::Release);
     }
 
     /// Takes a slot; none is left otherwise, and the request counts as refused.
@@ -145,6 +158,9 @@ impl Slots {
     /// How a slot stands at `now`. One whose lease is over becomes a local one where there is room.
     pub fn look(&self, now: Instant, taken: &mut Taken) -> Standing {
         let Some(lease) = taken.lease else { return Standing::Free };
+        if self.is_released.load(Ordering::Acquire) {
+            return Standing::Until(now + BREAK_AHEAD);
+        }
         // Written in the other order: who sees a new end sees that the lease is a new one.
         let until_ns = self.lent.until_ns.load(Ordering::Acquire);
         if until_ns == u64::MAX {
@@ -175,6 +191,12 @@ impl Slots {
         };
         let in_flight = self.lent.in_use() + self.local.in_use();
         Stats { share, in_flight, refused: self.refused.load(Ordering::Relaxed) }
+    }
+
+    /// Whether anything is in flight.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.lent.in_use() + self.local.in_use() > 0
     }
 
     /// Requests in flight in slots of a local share.

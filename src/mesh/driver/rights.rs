@@ -31,7 +31,7 @@ pub struct SharedLimit {
     pub id: LimitId,
     /// What it is of.
     pub kind: Kind,
-    /// The whole of it.
+    /// The whole of it; nothing where it was taken away, and requests are still in flight under it.
     pub whole: Share,
     /// Where it is spent.
     pub bucket: Arc<dyn Bucket>,
@@ -186,9 +186,11 @@ impl Rights {
     /// Takes the limits that are in force, all of them; those of another kind are not for this machine.
     pub(super) fn on_limits(&mut self, now: Instant, limits: &[SharedLimit]) {
         let limits = limits.iter().filter(|limit| limit.kind == self.kind).take(LIMITS_MAX).cloned();
-        let (whole, buckets) = limits.map(|limit| ((limit.id, limit.whole), (limit.id, limit.bucket))).unzip();
-        (self.limits, self.purse) = (whole, Purse(buckets));
-        self.machine.handle_limits(now, &self.limits, &self.purse);
+        let (whole, buckets): (BTreeMap<_, _>, _) =
+            limits.map(|limit| ((limit.id, limit.whole), (limit.id, limit.bucket))).unzip();
+        self.purse = Purse(buckets);
+        self.machine.handle_limits(now, &whole, &self.purse);
+        self.limits = whole.into_iter().filter(|(_, whole)| *whole != Share::NONE).collect();
     }
 
     /// Takes how many nodes share the limits, silent ones included.
