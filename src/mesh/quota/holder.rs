@@ -22,6 +22,13 @@ const ASK_MIN: Duration = Duration::from_millis(10);
 /// forgotten after 2 s.
 const DEMAND_OVER: Duration = Duration::from_millis(400);
 
+/// Refusals of slots count as demand for this long: a node that has no slot sees few requests, and those of its neighbours
+/// have theirs for long.
+const REFUSED_OVER: Duration = Duration::from_secs(2);
+
+/// The refused count no more than what is in use and this many: no storm of short requests outweighs what runs elsewhere.
+const REFUSED_BEYOND: f64 = 4.0;
+
 /// A demand below a request in 20 s is none.
 const DEMAND_MIN: f64 = 0.05;
 
@@ -57,26 +64,32 @@ struct Demand {
     arrivals: u64,
     admitted: u64,
     at: Instant,
+    /// Requests per second; of slots those in use.
     per_second: f64,
+    /// Of slots those refused within [`REFUSED_OVER`].
+    refused: f64,
 }
 
 impl Demand {
-    /// Of slots the demand is what is in use, and what was refused since the last look.
     fn update(&mut self, now: Instant, arrivals: u64, in_use: Option<u64>) {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         if elapsed <= 0.0 {
             return;
         }
         let came = arrivals.saturating_sub(self.arrivals) as f64;
-        let newest = in_use.map_or(came / elapsed, |in_use| in_use as f64 + came);
+        let newest = in_use.map_or(came / elapsed, |in_use| in_use as f64);
         let weight = elapsed / (elapsed + DEMAND_OVER.as_secs_f64());
         self.per_second += (newest - self.per_second) * weight;
+        if in_use.is_some() {
+            self.refused = self.refused * (-elapsed / REFUSED_OVER.as_secs_f64()).exp() + came;
+        }
         (self.arrivals, self.at) = (arrivals, now);
     }
 
     /// In millionths per second.
     fn millionths(&self) -> u64 {
-        if self.per_second < DEMAND_MIN { 0 } else { ((self.per_second * 1e6) as u64).min(AMOUNT_MAX) }
+        let demand = self.per_second + self.refused.min(self.per_second + REFUSED_BEYOND);
+        if demand < DEMAND_MIN { 0 } else { ((demand * 1e6) as u64).min(AMOUNT_MAX) }
     }
 }
 
@@ -169,7 +182,13 @@ impl Holder {
         self.demands.retain(|id, _| limits.contains_key(id));
         for id in limits.keys() {
             let (arrivals, admitted, in_use) = (buckets.arrivals(*id), buckets.admitted(*id), buckets.in_use(*id));
-            let demand = self.demands.entry(*id).or_insert(Demand { arrivals, admitted, at: now, per_second: 0.0 });
+            let demand = self.demands.entry(*id).or_insert(Demand {
+                arrivals,
+                admitted,
+                at: now,
+                per_second: 0.0,
+                refused: 0.0,
+            });
             if arrivals > demand.arrivals || admitted > demand.admitted || in_use > 0 {
                 self.busy_at = now;
             }

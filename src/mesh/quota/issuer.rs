@@ -28,7 +28,8 @@ pub const OUTSTANDING_MAX: usize = 4;
 const SURVEY_EVERY: Duration = Duration::from_millis(10);
 
 /// A share is lowered when it is more than this part of itself too large; smaller steps would only be on their way all the
-/// time.
+/// time. Where somebody lacks more than this part of what it should have, and nobody else has it to spare, every share that
+/// is too large is lowered: one that starts among others that are full gets its part.
 const SLACK_PART: u64 = 8;
 
 /// One line of the table of owners.
@@ -87,6 +88,8 @@ struct Pool {
     at: Option<Instant>,
     /// What all may have in force, added up.
     bound: Share,
+    /// Somebody lacks what it should have, and it is not free.
+    is_short: bool,
     survey: Survey,
 }
 
@@ -133,6 +136,12 @@ impl Pool {
         let came = scale(self.free.rate, micros, 1_000_000);
         self.tokens = self.tokens.saturating_add(came).min(self.free.burst);
         self.at = Some(now);
+    }
+
+    /// Whether a holder of `has`, which should have `target`, waits for others.
+    fn is_short_of(&self, target: Share, has: Share) -> bool {
+        let is_short = |target: u64, has: u64, free: u64| has < target - target / SLACK_PART && free < target - has;
+        is_short(target.rate, has.rate, self.free.rate) || is_short(target.burst, has.burst, self.free.burst)
     }
 
     fn set_free(&mut self, free: Share) {
@@ -304,9 +313,10 @@ impl Issuer {
         let Some(pool) = self.pools.get(&id) else { return Share::NONE };
         let target = pool.survey.share_of(limit, from, entry.demands.get(&id).copied().unwrap_or(0));
         let may_grow = entry.is_confirmed() && !self.is_young(now);
+        let slack = |current: u64| if pool.is_short { 0 } else { current / SLACK_PART };
         let step = |target: u64, current: u64| match () {
             () if target > current && may_grow => target,
-            () if target < current - current / SLACK_PART => target,
+            () if target < current - slack(current) => target,
             () => current,
         };
         let wanted = Share { rate: step(target.rate, current.rate), burst: step(target.burst, current.burst) };
@@ -379,6 +389,9 @@ impl Issuer {
             pool.survey = Survey::of(self.kind, limit, &demands, turn);
             pool.bound = bound;
             pool.set_free(if is_young { Share::NONE } else { limit.minus(bound) });
+            let target = |name, entry| pool.survey.share_of(limit, name, demand(entry));
+            let mut entries = self.entries.iter();
+            pool.is_short = !is_young && entries.any(|(name, e)| pool.is_short_of(target(name, e), e.newest(id)));
         }
     }
 }
