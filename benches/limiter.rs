@@ -1,4 +1,4 @@
-//! What a decision of the rate limiter costs. Run with `cargo bench --bench limiter`.
+//! What a decision of the rate limiter costs, and a slot of a bound on requests in flight. Run with `cargo bench --bench limiter`.
 //!
 //! Figures hold for the machine that printed them. The goal is 1 µs on the request path, with every core at it.
 
@@ -11,14 +11,15 @@ use std::{
 
 use http::{HeaderMap, HeaderValue};
 use smg::{
-    config::{RATE_MAX, RateLimit},
+    config::{CONCURRENT_MAX, RATE_MAX, RateLimit},
     gateway::{
         limiter::{Limiter, Quota},
         limits::RateLimits,
         selector::{KeyId, Selector},
+        slots::Standing,
     },
     mesh::quota::{
-        Holding,
+        Bucket as _, Holding,
         share::{AMOUNT_MAX, Share},
     },
 };
@@ -64,6 +65,46 @@ fn main() {
             three(case, refusing, threads, cores);
         }
     }
+    for bounds in 0..=3 {
+        for threads in [1, cores, 4 * cores] {
+            in_flight(bounds, threads, cores);
+        }
+    }
+}
+
+/// A slot of every one of so many bounds on requests in flight, of a leased share, taken, looked at and given back.
+fn in_flight(bounds: usize, threads: usize, cores: usize) {
+    const DECISIONS: u32 = 1_000_000;
+    let now = Instant::now();
+    let limits = RateLimits::default();
+    let key = Selector { key: Some(KeyId::of(b"sk-0123456789abcdef0123456789abcdef")), model: None };
+    let model = Selector { key: None, model: Some("meta-llama/Llama-3.1-8B-Instruct".into()) };
+    let wanted = [Selector::default(), model, key].into_iter().take(bounds).map(|selector| (selector, CONCURRENT_MAX));
+    limits.bounds.set(wanted, true, now);
+    let share = Share::of_tokens(CONCURRENT_MAX.into(), CONCURRENT_MAX.into());
+    for bound in limits.bounds.in_force().iter() {
+        bound.slots.hold(now, &Holding { share, until: now + Duration::from_secs(3600), credit: 0 });
+    }
+    let header = HeaderValue::from_static("Bearer sk-0123456789abcdef0123456789abcdef");
+    let headers: HeaderMap = [(http::header::AUTHORIZATION, header)].into_iter().collect();
+    let request = || {
+        let held = limits.bounds.admit(&headers, Some("meta-llama/Llama-3.1-8B-Instruct"), Instant::now());
+        for (slots, mut taken) in held.unwrap_or_default() {
+            assert!(matches!(slots.look(now, &mut taken), Standing::Until(_)));
+            slots.give_back(taken);
+        }
+    };
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| (0..DECISIONS).for_each(|_| request()));
+        }
+    });
+    let per_request = start.elapsed().as_nanos() as f64 / f64::from(DECISIONS);
+    println!(
+        "in flight, {bounds} bounds, {threads} threads on {cores} cores: {:.0} ns",
+        per_request * cores.min(threads) as f64 / threads as f64
+    );
 }
 
 /// A limit of all, of the request's key and of its model, among 28 others that do not select it.
