@@ -18,7 +18,9 @@
 //!    store remembers of removes, gets a *snapshot*: chunks in key order, resumed where an earlier one stopped, compressed
 //!    where the acks say that they may be, at most [`CREDIT_BYTES`](outbound::CREDIT_BYTES) of them ahead of the acks. It
 //!    ends early when the peer turns out to have what it covers, by its acks or by what its own bodies say that it has seen.
-//!    Several donors may send to one node at once.
+//!    Several donors may send to one node at once. What a peer lacks is counted of what was here when the pipe began, for
+//!    what others write later they deliver themselves: after a partition, when each gateway says what it sees of thousands of
+//!    workers, no snapshot goes back for that.
 //! 5. The acceptor grants "everything" to one peer after another, so that a joiner is not sent all state by each. Own
 //!    writes do not wait for it: a small backlog of them goes at once, a larger one after a sync interval, and new ones
 //!    are pushed ahead of any backlog, without covering anything, so that the receiver guards their keys meanwhile.

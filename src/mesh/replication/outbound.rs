@@ -76,8 +76,10 @@ struct OutNamespace {
     /// Position of a delta that did not fit one frame.
     cursor: Option<VersionVector>,
     context_sent: VersionVector,
-    /// Foreign dots are pushed too.
+    /// Foreign dots are pushed too: those of `basis`, which is what was seen here when the pipe began, or when it turned out
+    /// that the peer still lacked some.
     full: bool,
+    basis: VersionVector,
     /// The size of what is missing was checked.
     sized: bool,
     /// All that was here at some moment of this pipe was sent.
@@ -198,12 +200,12 @@ impl Outbound {
             (out.waited, out.is_little) = (true, None);
             let mut peer = vector(map, peer.iter().map(|(actor, counter)| (actor, *counter)));
             peer.join(&out.sent);
-            for vector in [&mut out.sent, &mut out.context_sent, &mut out.ahead] {
+            for vector in [&mut out.sent, &mut out.context_sent, &mut out.ahead, &mut out.basis] {
                 vector.retain(|actor| map.actors().knows(actor));
             }
             let is_served = out.served_since.is_some_and(|since| now.saturating_duration_since(since) < GRANT_FOR);
             if out.lags.are_left(now, map, &out.mark, &peer) && self.granted && !is_served {
-                out.full = true;
+                (out.full, out.basis) = (true, map.seen().clone());
             }
             out.mark = map.seen().clone();
             if self.granted
@@ -286,7 +288,7 @@ impl OutNamespace {
             self.resume = Some((Key::from(&*until), base));
         }
         if self.peer.is_none() {
-            self.ahead = map.seen().clone();
+            (self.ahead, self.basis) = (map.seen().clone(), map.seen().clone());
         }
         self.is_little = None;
         let peer = self.peer.get_or_insert_default();
@@ -309,6 +311,8 @@ impl OutNamespace {
     fn on_seen(&mut self, map: &Map, theirs: &VersionVector) {
         self.snapshot.take_if(|snapshot| snapshot.is_needless(map, theirs));
         self.sent.join(theirs);
+        let has_basis = !self.lacks_basis(map) && map.actors().counter(&self.sent, map.own()) >= map.floor(map.own());
+        self.snapshot.take_if(|snapshot| snapshot.is_for_basis && has_basis);
     }
 
     /// Whether both sides are equal, as far as the last ack tells; none when the peer does not know the namespace.
@@ -376,7 +380,9 @@ impl OutNamespace {
                 false => None,
             };
         }
-        self.full |= lacks && topology == Topology::Sparse;
+        if lacks && topology == Topology::Sparse && !self.full {
+            (self.full, self.basis) = (true, map.seen().clone());
+        }
         let waits = waits && self.full && self.snapshot.is_none();
         if (waits || self.snapshot.is_some() || self.cursor.is_some())
             && lacks
@@ -392,9 +398,10 @@ impl OutNamespace {
         }
         if self.needs_snapshot(map) {
             self.begin_snapshot(map);
+            self.snapshot.iter_mut().for_each(|snapshot| snapshot.is_for_basis = true);
             return if has_credit { self.build_chunk(map) } else { None };
         }
-        let full = self.full.then(|| self::scope(map, true));
+        let full = (self.full && self.lacks_basis(map)).then(|| self::scope(map, true));
         self.build_delta(map, full.as_ref().unwrap_or(&scope))
     }
 

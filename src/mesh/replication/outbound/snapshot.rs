@@ -19,6 +19,8 @@ pub(super) struct Snapshot {
     pub(super) is_whole: bool,
     /// Against lasting divergence, of which vectors tell nothing.
     pub(super) is_repair: bool,
+    /// For want of what `full` is about: of no use once the peer has that.
+    pub(super) is_for_basis: bool,
 }
 
 impl Snapshot {
@@ -32,24 +34,34 @@ impl Snapshot {
 }
 
 impl OutNamespace {
+    /// Whether the peer lacks something that was here when pushing everything became its turn.
+    pub(super) fn lacks_basis(&self, map: &Map) -> bool {
+        self.basis.iter().any(|(actor, counter)| counter > map.actors().counter(&self.sent, actor))
+    }
+
     /// Whether the store no longer knows what the peer lacks, or it lacks too much.
     pub(super) fn needs_snapshot(&mut self, map: &Map) -> bool {
         let had = |actor: ActorId| map.actors().counter(&self.sent, actor);
         let is_behind = |actor: ActorId| had(actor) < map.floor(actor);
-        if is_behind(map.own()) || (self.full && map.actors().iter().any(|(_, actor)| is_behind(actor))) {
+        if is_behind(map.own()) {
+            return true;
+        }
+        // What others wrote since then they deliver themselves.
+        let lacking: Vec<_> = self.basis.iter().filter(|(actor, counter)| *counter > had(*actor)).collect();
+        if self.full && lacking.iter().any(|(actor, _)| is_behind(*actor)) {
             return true;
         }
         // Of what is here but for a snapshot that this node is being sent, nobody needs to be told.
-        if self.full && map.guards().has_ranges() && map.seen().iter().any(|(actor, counter)| counter > had(actor)) {
+        if self.full && map.guards().has_ranges() && !lacking.is_empty() {
             return true;
         }
         if self.full && !std::mem::replace(&mut self.sized, true) {
-            let mut lacking = 0;
-            for (_, actor) in map.actors().iter() {
-                let mut at = map.actors().counter(&self.sent, actor);
-                while let Some((counter, ..)) = map.next_event(actor, at) {
-                    (at, lacking) = (counter, lacking + 1);
-                    if lacking > DELTA_KEYS_MAX {
+            let mut keys = 0;
+            for (actor, until) in lacking {
+                let mut at = had(actor);
+                while let Some((counter, ..)) = map.next_event(actor, at).filter(|(counter, ..)| *counter <= until) {
+                    (at, keys) = (counter, keys + 1);
+                    if keys > DELTA_KEYS_MAX {
                         return true;
                     }
                 }
@@ -67,11 +79,13 @@ impl OutNamespace {
             let is_known = named.iter().all(|(actor, counter)| *counter <= map.seen_of(actor));
             let is_current =
                 map.actors().iter().all(|(_, actor)| map.actors().counter(&base, actor) >= map.floor(actor));
-            (is_known && is_current).then_some(Snapshot { base: named, next, is_whole: false, is_repair: false })
+            let snapshot = Snapshot { base: named, next, is_whole: false, is_repair: false, is_for_basis: false };
+            (is_known && is_current).then_some(snapshot)
         });
         let name = |(actor, counter)| (map.actors().actor(actor).clone(), counter);
         let base = || map.seen().iter().map(name).collect();
-        let start = || Snapshot { base: base(), next: Key::from(&b""[..]), is_whole: true, is_repair: false };
+        let next = Key::from(&b""[..]);
+        let start = || Snapshot { base: base(), next, is_whole: true, is_repair: false, is_for_basis: false };
         self.snapshot = Some(resumed.unwrap_or_else(start));
     }
 

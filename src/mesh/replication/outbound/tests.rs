@@ -135,3 +135,50 @@ fn a_joiner_sends_its_donor_no_chunk_of_what_came_from_there() {
     }
     assert!(chunks == 0 && complete, "{chunks} chunks");
 }
+
+/// A peer that has all that its donor had when their pipe began, and a third node that writes more than a delta carries before
+/// the donor's turn comes: that is the writer's to deliver, and no snapshot is begun for it. What was there before is sent.
+#[test]
+fn what_a_third_node_writes_meanwhile_begins_no_snapshot() {
+    const WRITES: u64 = DELTA_KEYS_MAX as u64 + 100;
+    for (case, writes_before) in [("after the pipe began", false), ("before", true)] {
+        let now = Instant::now();
+        let [mut donor, mut writer] =
+            [("a", true), ("c", false)].map(|(name, dialed)| End::new(name, "b", now, dialed));
+        let mut peer = End::new("b", "a", now, false);
+        let policy = PolicySpec { policy: "random".into(), config_json: "{}".into() };
+        for n in 0..WRITES {
+            writer.stores.put_policy(WALL_MS, &format!("{n:05}"), &policy).unwrap();
+        }
+        let write = |donor: &mut End| deliver(&writer.stores, &mut donor.stores);
+        if writes_before {
+            write(&mut donor);
+        }
+        let digest = peer.sent(now);
+        donor.receive(now, &digest);
+        if !writes_before {
+            write(&mut donor);
+        }
+        let (mut chunks, mut is_complete) = (0, false);
+        for frame in donor.sent(now) {
+            let Kind::Body(_, body) = wire::decode(&frame).unwrap().kind else { panic!("a body is sent") };
+            (chunks, is_complete) = (chunks + usize::from(body.chunk.is_some()), is_complete || body.complete);
+        }
+        assert_eq!((chunks > 0, is_complete), (writes_before, true), "{case}: {chunks} chunks");
+    }
+}
+
+/// Applies all that one node wrote at another, as its own pipe would.
+fn deliver(from: &Stores, to: &mut Stores) {
+    let map = from.map(Namespace::Policies);
+    let keys = map.range_from(b"").map(|(key, _)| map.key_state(key)).collect();
+    let seen = map.seen().get(map.own());
+    let body = Body {
+        actors: vec![map.actors().actor(map.own()).clone()],
+        context: vec![(map.own(), seen)],
+        keys,
+        covers: vec![Cover { actor: map.own(), from: 0, to: seen }],
+        ..Body::default()
+    };
+    to.apply(WALL_MS, Namespace::Policies, &mut VersionVector::default(), body).unwrap();
+}
