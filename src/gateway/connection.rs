@@ -244,10 +244,14 @@ pub(crate) async fn run(core: Rc<Core>, connection: Rc<Connection>, stream: TcpS
     .await;
 }
 
+/// What a handshake and HTTP/2 need is large and of few connections, so it is not part of each one's task.
 async fn serve(core: Rc<Core>, connection: Rc<Connection>, stream: TcpStream) {
-    let Some(stream) = secure(&core, &connection, stream).await else { return };
+    let Some(stream) = Box::pin(secure(&core, &connection, stream)).await else { return };
     let Ok((io, is_h2)) = Io::open(stream, core.clone(), connection.clone()).await else { return };
-    let ended = if is_h2 { serve_http2(core, &connection, io).await } else { serve_http1(core, &connection, io).await };
+    let ended = match is_h2 {
+        true => Box::pin(serve_http2(core, &connection, io)).await,
+        false => serve_http1(core, &connection, io).await,
+    };
     if let Err(error) = ended {
         tracing::debug!(peer = %connection.peer, %error, "connection ended");
     }
