@@ -20,11 +20,13 @@ pub(super) const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// After so long without a change of the limits the counts of those that are gone are removed: a node that starts learns of the limits one by one.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
-/// What was told, by limit: as many as there are limits.
+/// What was told, by limit: as many as there are limits, and were within the last minute.
 #[derive(Debug)]
 pub(super) struct Told {
     due: Instant,
     told: BTreeMap<LimitId, Account>,
+    /// The limits that there were at the last look.
+    ids: BTreeSet<LimitId>,
     changed_at: Instant,
     is_tidy: bool,
 }
@@ -39,7 +41,7 @@ struct Account {
 
 impl Told {
     pub(super) fn new(now: Instant) -> Self {
-        Self { due: now, told: BTreeMap::new(), changed_at: now, is_tidy: false }
+        Self { due: now, told: BTreeMap::new(), ids: BTreeSet::new(), changed_at: now, is_tidy: false }
     }
 
     /// The node ends: what it counted since the last time is told now.
@@ -64,8 +66,11 @@ impl Told {
         let limits = || limits.iter().filter(|limit| limit.kind == Kind::Rates);
         let ids: BTreeSet<LimitId> = limits().map(|limit| limit.id).collect();
         if !ids.iter().eq(self.told.keys()) {
-            self.told.retain(|id, _| ids.contains(id));
+            self.on_gone(unix_ms, &ids, stores);
+        }
+        if self.ids != ids {
             (self.changed_at, self.is_tidy) = (now, false);
+            self.ids = ids.clone();
         }
         for limit in limits() {
             let told = self.told.entry(limit.id).or_default();
@@ -77,8 +82,18 @@ impl Told {
             *told = Account { usage, left };
         }
         if !self.is_tidy && now >= self.changed_at + FORGET_AFTER {
+            self.told.retain(|id, _| ids.contains(id));
             stores.keep_usage(&ids);
             self.is_tidy = true;
+        }
+    }
+
+    /// The tokens of a limit that is gone are gone. Its account stays as long as its counts do, so that they go on from there
+    /// where it is set anew before they are removed.
+    fn on_gone(&mut self, unix_ms: u64, ids: &BTreeSet<LimitId>, stores: &mut Stores) {
+        for (id, account) in self.told.iter_mut().filter(|(id, _)| !ids.contains(id)) {
+            stores.add_tokens(unix_ms, *id, Tokens::between(account.left, 0, 0));
+            account.left = 0;
         }
     }
 }
@@ -146,6 +161,21 @@ mod tests {
         assert_eq!(stores.usage(7).len(), 1);
         told.run(start + Duration::from_secs(81), 0, &[], &|_| 0, &mut stores);
         assert_eq!(stores.usage(7).len(), 0);
+    }
+
+    /// A limit that is taken away with tokens in hand, and set anew before its counts are removed.
+    #[test]
+    fn tokens_of_a_limit_that_was_taken_away_do_not_come_back_with_it() {
+        let start = Instant::now();
+        let (mut told, mut stores) = (Told::new(start), Stores::new("a".parse().unwrap(), 1));
+        let bucket = Arc::new(Counted::default());
+        let limits = [SharedLimit { id: 7, kind: Kind::Rates, whole: Share::of_tokens(9, 9), bucket: bucket.clone() }];
+        bucket.1.store(5 * TOKEN, Ordering::Relaxed);
+        for (second, is_there, expected) in [(0, true, 5000), (1, false, 0), (30, true, 5000), (31, true, 5000)] {
+            let limits: &[SharedLimit] = if is_there { &limits } else { &[] };
+            told.run(start + TELL_INTERVAL * second, 0, limits, &|_| 0, &mut stores);
+            assert_eq!(stores.tokens(7)[&"a".parse().unwrap()].left(), expected, "after {second} s");
+        }
     }
 
     /// A bucket that is spent from, refilled, shrunk and emptied, and a pool beside it, read back from what was written.
