@@ -158,8 +158,9 @@ async fn route(
         take_slots(inbound, found.model.as_deref(), finish)?;
         take_token(inbound, found.model.as_deref())?;
     }
+    let tenure = finish.tenure().cloned();
     if let Some(admission) = inbound.core.shared().admission.as_ref().filter(|_| is_bounded) {
-        let slot = admission.enter().await?;
+        let slot = unless_lost(tenure.as_deref(), admission.enter()).await?;
         if slot.has_waited() {
             way = look_up(inbound, found.model.as_deref(), Instant::now())?;
         }
@@ -169,7 +170,7 @@ async fn route(
     if let Some(id) = refers_to.filter(|_| !way.is_steered) {
         way = Way { route: only(&way.route, stored::owner(inbound, id).await?), is_steered: true };
     } else if let Some(id) = found.previous_response_id.as_deref().filter(|id| !way.is_steered && stored::is_id(id))
-        && let Ok(worker) = stored::owner(inbound, id).await
+        && let Ok(worker) = unless_lost(tenure.as_deref(), stored::owner(inbound, id)).await
     {
         way = Way { route: only(&way.route, worker), is_steered: true };
     }
@@ -185,13 +186,19 @@ async fn route(
     let is_stream = found.stream;
     let said = Said { user, prompt };
     let outbound = Outbound { body, is_stream, deadline, context: RefCell::default() };
-    let Some(tenure) = finish.tenure().cloned() else {
-        return attempts(inbound, &way, &said, &outbound, finish).await;
-    };
+    unless_lost(tenure.as_deref(), attempts(inbound, &way, &said, &outbound, finish)).await
+}
+
+/// Waits no longer than a request has its slots.
+async fn unless_lost<T>(
+    tenure: Option<&Tenure>,
+    wanted: impl Future<Output = Result<T, GatewayError>>,
+) -> Result<T, GatewayError> {
+    let Some(tenure) = tenure else { return wanted.await };
     tokio::select! {
         biased;
         () = tenure.lost() => Err(GatewayError::SlotLost),
-        answered = attempts(inbound, &way, &said, &outbound, finish) => answered,
+        found = wanted => found,
     }
 }
 
