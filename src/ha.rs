@@ -192,33 +192,24 @@ async fn set_rate_limit(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<rate_limit::Shown>, GatewayError> {
     let (selector, said) = rate::read(&read_body(body)?).map_err(GatewayError::InvalidRequest)?;
-    let name = selector.name();
-    let view = ha.mesh.view();
-    // What is not named stays as it was.
-    let entry = match selector.is_all() {
-        true => view.rate_limit.as_ref(),
-        false => view.rate_limits.iter().find(|(known, _)| *known == name).map(|(_, spec)| spec),
-    };
-    let said = said.over(entry.and_then(|spec| rate::of_spec(spec).ok()).unwrap_or_default());
-    let outcome = match said.or(Terms::default()) == Terms::default() {
-        true if !selector.is_all() => ha.mesh.remove_rate_limit(name).await.map(|_| Ok(())),
-        _ => {
-            let known = &view.rate_limits;
-            if !selector.is_all() && known.len() >= SCOPED_MAX && !known.iter().any(|(known, _)| *known == name) {
-                let problem = format!("{SCOPED_MAX} limits for keys and models are set: remove one, by a limit of 0");
-                return Err(GatewayError::InvalidRequest(problem));
-            }
-            ha.mesh.put_policy(name, rate::to_spec(said)).await
-        }
-    };
-    match outcome {
-        Ok(Ok(())) => {
-            ha.registry.settled().await;
-            Ok(show_rate_limit(State(ha)).await)
-        }
-        Ok(Err(error)) => Err(GatewayError::InvalidRequest(error.to_string())),
-        Err(Stopped) => Err(GatewayError::Draining),
+    let known = rate::scoped(&ha.mesh.view().rate_limits);
+    let is_known = selector.is_all() || known.iter().any(|(known, _)| *known == selector);
+    let sets = said.or(Terms::default()) != Terms::default();
+    if sets && !is_known && known.len() >= SCOPED_MAX {
+        let problem = format!("{SCOPED_MAX} limits for keys and models are set: remove one, by a limit of 0");
+        return Err(GatewayError::InvalidRequest(problem));
     }
+    for (name, spec) in rate::entries(&selector, said) {
+        let outcome = match spec {
+            Some(spec) => ha.mesh.put_policy(name, spec).await,
+            None => ha.mesh.remove_rate_limit(name).await.map(|_| Ok(())),
+        };
+        outcome
+            .map_err(|Stopped| GatewayError::Draining)?
+            .map_err(|error| GatewayError::InvalidRequest(error.to_string()))?;
+    }
+    ha.registry.settled().await;
+    Ok(show_rate_limit(State(ha)).await)
 }
 
 async fn shutdown(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {

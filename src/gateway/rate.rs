@@ -1,6 +1,8 @@
 //! The limits as operators say them and the mesh replicates them: `{"limit_per_second":n,"burst":b,"concurrent":c}`, 0 for no
 //! limit; with `"key"`, `"model"` or both they are for the requests that those select. What is not named stays as it was.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -15,8 +17,11 @@ use crate::{
 /// What the limit of all requests is called among the limits that the cluster shares.
 pub const ID: LimitId = 1;
 
-/// What the entry's policy is called.
+/// What the policy of an entry is called that says how many per second.
 const NAME: &str = "rate_limit";
+
+/// And of one that says how many in flight.
+const BOUND: &str = "concurrent";
 
 /// What was said of some requests; nothing of what is none.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -111,6 +116,21 @@ fn limit(per_second: u64, burst: Option<u64>) -> Result<Option<RateLimit>, Strin
     }
 }
 
+/// What is to be written so that every gateway knows: by name an entry, or that there is to be none. What was not said is not
+/// touched, so that what another gateway is told of it meanwhile stays.
+pub fn entries(selector: &Selector, said: Said) -> impl Iterator<Item = (String, Option<PolicySpec>)> {
+    let is_all = selector.is_all();
+    let rate = said.rate.map(|rate| {
+        let of_rate = Said { rate: Some(rate), concurrent: None };
+        (selector.name(), (is_all || rate.is_some()).then(|| to_spec(of_rate)))
+    });
+    let bound = said.concurrent.map(|concurrent| {
+        let of_bound = Said { rate: None, concurrent: Some(concurrent) };
+        (selector.bound_name(), (is_all || concurrent > 0).then(|| to_spec(of_bound)))
+    });
+    rate.into_iter().chain(bound)
+}
+
 /// The entry that says so to every gateway.
 #[must_use]
 pub fn to_spec(said: Said) -> PolicySpec {
@@ -121,7 +141,8 @@ pub fn to_spec(said: Said) -> PolicySpec {
         concurrent: said.concurrent.map(u64::from),
         ..Body::default()
     };
-    PolicySpec { policy: NAME.into(), config_json: serde_json::json!(body).to_string() }
+    let policy = if said.rate.is_some() { NAME } else { BOUND };
+    PolicySpec { policy: policy.into(), config_json: serde_json::json!(body).to_string() }
 }
 
 /// What an entry says; an error is one that this version does not understand, which has no effect.
@@ -129,23 +150,45 @@ pub fn to_spec(said: Said) -> PolicySpec {
 /// # Errors
 /// Why it makes no sense.
 pub fn of_spec(spec: &PolicySpec) -> Result<Said, String> {
-    if spec.policy == NAME {
+    if [NAME, BOUND].contains(&spec.policy.as_str()) {
         read(spec.config_json.as_bytes()).map(|(_, said)| said)
     } else {
         Err(format!("not a {NAME}"))
     }
 }
 
+/// What entries say by selector, in the order of their names; what makes no sense has no effect.
+fn by_selector(entries: &[(String, PolicySpec)]) -> impl Iterator<Item = (Selector, Said)> {
+    let mut all: BTreeMap<String, (Selector, Said)> = BTreeMap::new();
+    for (name, spec) in entries {
+        let Some(selector) = Selector::of_name(name).or_else(|| Selector::of_bound_name(name)) else { continue };
+        match of_spec(spec) {
+            Ok(said) => {
+                let (_, known) = all.entry(selector.name()).or_insert((selector, Said::default()));
+                *known = said.over(*known);
+            }
+            Err(error) => tracing::debug!(%error, "rate limit of a newer version ignored"),
+        }
+    }
+    all.into_values()
+}
+
+/// What is said of all requests, by the entry of their rate and among `entries` that of their bound.
+#[must_use]
+pub fn of_all(rate: Option<&PolicySpec>, entries: &[(String, PolicySpec)]) -> Said {
+    let rate = rate.map(|spec| (Selector::default().name(), spec.clone()));
+    let bound = Selector::default().bound_name();
+    let bound = entries.iter().filter(|(name, _)| *name == bound).cloned();
+    let entries: Vec<_> = rate.into_iter().chain(bound).collect();
+    by_selector(&entries).next().map(|(_, said)| said).unwrap_or_default()
+}
+
 /// The limits of some requests that entries say, in the order of their names; what makes no sense has no effect.
 #[must_use]
 pub fn scoped(entries: &[(String, PolicySpec)]) -> Vec<(Selector, Terms)> {
-    let limit = |(name, spec): &(String, PolicySpec)| {
-        let said = of_spec(spec).inspect_err(|error| tracing::debug!(%error, "rate limit of a newer version ignored"));
-        let terms = said.ok()?.or(Terms::default());
-        let selector = Selector::of_name(name).filter(|selector| !selector.is_all())?;
-        (terms != Terms::default()).then_some((selector, terms))
-    };
-    entries.iter().filter_map(limit).collect()
+    let scoped = by_selector(entries).filter(|(selector, _)| !selector.is_all());
+    let terms = scoped.map(|(selector, said)| (selector, said.or(Terms::default())));
+    terms.filter(|(_, terms)| *terms != Terms::default()).collect()
 }
 
 #[cfg(test)]
@@ -195,6 +238,33 @@ mod tests {
                     assert_eq!(found.as_ref().ok(), expected.as_ref().ok(), "{case}: {found:?}");
                 }
             }
+        }
+    }
+
+    /// Two gateways are told of one part each before they hear of each other.
+    #[test]
+    fn each_part_is_an_entry_of_its_own() {
+        let rate = RateLimit { per_second: 7, burst: 20 };
+        let [of_rate, of_bound] =
+            [Said { rate: Some(Some(rate)), concurrent: None }, Said { rate: None, concurrent: Some(5) }];
+        let both = Terms { rate: Some(rate), concurrent: Some(5) };
+        let key = Selector { key: Some(KeyId::of(b"k")), model: Some("m".into()) };
+        for selector in [Selector::default(), key] {
+            let mut stored = BTreeMap::new();
+            for said in [of_bound, of_rate] {
+                stored.extend(entries(&selector, said));
+            }
+            assert_eq!(stored.len(), 2, "{selector:?}: {stored:?}");
+            let none = Said { rate: Some(None), concurrent: Some(0) };
+            let removes = entries(&selector, none).all(|(name, spec)| stored.contains_key(&name) && spec.is_none());
+            assert_eq!(removes, !selector.is_all(), "of all requests 0 counts for more than a flag");
+            // What a version without bounds looks at, it understands.
+            assert!(!stored[&selector.name()].as_ref().unwrap().config_json.contains("concurrent"));
+            let first = stored.remove(&Selector::default().name()).flatten();
+            let stored: Vec<_> = stored.into_iter().filter_map(|(name, spec)| Some((name, spec?))).collect();
+            let said = of_all(first.as_ref(), &stored).or(Terms::default());
+            let expected = if selector.is_all() { (both, vec![]) } else { (Terms::default(), vec![(selector, both)]) };
+            assert_eq!((said, scoped(&stored)), expected);
         }
     }
 

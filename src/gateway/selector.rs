@@ -10,6 +10,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::mesh::{quota::share::LimitId, stores::RATE_LIMIT};
 
+/// Before the key in names of bounds; no id of a key looks so.
+const BOUND: &str = "concurrent:";
+
 /// Stands for an API key.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct KeyId(u64);
@@ -70,6 +73,21 @@ impl Selector {
         format!("{RATE_LIMIT}\0{key}\0{}", self.model.as_deref().unwrap_or_default())
     }
 
+    /// The name of its bound on requests in flight, an entry of its own, so that gateways which are told of one part each at
+    /// once lose neither. To a version without such bounds it is the limit of a key that there is not.
+    #[must_use]
+    pub fn bound_name(&self) -> String {
+        let key = self.key.map(|key| key.to_string()).unwrap_or_default();
+        format!("{RATE_LIMIT}\0{BOUND}{key}\0{}", self.model.as_deref().unwrap_or_default())
+    }
+
+    /// The selector with that [`bound_name`](Self::bound_name).
+    #[must_use]
+    pub fn of_bound_name(name: &str) -> Option<Self> {
+        let rest = name.strip_prefix(RATE_LIMIT)?.strip_prefix('\0')?.strip_prefix(BOUND)?;
+        if rest == "\0" { Some(Self::default()) } else { Self::of_name(&format!("{RATE_LIMIT}\0{rest}")) }
+    }
+
     /// The selector with that [`name`](Self::name).
     #[must_use]
     pub fn of_name(name: &str) -> Option<Self> {
@@ -94,6 +112,7 @@ impl Selector {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::mesh::stores::is_limit;
 
     fn selector(key: &str, model: &str) -> Selector {
         Selector { key: KeyId::parse(key), model: (!model.is_empty()).then(|| model.into()) }
@@ -125,6 +144,9 @@ mod tests {
         ] {
             let asked = [(b"abc", Some("m")), (b"abd", Some("m")), (b"abc", Some("n")), (b"abd", None), (b"abc", None)];
             assert_eq!(asked.map(|(key, model)| selector.selects(Some(KeyId::of(key)), model)), expected, "{case}");
+            assert_eq!(Selector::of_bound_name(&selector.bound_name()).as_ref(), Some(&selector), "{case}");
+            assert!(is_limit(&selector.bound_name()) && Selector::of_name(&selector.bound_name()).is_none(), "{case}");
+            assert!(Selector::of_bound_name(&selector.name()).is_none(), "{case}");
             assert_eq!(Selector::of_name(&selector.name()), Some(selector), "{case}");
         }
         assert!(!selector(&id, "").selects(None, Some("m")));

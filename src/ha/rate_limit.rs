@@ -14,7 +14,7 @@ use crate::{
         bounds::Bound,
         limiter::Limiter,
         limits::RateLimits,
-        rate::{self, Terms},
+        rate::{self, Said, Terms},
         selector::Selector,
         slots::{self, BREAK_AHEAD},
     },
@@ -277,7 +277,7 @@ impl Sources {
         let (limit_per_second, burst) = self.whole(&limits.all);
         let concurrent = self.bound(&Selector::default()).map_or(0, |bound| bound.concurrent);
         let of_rates = limit_per_second > 0 || scoped.iter().any(|(_, terms)| terms.rate.is_some());
-        let is_set = view.rate_limit.as_ref().is_some_and(|spec| rate::of_spec(spec).is_ok());
+        let is_set = rate::of_all(view.rate_limit.as_ref(), &view.rate_limits) != Said::default();
         InForce {
             limit_per_second,
             burst,

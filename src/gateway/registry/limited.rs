@@ -2,7 +2,7 @@
 
 use crate::{
     gateway::{
-        rate::{self, Said, Terms},
+        rate::{self, Terms},
         selector::Selector,
     },
     mesh::driver::handle::View,
@@ -22,9 +22,7 @@ pub(super) struct Limited {
 impl Limited {
     /// As a view of the cluster has them; `flags` hold where it says nothing of all requests.
     pub(super) fn of(view: &View, flags: Terms) -> Self {
-        let said = view.rate_limit.as_ref().map(rate::of_spec).transpose();
-        let said = said.inspect_err(|error| tracing::debug!(%error, "rate limit of a newer version ignored"));
-        let said: Said = said.ok().flatten().unwrap_or_default();
+        let said = rate::of_all(view.rate_limit.as_ref(), &view.rate_limits);
         Self { all: said.or(flags), scoped: rate::scoped(&view.rate_limits), is_shared: view.mesh_enabled }
     }
 
