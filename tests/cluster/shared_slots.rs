@@ -37,7 +37,9 @@ async fn running(gateway: &Gateway, count: usize) -> Vec<JoinHandle<Outcome>> {
         let mut running = Vec::new();
         for stream in streams.drain(..) {
             if stream.is_finished() {
-                assert_eq!(stream.await.unwrap().1, "concurrency_limit_exceeded");
+                // Refused, or over before so many ran.
+                let outcome = stream.await.unwrap();
+                assert!(outcome.1 == "concurrency_limit_exceeded" || outcome.2, "{outcome:?}");
             } else {
                 running.push(stream);
             }
