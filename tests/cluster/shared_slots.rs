@@ -85,7 +85,8 @@ async fn start(tokens: &str, more: &[&str]) -> ([Gateway; 3], Process, String) {
 
 #[tokio::test]
 async fn the_workers_never_see_more_requests_than_the_cluster_may_have() {
-    let (nodes, _worker, url) = start("20", &[]).await;
+    // Longer than refusals count as demand, so that shares have moved before the first of them end.
+    let (nodes, _worker, url) = start("60", &[]).await;
     let even = (0..45).map(|n| stream(nodes[n % 3].url("/v1/chat/completions")));
     let outcomes = futures_util::future::join_all(even).await;
     let (served, refused): (Vec<_>, Vec<_>) = outcomes.iter().partition(|(status, ..)| *status == 200);
