@@ -1,7 +1,7 @@
 //! Workers, and peers, that are pods of a Kubernetes cluster.
 //!
 //! Each gateway searches for itself and tells the cluster what it finds; what several tell of one pod is one entry
-//! ([`mesh::stores::Finding`](crate::mesh::stores::Finding)). A [`follow`] loop lists the pods and watches them from there, an [`inventory`] decides
+//! ([`mesh::stores::Finding`](crate::mesh::stores::Finding)). A loop lists the pods and watches them from there, an inventory decides
 //! what that means. Requests never wait for any of it, and a gateway that cannot reach the API server takes nothing away.
 //!
 //! | of the pod | what becomes of the worker |

@@ -1,13 +1,11 @@
 //! Bounds on requests in flight that the cluster shares: the one of all requests, and those of some.
 //!
-//! A request has a slot of every bound that selects it, or is refused and has none. It keeps them, in its [`Tenure`], until
+//! A request has a slot of every bound that selects it, or is refused and has none. It keeps them, in its `Tenure`, until
 //! its response has been sent or given up, and loses them with their lease: then it is broken, in sight of its client.
 //!
 //! A bound that is taken away breaks nothing. While it has requests in flight it is *retired*: they end by themselves, count
 //! again where the bound is set anew before that, and meanwhile are still reported to the leader, which would lend their
 //! slots to others otherwise. There are no more of those than requests in flight.
-//!
-//! [`Tenure`]: crate::gateway::tenure::Tenure
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -15,7 +15,7 @@
 //! - *Seeds.* What a flag says is stamped [`Timestamp::ZERO`], so it loses against everything ever said through the API.
 //!   Removing a worker that some flag names leaves a marker (an entry with `removed`) instead of nothing, so that it
 //!   stays removed when that node starts again. Markers are bounded by the workers that flags ever named.
-//! - *Discovered workers* are stamped like seeds, see [`discovered`].
+//! - *Discovered workers* are stamped like seeds, see `stores/discovered.rs`.
 //! - *Losing dots.* Several nodes naming one worker make concurrent dots. Each node retracts those of its own dots, of
 //!   any epoch, that lose against another live one; the winner is never retracted, so one dot stays. A flag's dot that
 //!   loses against an entry of the API stays beside it, one per node: it says that a removal must leave a marker.

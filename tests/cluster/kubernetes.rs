@@ -163,13 +163,16 @@ async fn gateways_find_one_another_by_label() {
         router["status"]["conditions"] = json!([]);
         cluster.server.put(&router);
     }
-    let gateways = [1, 2, 3].map(|n| cluster.gateway(n, "", &["--router-selector=app=w"]));
+    let gateways = [1, 2, 3].map(|n| cluster.gateway(n, NOBODY, &["--router-selector=app=w"]));
     joined(&gateways.iter().collect::<Vec<_>>(), 3, s(20)).await;
     // One whose pod comes later is joined from either side.
     cluster.server.put(&cluster.pod(4));
-    let fourth = cluster.gateway(4, "", &["--router-selector=app=w"]);
+    let fourth = cluster.gateway(4, NOBODY, &["--router-selector=app=w"]);
     joined(&[&gateways[0], &fourth], 4, s(20)).await;
 }
+
+/// A peer whose name is not found: all that is known of the others is that there are some.
+const NOBODY: &str = "smg-mesh.invalid:39527";
 
 #[tokio::test]
 async fn without_an_api_server_to_ask_the_gateway_does_not_start() {

@@ -52,6 +52,14 @@ impl Check<'_> {
         if is_given(&"router-selector") && !mesh.enable_mesh {
             self.problems.push("--router-selector needs --enable-mesh: add it".into());
         }
+        // A search that finds nothing says nothing of who else there is: a gateway would take itself for the only one.
+        if has_routers && mesh.enable_mesh && entries(&mesh.mesh_peer_urls).next().is_none() {
+            self.problem(
+                "router-selector",
+                "needs --mesh-peer-urls, so that a gateway whose API server is ill does not begin a cluster of its own: \
+                 name the others or their headless Service",
+            );
+        }
         if flags.service_discovery && entries(&flags.selector).next().is_none() {
             self.problem("service-discovery", "needs --selector, the labels of the pods that are workers: add it");
         }

@@ -25,7 +25,14 @@ fn a_search_for_workers_is_read_and_has_the_defaults_of_the_manual() {
 
 #[test]
 fn a_search_for_peers_needs_the_mesh_and_no_search_for_workers() {
-    let args = ["--enable-mesh", "--router-selector", "app=smg", "--service-discovery-namespace", "ns"];
+    let args = [
+        "--enable-mesh",
+        "--mesh-peer-urls=smg-mesh:39527",
+        "--router-selector",
+        "app=smg",
+        "--service-discovery-namespace",
+        "ns",
+    ];
     let kubernetes = accepted(&args).kubernetes;
     assert_eq!(kubernetes.workers, None);
     assert_eq!(kubernetes.routers.unwrap().selector(), "app=smg");
@@ -41,6 +48,7 @@ fn what_cannot_be_searched_is_refused_with_its_flag() {
         ("scheme alone", vec!["--service-discovery-scheme=http"], "--service-discovery-scheme needs"),
         ("namespace alone", vec!["--service-discovery-namespace=a"], "needs --service-discovery or --router-selector"),
         ("interval alone", vec!["--service-discovery-interval-secs=9"], "needs --service-discovery or"),
+        ("no peers", vec!["--enable-mesh", "--router-selector=app=smg"], "--router-selector: needs --mesh-peer-urls"),
         ("no mesh", vec!["--router-selector=app=smg"], "--router-selector needs --enable-mesh"),
         ("no label", found(&["--selector=app"]), "--selector: `app`: a label is spelled `key=value`"),
         ("two values", found(&["--selector=app=x"]), "--selector: `app` has two values"),

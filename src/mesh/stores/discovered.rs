@@ -85,6 +85,7 @@ impl Stores {
             }
             return;
         };
+        let mut is_news = false;
         let (spec, removed) = match self.lasting_origin(&id) {
             Some(WorkerOrigin::Seed) => return,
             Some(WorkerOrigin::Discovered(of)) if of.pod == mark.pod => {
@@ -93,12 +94,20 @@ impl Stores {
                 }
                 (WorkerSpec { zone: spec.zone, ..known.spec }, known.removed)
             }
-            Some(WorkerOrigin::Discovered(_)) => (spec, false),
+            Some(WorkerOrigin::Discovered(_)) => {
+                is_news = true;
+                (spec, false)
+            }
             // Said through the API before: what it said stays, and goes with the pod from now on.
             Some(WorkerOrigin::Api) | None => (WorkerSpec { origin: spec.origin, ..known.spec }, known.removed),
         };
         if let Ok(payload) = state::encode_worker(&StoredWorker { spec, removed }) {
-            self.write(Namespace::Workers, wall_ms, &WorkerKey::spec(&id), &payload);
+            // A new pod is news of now. What is filled in says again what was read: right above that, and below anything
+            // that an operator said elsewhere meanwhile.
+            let (map, key) = (&mut self.maps[Namespace::Workers.index()], WorkerKey::spec(&id));
+            let read = map.newest(&key);
+            let stamp = if is_news { self.clock.tick(wall_ms, read) } else { read.successor() };
+            map.write(&key, stamp, &payload);
             self.push_event(StoreEvent::WorkerChanged(id));
         }
     }

@@ -187,3 +187,16 @@ fn late_news_of_an_old_pod_do_not_hurt_the_new_one() {
     exchange(&mut a, &mut b);
     assert_eq!((origin(&a), origin(&b)), (Some(found("new").origin), Some(found("new").origin)));
 }
+
+#[test]
+fn a_zone_that_is_found_later_undoes_no_removal_elsewhere() {
+    let (mut a, mut b) = (stores("a"), stores("b"));
+    find(&mut a, "uid");
+    exchange(&mut a, &mut b);
+    let id = WorkerId::of_url(URL);
+    assert!(b.remove_worker(200, &id));
+    a.note_finding(300, Finding::Found(WorkerSpec { zone: "z1".into(), ..found("uid") }));
+    assert_eq!(a.worker(&id).unwrap().spec.zone, "z1");
+    exchange(&mut a, &mut b);
+    assert_eq!((a.worker(&id), b.worker(&id)), (None, None));
+}
