@@ -316,7 +316,7 @@ pub struct KubernetesFlags {
     /// Time between two complete lists of the pods; what changes meanwhile comes by a watch
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub service_discovery_interval_secs: u64,
-    /// Labels of the pods that are gateways of this mesh, as `app=smg`: they are joined through, on the mesh port of this one, beside those of --mesh-peer-urls, which it needs
+    /// Labels of the pods that are gateways of this mesh, as `app=smg`: they are joined through, on the mesh port of this one, beside the peers that are named, of which it needs one
     #[arg(long, num_args = 1.., value_name = "LABEL")]
     pub router_selector: Vec<String>,
 }
