@@ -11,13 +11,13 @@
 //! | being deleted, ended, another label | removed, as by `DELETE /workers`: what is in flight runs on |
 //! | missing from lists | the same, once two complete lists lack it; an empty list counts after 60 s |
 //!
-//! Invariant: an operator's word on a worker (`PATCH`, `DELETE`) holds as long as its pod lives, whatever is found.
+//! Invariant: an operator's word on a worker (`PATCH`, `DELETE`) holds as long as its pod is found, whatever else is.
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -146,26 +146,37 @@ struct Workers {
     held: watch::Sender<Held>,
 }
 
+impl Workers {
+    fn show_held(&self) {
+        let held = self.inventory.held(Instant::now());
+        self.held.send_if_modified(|known| {
+            let is_news = **known != held;
+            *known = Arc::new(held);
+            is_news
+        });
+    }
+}
+
 impl Audience for Workers {
     const KIND: &'static str = "worker";
     const WANTS_ZONES: bool = true;
 
     fn handle_list(&mut self, pods: &[Pod]) -> bool {
-        self.inventory.handle_list(std::time::Instant::now(), pods)
+        self.inventory.handle_list(Instant::now(), pods)
     }
 
     fn handle_change(&mut self, change: &Change) {
         self.inventory.handle_change(change);
     }
 
+    fn handle_failure(&mut self) {
+        self.inventory.handle_failure(Instant::now());
+        self.show_held();
+    }
+
     async fn flush(&mut self) -> Option<usize> {
         // What is held first: a pod that comes and is not Ready gets no request in between.
-        let held = self.inventory.held();
-        self.held.send_if_modified(|known| {
-            let is_news = **known != held;
-            *known = Arc::new(held);
-            is_news
-        });
+        self.show_held();
         while let Some(finding) = self.inventory.poll_finding() {
             self.mesh.find(finding).await.ok()?;
         }

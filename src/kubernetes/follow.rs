@@ -40,6 +40,9 @@ pub(super) trait Audience: Send {
     /// News since then.
     fn handle_change(&mut self, change: &Change);
 
+    /// A list or watch failed.
+    fn handle_failure(&mut self) {}
+
     /// Passes on what there is to say; gives the number of pods that are in use, or none when nobody listens any more.
     fn flush(&mut self) -> impl Future<Output = Option<usize>> + Send;
 }
@@ -168,10 +171,14 @@ impl<A: Audience> Follower<A> {
 
     async fn on_failure(&mut self, operation: &'static str, error: &ApiError) {
         self.metrics.kubernetes_request(operation, error.reason());
+        if !matches!(error, ApiError::Gone) {
+            self.audience.handle_failure();
+        }
         // A version that is too old is the way of the API to ask for a list.
         let failing = (operation, error.reason());
         if !matches!(error, ApiError::Gone) && self.failing.replace(failing) != Some(failing) {
-            let source = std::error::Error::source(error).map(ToString::to_string);
+            let chain = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+            let source = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
             warn!(kind = A::KIND, operation, %error, source, "pods not followed, what is known stays");
         }
         let wait = BACKOFF_MAX.min(BACKOFF_INITIAL * 2_u32.saturating_pow(self.failures.min(5)));
@@ -181,7 +188,7 @@ impl<A: Audience> Follower<A> {
 
     /// Asks for the zone of the pod's node, where the pod does not say it itself.
     async fn find_zone(&mut self, pod: &mut Pod) {
-        if !A::WANTS_ZONES || !pod.zone.is_empty() || pod.node.is_empty() || self.is_zoneless {
+        if !A::WANTS_ZONES || pod.is_ending || !pod.zone.is_empty() || pod.node.is_empty() || self.is_zoneless {
             return;
         }
         if let Some(zone) = self.zones.get(&pod.node) {

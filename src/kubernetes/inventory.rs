@@ -7,7 +7,8 @@
 //! That a pod is deleted is believed when a watch says so. That a list lacks it is weaker: it counts when the next complete
 //! list, [`CONFIRM_WAIT`] later, lacks it as well. An *empty* list counts only after lists were empty for
 //! [`EMPTY_WAIT`]: an API server that has lost its state, or a cache in front of it that has not been filled, says
-//! exactly that, and every gateway that believed it would be left without workers.
+//! exactly that, and every gateway that believed it would be left without workers. A list that fails in between begins
+//! that time anew, and after [`HOLD_MAX`] of failures nothing is held: then the health checks alone decide.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -27,6 +28,9 @@ pub const CONFIRM_WAIT: Duration = Duration::from_secs(2);
 /// How long lists must have been empty before that counts.
 pub const EMPTY_WAIT: Duration = Duration::from_secs(60);
 
+/// How long the API may fail before what it said of readiness is no reason any more to send a worker nothing.
+pub const HOLD_MAX: Duration = Duration::from_secs(180);
+
 /// What a watch says of a pod.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Change {
@@ -44,8 +48,10 @@ pub struct Inventory {
     known: BTreeMap<String, Known>,
     /// The pods of the last complete list.
     listed: Option<BTreeSet<u64>>,
-    /// Since when lists have been empty.
+    /// Since when lists have been empty, without one that failed in between.
     empty_since: Option<Instant>,
+    /// Since when no list came.
+    failing_since: Option<Instant>,
     findings: VecDeque<Finding>,
 }
 
@@ -64,11 +70,20 @@ impl Inventory {
     #[must_use]
     pub fn new(pods: WorkerPods) -> Self {
         let search = pods.search.number();
-        Self { pods, search, known: BTreeMap::new(), listed: None, empty_since: None, findings: VecDeque::new() }
+        Self {
+            pods,
+            search,
+            known: BTreeMap::new(),
+            listed: None,
+            empty_since: None,
+            failing_since: None,
+            findings: VecDeque::new(),
+        }
     }
 
     /// Takes in a complete list; says whether another is due soon because this one lacks something.
     pub fn handle_list(&mut self, now: Instant, pods: &[Pod]) -> bool {
+        self.failing_since = None;
         let live: BTreeSet<u64> = pods.iter().filter(|pod| !pod.is_ending).map(|pod| self.mark(pod).pod).collect();
         let is_empty = pods.is_empty();
         for pod in pods {
@@ -107,6 +122,12 @@ impl Inventory {
         }
     }
 
+    /// Takes in that the API did not answer: what is known stays, and what it says next is believed as after a start.
+    pub fn handle_failure(&mut self, now: Instant) {
+        self.empty_since = None;
+        self.failing_since.get_or_insert(now);
+    }
+
     /// Takes in what a watch says.
     pub fn handle_change(&mut self, change: &Change) {
         match change {
@@ -124,9 +145,13 @@ impl Inventory {
         self.findings.pop_front()
     }
 
-    /// The workers whose pods are not Ready.
+    /// The workers whose pods are not Ready; none any more when no list has come for [`HOLD_MAX`]: what is as old as that
+    /// says less than the health checks.
     #[must_use]
-    pub fn held(&self) -> BTreeSet<WorkerId> {
+    pub fn held(&self, now: Instant) -> BTreeSet<WorkerId> {
+        if self.failing_since.is_some_and(|since| now.saturating_duration_since(since) >= HOLD_MAX) {
+            return BTreeSet::new();
+        }
         self.known.values().filter(|known| !known.is_ready).map(|known| known.id.clone()).collect()
     }
 

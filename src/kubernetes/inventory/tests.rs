@@ -66,7 +66,7 @@ fn the_state_of_a_pod_decides_what_becomes_of_the_worker() {
             inventory.handle_change(change);
         }
         assert_eq!(told(&mut inventory), expected, "{case}");
-        assert_eq!(inventory.held(), held.into_iter().map(id).collect(), "{case}");
+        assert_eq!(inventory.held(Instant::now()), held.into_iter().map(id).collect(), "{case}");
     }
 }
 
@@ -131,4 +131,29 @@ fn what_others_found_goes_once_two_lists_lack_it() {
         inventory.handle_list(now + seconds * SECOND, std::slice::from_ref(&ending));
     }
     assert_eq!(told(&mut inventory).last().unwrap(), "=0");
+}
+
+#[test]
+fn a_failure_begins_the_wait_for_empty_lists_anew() {
+    let (mut inventory, start) = (inventory(), Instant::now());
+    inventory.handle_list(start, &[pod("a", 1)]);
+    inventory.handle_list(start + SECOND, &[]);
+    inventory.handle_failure(start + 2 * SECOND);
+    inventory.handle_list(start + 62 * SECOND, &[]);
+    assert_eq!(told(&mut inventory).iter().filter(|told| told.starts_with('-')).count(), 0, "empty for no time");
+    inventory.handle_list(start + 122 * SECOND, &[]);
+    assert!(told(&mut inventory).contains(&"-1".to_owned()), "empty for a minute");
+}
+
+#[test]
+fn nothing_is_held_for_long_on_an_old_word() {
+    let (mut inventory, start) = (inventory(), Instant::now());
+    inventory.handle_list(start, &[Pod { is_ready: false, ..pod("a", 1) }]);
+    let held = |inventory: &Inventory, secs| inventory.held(start + secs * SECOND).len();
+    assert_eq!(held(&inventory, 3600), 1, "the API answers");
+    inventory.handle_failure(start + 10 * SECOND);
+    inventory.handle_failure(start + 40 * SECOND);
+    assert_eq!((held(&inventory, 189), held(&inventory, 190)), (1, 0));
+    inventory.handle_list(start + 200 * SECOND, &[Pod { is_ready: false, ..pod("a", 1) }]);
+    assert_eq!(held(&inventory, 200), 1, "it answers again");
 }

@@ -4,8 +4,8 @@
 //!
 //! - What is found is written like what a flag says: stamped [`Timestamp::ZERO`], it loses against everything that was ever
 //!   said through the API, and an entry that is there already stays as it is. Finding is idempotent.
-//! - An operator's removal leaves a marker, as that of a flag's worker does, so the worker stays away as long as its pod
-//!   lives. The marker names the pod: another pod at the same address is another worker, and replaces it.
+//! - An operator's removal leaves a marker, as that of a flag's worker does, so the worker stays away as long as its pod is
+//!   found. The marker names the pod: another pod at the same address is another worker, and replaces it.
 //! - When the pod is gone, the entry or marker goes without a trace. Only the pod that it names can take it away, so news
 //!   of an old pod that come late do not hurt the one that has its address now.
 //! - A complete list takes away what it lacks, of the same search alone: a gateway that was told to look elsewhere takes
