@@ -88,7 +88,7 @@ fn in_flight(bounds: usize, threads: usize, cores: usize) {
     let header = HeaderValue::from_static("Bearer sk-0123456789abcdef0123456789abcdef");
     let headers: HeaderMap = [(http::header::AUTHORIZATION, header)].into_iter().collect();
     let request = || {
-        let held = limits.bounds.admit(&headers, Some("meta-llama/Llama-3.1-8B-Instruct"), Instant::now());
+        let held = limits.bounds.admit(&headers, Some("meta-llama/Llama-3.1-8B-Instruct"), Instant::now);
         for (slots, mut taken) in held.unwrap_or_default() {
             assert!(matches!(slots.look(now, &mut taken), Standing::Until(_)));
             slots.give_back(taken);

@@ -17,7 +17,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::sync::watch;
@@ -78,25 +78,20 @@ impl Searches {
         watched
     }
 
-    /// Begins to search for gateways on the current runtime, and waits at most [`FIRST_LIST_WAIT`] for those that are there:
-    /// a node that knows of no other when it starts takes itself for the first. They are joined through at `port`.
-    pub async fn find_routers(&self, port: u16) -> watch::Receiver<Vec<SocketAddr>> {
-        let (found, mut watched) = watch::channel(Vec::new());
+    /// Begins to search for gateways on the current runtime. They are joined through at `port`. That there are others, found
+    /// or not, is for `--mesh-peer-urls` to say.
+    #[must_use]
+    pub fn find_routers(&self, port: u16) -> watch::Receiver<Vec<SocketAddr>> {
+        let (found, watched) = watch::channel(Vec::new());
         if let (Some(api), Some(search)) = (&self.api, &self.config.routers) {
             let audience = Routers { port, pods: BTreeMap::new(), found };
             let follower =
                 Follower::new(api.clone(), search.clone(), self.config.relist, self.metrics.clone(), audience);
             tokio::spawn(follower.run());
-            if tokio::time::timeout(FIRST_LIST_WAIT, watched.changed()).await.is_err() {
-                tracing::warn!("--router-selector: no list of pods yet, starting without");
-            }
         }
         watched
     }
 }
-
-/// How long the start waits for the gateways that are there.
-pub const FIRST_LIST_WAIT: Duration = Duration::from_secs(5);
 
 /// Tells the mesh whom it may join through.
 struct Routers {

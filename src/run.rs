@@ -54,7 +54,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let searches = Searches::open(&config.kubernetes, &metrics).await?;
     let metrics_listener = server::bind(&config.telemetry).await?;
     let pod_ip = std::env::var("POD_IP").ok().and_then(|ip| ip.parse::<IpAddr>().ok());
-    let peers = searches.find_routers(config.mesh.bind.port()).await;
+    let peers = searches.find_routers(config.mesh.bind.port());
     let mut mesh = driver::start(config.clone(), metrics.clone(), pod_ip, peers).await?;
     let settings = registry::Settings::of(&config, &tls, searches.find_workers(&mesh.handle));
     let (registry, keeper) = Registry::start(mesh.handle.clone(), settings, metrics.clone());

@@ -314,7 +314,7 @@ pub struct KubernetesFlags {
     #[arg(long, value_name = "NAMESPACE")]
     pub service_discovery_namespace: Option<String>,
     /// Time between two complete lists of the pods; what changes meanwhile comes by a watch
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=240))]
     pub service_discovery_interval_secs: u64,
     /// Labels of the pods that are gateways of this mesh, as `app=smg`: they are joined through, on the mesh port of this one, beside the peers that are named, of which it needs one
     #[arg(long, num_args = 1.., value_name = "LABEL")]
@@ -379,7 +379,7 @@ pub struct MeshFlags {
     /// Nodes that elect the leader, comma separated, the same list on every node; `auto`: the nodes agree on at most 7 of them, and no failure changes the set
     #[arg(long, num_args = 1.., default_value = "auto", value_name = "NAME")]
     pub mesh_voters: Vec<String>,
-    /// Limited requests while this node was lent no part of the limit and knows no leader, as in a minority: `closed` refuses them; `local` admits 1/N of each limit, at least one at once, N being all nodes known or named, so that nodes which are cut off admit at most one limit more together, or one request each at once where that is more; both refuse for about 0.6 s when a leader begins, and while a leader is heard that does not hear this node
+    /// Limited requests while this node was lent no part of the limit and knows no leader, as in a minority: `closed` refuses them; `local` admits 1/N of each limit, at least one at once, N being all nodes known or named, so that nodes which are cut off admit at most one limit more together, or one request each at once where that is more; both refuse for about 0.6 s when a leader begins, requests in flight up to 6.7 s where their leases had run out, and while a leader is heard that does not hear this node
     #[arg(long, default_value = WithoutQuorum::Closed.as_str(), value_name = "MODE", value_parser = WithoutQuorum::NAMES)]
     pub mesh_rate_limit_without_quorum: String,
     /// Each peer is probed once in this time

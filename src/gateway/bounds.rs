@@ -53,11 +53,17 @@ impl Bounds {
     ///
     /// # Errors
     /// The bound of which no slot is left, at most so many in flight; then none was taken.
-    pub fn admit(&self, headers: &HeaderMap, model: Option<&str>, now: Instant) -> Result<Vec<Held>, u32> {
+    pub fn admit(
+        &self,
+        headers: &HeaderMap,
+        model: Option<&str>,
+        clock: impl Fn() -> Instant,
+    ) -> Result<Vec<Held>, u32> {
         let bounds = self.in_force.load();
         if bounds.is_empty() {
             return Ok(Vec::new());
         }
+        let now = clock();
         let wants_key = bounds.iter().any(|bound| bound.selector.key.is_some());
         let key = wants_key.then(|| keys::limited(headers)).flatten().map(KeyId::of);
         let mut held: Vec<Held> = Vec::new();
@@ -89,9 +95,20 @@ impl Bounds {
         };
         let wanted: Vec<Bound> = wanted.map(bound).collect();
         let is_gone = |known: &Bound| !wanted.iter().any(|bound| bound.selector == known.selector);
-        *retired = known.into_iter().filter(|known| is_gone(known) && known.slots.is_busy()).collect();
+        let gone: Vec<Bound> = known.into_iter().filter(is_gone).collect();
         self.in_force.store(Arc::new(wanted));
-        retired.iter().for_each(|bound| bound.slots.release());
+        // A core may see the bounds of before a moment longer: once released there are no slots to take, and what is in
+        // use only falls.
+        gone.iter().for_each(|bound| bound.slots.release());
+        *retired = gone.into_iter().filter(|bound| bound.slots.is_busy()).collect();
+    }
+
+    /// Forgets what was taken away and has nothing in flight any more; says whether there was any.
+    pub fn forget_idle(&self) -> bool {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = retired.len();
+        retired.retain(|bound| bound.slots.is_busy());
+        retired.len() < before
     }
 
     /// Those in force.
@@ -136,9 +153,9 @@ mod tests {
         };
         set(2);
         hold(2, 5);
-        let mut held: Vec<Held> = (0..2).flat_map(|_| bounds.admit(&headers, None, start).unwrap()).collect();
+        let mut held: Vec<Held> = (0..2).flat_map(|_| bounds.admit(&headers, None, || start).unwrap()).collect();
         set(0);
-        assert!(bounds.admit(&headers, None, start).unwrap().is_empty(), "there is no bound");
+        assert!(bounds.admit(&headers, None, || start).unwrap().is_empty(), "there is no bound");
         let shared = bounds.to_share();
         let shared: Vec<_> = shared.iter().map(|limit| (limit.whole, limit.bucket.in_use())).collect();
         assert_eq!(shared, [(Share::NONE, 2)], "the leader still hears of them");
@@ -148,10 +165,10 @@ mod tests {
         hold(0, 70);
         set(2);
         hold(2, 70);
-        assert_eq!(bounds.admit(&headers, None, start).unwrap_err(), 2, "both still count");
+        assert_eq!(bounds.admit(&headers, None, || start).unwrap_err(), 2, "both still count");
         let (slots, taken) = held.pop().unwrap();
         slots.give_back(taken);
-        assert_eq!(bounds.admit(&headers, None, start).unwrap().len(), 1, "one has ended");
+        assert_eq!(bounds.admit(&headers, None, || start).unwrap().len(), 1, "one has ended");
         set(0);
         set(2);
         set(0);
@@ -165,20 +182,33 @@ mod tests {
         let key = Selector { key: Some(KeyId::of(b"k")), model: None };
         let wanted = || [(Selector::default(), 3), (key.clone(), 1)].into_iter();
         let mut headers = HeaderMap::new();
-        assert!(bounds.admit(&headers, None, now).unwrap().is_empty(), "no bound");
+        assert!(bounds.admit(&headers, None, || now).unwrap().is_empty(), "no bound");
         bounds.set(wanted(), false, now);
         let in_flight = || bounds.in_force().iter().map(|bound| bound.slots.stats(now).in_flight).collect::<Vec<_>>();
-        let first = bounds.admit(&headers, Some("m"), now).unwrap();
+        let first = bounds.admit(&headers, Some("m"), || now).unwrap();
         headers.insert("authorization", "Bearer k".parse().unwrap());
-        let second = bounds.admit(&headers, Some("m"), now).unwrap();
+        let second = bounds.admit(&headers, Some("m"), || now).unwrap();
         assert_eq!((first.len(), second.len(), in_flight()), (1, 2, vec![2, 1]));
-        assert_eq!(bounds.admit(&headers, None, now).unwrap_err(), 1, "the bound of the key");
+        assert_eq!(bounds.admit(&headers, None, || now).unwrap_err(), 1, "the bound of the key");
         assert_eq!(in_flight(), [2, 1], "of the other none was taken");
         // What is in flight stays so when bounds change.
         bounds.set([(Selector::default(), 2)].into_iter(), false, now);
-        assert_eq!((in_flight(), bounds.admit(&headers, None, now).unwrap_err()), (vec![2], 2));
+        assert_eq!((in_flight(), bounds.admit(&headers, None, || now).unwrap_err()), (vec![2], 2));
         second.into_iter().for_each(|(slots, taken)| slots.give_back(taken));
         assert_eq!(in_flight(), [1]);
-        assert_eq!(bounds.admit(&headers, None, now).unwrap().len(), 1);
+        assert_eq!(bounds.admit(&headers, None, || now).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_was_taken_away_is_forgotten_when_it_has_ended() {
+        let (now, bounds, headers) = (Instant::now(), Bounds::default(), HeaderMap::new());
+        bounds.set([(Selector::default(), 2)].into_iter(), false, now);
+        let held = bounds.admit(&headers, None, || now).unwrap();
+        bounds.set(std::iter::empty(), false, now);
+        assert!(!bounds.forget_idle(), "a request runs");
+        assert_eq!(bounds.to_share().len(), 1);
+        held.into_iter().for_each(|(slots, taken)| slots.give_back(taken));
+        assert!(bounds.forget_idle());
+        assert_eq!(bounds.to_share().len(), 0);
     }
 }

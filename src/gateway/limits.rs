@@ -93,8 +93,8 @@ impl RateLimits {
                 }
             }
         }
-        let admitted = taken.iter().flatten().map(|(limiter, _)| limiter.count()).count();
-        Ok(admitted > 0)
+        taken.iter().flatten().for_each(|(limiter, _)| limiter.count());
+        Ok(taken.iter().any(Option::is_some))
     }
 
     /// Puts limits in force: those of all requests, and all of those of some, at most [`SCOPED_MAX`]. With `is_shared` they are

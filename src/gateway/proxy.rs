@@ -205,7 +205,7 @@ async fn unless_lost<T>(
 /// Takes a slot of each bound on requests in flight that selects the request, until its response was sent. One that waits in
 /// this gateway's queue has them as well.
 fn take_slots(inbound: &Inbound, model: Option<&str>, finish: &mut Finish) -> Result<(), GatewayError> {
-    match inbound.core.shared().limits.bounds.admit(&inbound.parts.headers, model, Instant::now()) {
+    match inbound.core.shared().limits.bounds.admit(&inbound.parts.headers, model, Instant::now) {
         Ok(held) if held.is_empty() => {}
         Ok(held) => finish.hold_tenure(Rc::new(Tenure::new(held))),
         Err(concurrent) => {

@@ -168,7 +168,7 @@ impl Registry {
         self.roster.borrow().clone()
     }
 
-    /// All limits on requests per second.
+    /// All limits.
     #[must_use]
     pub fn limits(&self) -> Arc<RateLimits> {
         self.limits.clone()

@@ -87,7 +87,7 @@ pub struct Stats {
     pub share: u64,
     /// What is, in lent slots and local ones.
     pub in_flight: u64,
-    /// Requests refused since the limit was put in force here.
+    /// Requests refused since the limit was put in force here, or came back while requests of it ran.
     pub refused: u64,
 }
 
@@ -353,7 +353,7 @@ mod tests {
         let start = Instant::now();
         let slots = Slots::new(start);
         let until = start + Duration::from_secs(3600);
-        slots.hold(start, &holding(8, until));
+        slots.hold(start, &holding(3, until));
         let most = AtomicU64::new(0);
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..4)
@@ -376,7 +376,7 @@ mod tests {
                 }
             }
         });
-        assert!(most.load(Ordering::Relaxed) <= 8);
+        assert!(most.load(Ordering::Relaxed) <= 3, "four cores, three slots");
         assert_eq!(slots.in_use(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! `/ha/rate-limit`: how many requests per second are admitted, and how many were.
+//! `/ha/rate-limit`: how many requests are admitted, per second and in flight, and how many were.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -277,6 +277,7 @@ impl Sources {
         let (limit_per_second, burst) = self.whole(&limits.all);
         let concurrent = self.bound(&Selector::default()).map_or(0, |bound| bound.concurrent);
         let of_rates = limit_per_second > 0 || scoped.iter().any(|(_, terms)| terms.rate.is_some());
+        let of_slots = concurrent > 0 || scoped.iter().any(|(_, terms)| terms.concurrent.is_some());
         let is_set = rate::of_all(view.rate_limit.as_ref(), &view.rate_limits) != Said::default();
         InForce {
             limit_per_second,
@@ -285,11 +286,7 @@ impl Sources {
             scope: "cluster",
             without_quorum: self.without_quorum.as_str(),
             concurrent,
-            rights: match (of_rates, concurrent > 0 || !scoped.is_empty()) {
-                (true, _) => rights.rates.standing(*now),
-                (false, true) => rights.slots.standing(*now),
-                (false, false) => "off",
-            },
+            rights: rights.standing(*now, of_rates, of_slots),
         }
     }
 
@@ -373,7 +370,8 @@ impl Sources {
         let of_limit = |owners: &BTreeMap<LimitId, Vec<issuer::Owner>>| {
             owners.get(&selector.limit_id()).into_iter().flatten().map(owner).collect()
         };
-        let end = until.and_then(|until| until.checked_sub(BREAK_AHEAD));
+        // Local slots have no end.
+        let end = until.filter(|_| !self.rights.slots.is_local).and_then(|until| until.checked_sub(BREAK_AHEAD));
         Some(InFlight {
             held: share,
             here: in_flight,

@@ -190,7 +190,10 @@ pub fn cluster(
         quorum: leadership.has_quorum,
         voters: leadership.voters.iter().map(ToString::to_string).collect(),
         warnings: warnings(leadership.voters.len()),
-        limits: Limits { without_quorum: about.without_quorum.as_str(), rights: rights.rates.standing(Instant::now()) },
+        limits: Limits {
+            without_quorum: about.without_quorum.as_str(),
+            rights: rights.standing_of_any(Instant::now()),
+        },
         gateway: about.gateway(),
         stores: Stores {
             workers: store(view.workers.len(), view.roots.workers),

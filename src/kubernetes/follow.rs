@@ -1,6 +1,6 @@
 //! One search, for ever: list, watch from there, list again.
 //!
-//! A list comes at least every `relist`, so what a watch did not say, because it hangs or lost something, is wrong for so
+//! A list comes about every `relist`, a fifth sooner or later, so what a watch did not say, because it hangs or lost something, is wrong for so
 //! long at most. After a failure the next list waits 1 s, twice that after each further one, 30 s at most; each wait a
 //! fifth longer or shorter, so that gateways do not ask in step. A failure changes nothing of what is known.
 
@@ -125,14 +125,13 @@ impl<A: Audience> Follower<A> {
             }
             let begun = Instant::now();
             // A server that keeps us waiting for the watch must not delay the list.
-            let watch = match timeout_at(until, self.api.watch(&self.search, &version, lasting)).await {
+            let mut watch = match timeout_at(until, self.api.watch(&self.search, &version, lasting)).await {
                 Ok(Ok(watch)) => watch,
                 Ok(Err(error)) => return Ok(Err(("watch", error))),
                 Err(_) => return Ok(Ok(())),
             };
             self.metrics.kubernetes_request("watch", "ok");
             self.on_success("watch");
-            let mut watch = watch;
             loop {
                 match timeout_at(until, watch.next()).await {
                     Err(_) => return Ok(Ok(())),
@@ -188,7 +187,13 @@ impl<A: Audience> Follower<A> {
 
     /// Asks for the zone of the pod's node, where the pod does not say it itself.
     async fn find_zone(&mut self, pod: &mut Pod) {
-        if !A::WANTS_ZONES || pod.is_ending || !pod.zone.is_empty() || pod.node.is_empty() || self.is_zoneless {
+        if !A::WANTS_ZONES
+            || pod.is_ending
+            || !pod.is_ready
+            || !pod.zone.is_empty()
+            || pod.node.is_empty()
+            || self.is_zoneless
+        {
             return;
         }
         if let Some(zone) = self.zones.get(&pod.node) {
@@ -204,11 +209,12 @@ impl<A: Audience> Follower<A> {
                 }
                 self.zones.insert(pod.node.clone(), zone);
             }
-            // It is without a zone meanwhile, which costs no request of a client. Other nodes would fail like it.
+            // It is without a zone meanwhile, which costs no request of a client. Other nodes would fail like it, but where this
+            // one is gone.
             Err(error) => {
                 self.metrics.kubernetes_request("node", error.reason());
                 tracing::debug!(node = pod.node, %error, "zone of a node not found");
-                self.is_zoneless = true;
+                self.is_zoneless = !matches!(error, ApiError::Refused(404));
             }
         }
     }

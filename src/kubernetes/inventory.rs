@@ -7,8 +7,8 @@
 //! That a pod is deleted is believed when a watch says so. That a list lacks it is weaker: it counts when the next complete
 //! list, [`CONFIRM_WAIT`] later, lacks it as well. An *empty* list counts only after lists were empty for
 //! [`EMPTY_WAIT`]: an API server that has lost its state, or a cache in front of it that has not been filled, says
-//! exactly that, and every gateway that believed it would be left without workers. A list that fails in between begins
-//! that time anew, and after [`HOLD_MAX`] of failures nothing is held: then the health checks alone decide.
+//! exactly that, and every gateway that believed it would be left without workers. A list or watch that fails in between
+//! begins that time anew, and after [`HOLD_MAX`] of failures nothing is held: then the health checks alone decide.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -48,9 +48,9 @@ pub struct Inventory {
     known: BTreeMap<String, Known>,
     /// The pods of the last complete list.
     listed: Option<BTreeSet<u64>>,
-    /// Since when lists have been empty, without one that failed in between.
+    /// Since when lists have been empty, without a list or watch that failed in between.
     empty_since: Option<Instant>,
-    /// Since when no list came.
+    /// Since when lists or watches have failed, without a list that came.
     failing_since: Option<Instant>,
     findings: VecDeque<Finding>,
 }

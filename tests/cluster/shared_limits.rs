@@ -388,7 +388,7 @@ async fn every_gateway_tells_what_the_bucket_of_the_cluster_holds() {
     for node in &nodes {
         eventually(s(10), "all know of the tokens that were spent", async || {
             let cluster = stats(node).await["cluster"].take();
-            cluster["allowed"] == 20 && cluster["tokens"].as_f64() < Some(60.0)
+            cluster["allowed"] == 20 && cluster["tokens"].as_f64().is_some_and(|tokens| tokens < 60.0)
         })
         .await;
     }

@@ -4,7 +4,7 @@
 //! generation, last use. Five words, so 40 bytes per name. The chain makes it a radix tree by construction: a name
 //! stands for its whole prefix, so the longest match is found by binary search over a prompt's names.
 //!
-//! A bucket begins on a cache line: its names are one, its holders four. What a prompt's names need is read ahead, for
+//! A bucket begins on a cache line: its names are one, its holders four. What recording a prompt's names needs is read ahead, for
 //! [`AHEAD`] names at a time, so that their misses of the cache overlap; one by one they would be the whole cost.
 //!
 //! A name that finds its bucket full takes the slot that was used longest ago, there and then: there is no sweep and no

@@ -274,7 +274,7 @@ impl<P: Probe> Keeper<P> {
         awaits
     }
 
-    /// Puts the rate limits of the cluster in force, and that of the flag where the cluster has none of all requests; with
+    /// Puts the limits of the cluster in force, and that of the flag where the cluster has none of all requests; with
     /// the mesh the leader lends shares of them.
     fn limit_rates(&mut self, view: &View) {
         let wanted = Limited::of(view, self.settings.limits);
@@ -446,6 +446,9 @@ impl<P: Probe> Keeper<P> {
                 self.outbox.insert(id.clone(), slot.observation());
             }
             self.has_open |= until_ms != 0;
+        }
+        if self.outputs.limits.bounds.forget_idle() && self.limited.as_ref().is_some_and(|limited| limited.is_shared) {
+            self.limits_due = Some(self.outputs.limits.to_share());
         }
         let is_used = || self.slots.values().any(|slot| slot.worker.in_flight() > 0);
         if self.lookout.note(is_used()) {

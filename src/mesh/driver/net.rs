@@ -157,7 +157,7 @@ impl Net {
             gossip_interval: config.gossip_interval,
             suspicion_multiplier: config.suspicion_multiplier,
             host: advertised.host,
-            has_seeds: !config.peers.is_empty() || !outlets.pods.borrow().is_empty(),
+            has_seeds: !config.peers.is_empty(),
             ..SwimConfig::new(node.clone(), advertised.addr, boot_epoch_ms)
         };
         let (joined, watch_joined) = watch::channel(false);

@@ -83,6 +83,24 @@ impl Lent {
 }
 
 impl RightsView {
+    /// Whose word it is by which requests with limits of these kinds are admitted: that of the kind that is worse off.
+    #[must_use]
+    pub fn standing(&self, now: Instant, has_rates: bool, has_slots: bool) -> &'static str {
+        let rates = has_rates.then(|| self.rates.standing(now));
+        let slots = has_slots.then(|| self.slots.standing(now));
+        let rank = |standing: &&str| ["none", "local", "lent"].iter().position(|known| known == standing);
+        [rates, slots].into_iter().flatten().min_by_key(rank).unwrap_or("off")
+    }
+
+    /// The same for whoever does not know which kinds there are: `none` too without a limit.
+    #[must_use]
+    pub fn standing_of_any(&self, now: Instant) -> &'static str {
+        match self.rates.standing(now) {
+            "none" => self.slots.standing(now),
+            standing => standing,
+        }
+    }
+
     /// For a scrape.
     pub(super) fn sample(&self, now: Instant) -> RightsSample {
         let ((held, lent), (slots_held, slots_lent)) = (self.rates.sums(now), self.slots.sums(now));

@@ -38,7 +38,7 @@ pub struct Want {
     /// Which.
     pub limit: LimitId,
     /// Requests that come to it, in millionths per second; those that are refused count too. Of slots those in flight, in
-    /// millionths, and those that were refused since the question before.
+    /// millionths, and those refused within about 2 s, at most as many as are in flight and four.
     pub demand: u64,
     /// Micro-tokens that found no room when grant `held` came into force: they are the leader's again.
     pub given: u64,

@@ -3,7 +3,8 @@
 //! Every gateway searches for itself and finds the same, at other times, and none knows what the others saw last. So:
 //!
 //! - What is found is written like what a flag says: stamped [`Timestamp::ZERO`], it loses against everything that was ever
-//!   said through the API, and an entry that is there already stays as it is. Finding is idempotent.
+//!   said through the API, and an entry that is there already stays as it is, but for a
+//!   zone that it lacks, and that one of the API goes with the pod from then on. Finding is idempotent.
 //! - An operator's removal leaves a marker, as that of a flag's worker does, so the worker stays away as long as its pod is
 //!   found. The marker names the pod: another pod at the same address is another worker, and replaces it.
 //! - When the pod is gone, the entry or marker goes without a trace. Only the pod that it names can take it away, so news
