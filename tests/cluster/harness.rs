@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::machine;
+
 /// The program under test.
 pub const SMG: &str = env!("CARGO_BIN_EXE_smg");
 
@@ -22,6 +24,7 @@ pub struct Network(u8, u8);
 
 impl Network {
     pub fn new() -> Self {
+        machine::watch();
         let n = std::process::id().wrapping_mul(31).wrapping_add(NETWORKS.fetch_add(1, Ordering::Relaxed));
         Self(16 + u8::try_from(n / 250 % 200).unwrap(), 1 + u8::try_from(n % 250).unwrap())
     }

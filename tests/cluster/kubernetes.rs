@@ -134,6 +134,8 @@ async fn an_api_server_that_fails_takes_no_worker_away() {
     let all: Vec<&Gateway> = gateways.iter().collect();
     let ready = [format!("{url} ready")];
     all_show(&all, "the pod is a worker", &ready).await;
+    // A gateway that has not asked the worker yet shows what the others saw.
+    eventually(s(10), "it serves", async || matches!(all[1].chat("m1").await, Ok((200, _)))).await;
     for mode in [Mode::Empties, Mode::Forbids, Mode::Babbles, Mode::Hangs] {
         cluster.server.set_mode(mode);
         let is_changed = async || workers(all[0]).await != ready || !matches!(all[1].chat("m1").await, Ok((200, _)));

@@ -10,6 +10,7 @@ mod harness;
 mod hostile;
 #[path = "../namespaces/hosts.rs"]
 mod hosts;
+mod machine;
 
 mod admin;
 mod affinity;

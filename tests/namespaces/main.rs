@@ -15,6 +15,9 @@ mod hosts;
 mod http;
 mod inside;
 mod load;
+#[path = "../cluster/machine.rs"]
+#[allow(dead_code, reason = "shared with the suite that speaks HTTP")]
+mod machine;
 mod relay;
 mod report;
 mod scenarios;
