@@ -93,8 +93,8 @@ impl Check<'_> {
         if !flags.mesh.enable_mesh && *self.origins.of("enable-mesh") == Origin::Default {
             found.extend(MESH.iter().filter(|l| given(l)).map(|l| format!("--{l} needs --enable-mesh: add it")));
         }
-        if flags.limits.max_concurrent_requests == -1 {
-            let need = |l: &&str| format!("--{l} needs --max-concurrent-requests: add it");
+        if flags.limits.max_concurrent_requests == -1 && !flags.mesh.enable_mesh {
+            let need = |l: &&str| format!("--{l} needs --max-concurrent-requests or --enable-mesh: add it");
             found.extend(QUEUE.iter().filter(|l| given(l)).map(need));
         }
         if flags.limits.rate_limit_tokens_per_second.is_none() && given(&"rate-limit-burst") {
@@ -559,7 +559,7 @@ pub(super) const MESH: &[&str] = &[
     "mesh-suspicion-multiplier",
 ];
 
-/// Flags that mean nothing without `--max-concurrent-requests`.
+/// Flags that mean nothing without `--max-concurrent-requests` and without a mesh, whose limits are lent out.
 pub(super) const QUEUE: &[&str] = &["queue-size", "queue-timeout-secs"];
 
 /// Flags that mean nothing with `--disable-retries`.

@@ -165,10 +165,10 @@ pub struct LimitFlags {
     /// further ones get 429; none is no bound
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=CONCURRENT_MAX as i64))]
     pub cluster_max_concurrent_requests: Option<u32>,
-    /// Requests that may wait, first come, first served; further ones get 429
+    /// Requests that may wait for a place in flight, first come, first served, and in a mesh as many while this node was lent no part of a limit per second for less than 4 s; further ones get 429
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub queue_size: u32,
-    /// Longest wait; then the answer is 408
+    /// Longest wait; then the answer is 408, or 429 where the rate limit was waited for
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
     pub queue_timeout_secs: u64,
     /// Serving requests admitted per second, with the mesh by all gateways together (give all the same): one token each;
@@ -379,7 +379,7 @@ pub struct MeshFlags {
     /// Nodes that elect the leader, comma separated, the same list on every node; `auto`: the nodes agree on at most 7 of them, and no failure changes the set
     #[arg(long, num_args = 1.., default_value = "auto", value_name = "NAME")]
     pub mesh_voters: Vec<String>,
-    /// Limited requests while this node was lent no part of the limit and knows no leader, as in a minority: `closed` refuses them; `local` admits 1/N of each limit, at least one at once, N being all nodes known or named, so that nodes which are cut off admit at most one limit more together, or one request each at once where that is more; both refuse for about 0.6 s when a leader begins, requests in flight up to 6.7 s where their leases had run out, and while a leader is heard that does not hear this node
+    /// Limited requests while this node was lent no part of the limit and knows no leader, as in a minority: `closed` refuses them; `local` admits 1/N of each limit, at least one at once, N being all nodes known or named, so that nodes which are cut off admit at most one limit more together, or one request each at once where that is more; requests wait up to 4 s before; both lend nothing for about 0.6 s when a leader begins, requests in flight up to 6.7 s where their leases had run out, and while a leader is heard that does not hear this node
     #[arg(long, default_value = WithoutQuorum::Closed.as_str(), value_name = "MODE", value_parser = WithoutQuorum::NAMES)]
     pub mesh_rate_limit_without_quorum: String,
     /// Each peer is probed once in this time

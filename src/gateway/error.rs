@@ -348,7 +348,7 @@ mod tests {
         let too_large = GatewayError::PayloadTooLarge { bytes_max: 9 };
         let not_allowed = GatewayError::MethodNotAllowed { allow: Some("POST") };
         let (retry_after, reset) = (Duration::from_millis(200), Duration::from_secs(3));
-        let refused = Refused { limit: 5, retry_after, reset };
+        let refused = Refused { limit: 5, retry_after, reset, unleased_for: None };
         let limited = GatewayError::ConcurrencyLimited { concurrent: 9 };
         let open = GatewayError::BreakersOpen { after: Duration::from_millis(40_001) };
         let unavailable = "service_unavailable_error";
@@ -414,8 +414,8 @@ mod tests {
     #[test]
     fn who_came_too_often_learns_the_limit() {
         let reset = Duration::from_millis(2001);
-        let response =
-            GatewayError::RateLimited(Refused { limit: 5, retry_after: Duration::from_secs(1), reset }).response();
+        let refused = Refused { limit: 5, retry_after: Duration::from_secs(1), reset, unleased_for: None };
+        let response = GatewayError::RateLimited(refused).response();
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         for (name, expected) in [
             ("retry-after", "1"),

@@ -63,6 +63,8 @@ pub struct Refused {
     pub retry_after: Duration,
     /// After this long the bucket is full again.
     pub reset: Duration,
+    /// For want of a lease, not of a token: the last one ended, or the first was asked for, this long ago.
+    pub unleased_for: Option<Duration>,
 }
 
 /// A token that was taken.
@@ -191,7 +193,7 @@ impl Limiter {
     /// # Errors
     /// When there is no token; nothing was taken.
     pub fn admit(&self, now: Instant) -> Result<bool, Refused> {
-        let taken = self.take(now)?;
+        let taken = self.take(now).inspect_err(|_| self.count_refused())?;
         if taken.is_some() {
             self.count();
         }
@@ -203,25 +205,24 @@ impl Limiter {
         self.hot.admitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes a token, where there is a quota; what was taken. It counts as admitted with [`count`](Self::count) only.
+    /// Takes a token, where there is a quota; what was taken. It counts as admitted with [`count`](Self::count) only, and as
+    /// refused with [`count_refused`](Self::count_refused).
     ///
     /// # Errors
     /// When there is no token; nothing was taken.
     pub fn take(&self, now: Instant) -> Result<Option<Taken>, Refused> {
-        let taken = self.decide(now, true);
-        if taken.is_err() {
-            self.hot.refused.fetch_add(1, Ordering::Relaxed);
-        }
-        taken
+        self.decide(now, true)
     }
 
-    /// Whether there is no token either for a request that another limit refuses; then it counts as refused here too, so
-    /// that the demand of both is seen.
+    /// Whether there is no token for a request; none is taken.
     #[must_use]
-    pub fn refuses_too(&self, now: Instant) -> Option<Refused> {
-        let refused = self.decide(now, false).err()?;
+    pub fn refuses(&self, now: Instant) -> Option<Refused> {
+        self.decide(now, false).err()
+    }
+
+    /// Counts a request that found no token here as refused, so that the demand is seen.
+    pub fn count_refused(&self) {
         self.hot.refused.fetch_add(1, Ordering::Relaxed);
-        Some(refused)
     }
 
     /// Gives a token back that was taken for a request which another limit refused.
@@ -276,12 +277,14 @@ impl Limiter {
                 return Ok(None);
             }
             if until <= now {
-                return Err(Refused { limit, retry_after: UNLEASED_RETRY, reset: UNLEASED_RETRY });
+                let unleased_for = Some(Duration::from_nanos(now - until));
+                return Err(Refused { limit, retry_after: UNLEASED_RETRY, reset: UNLEASED_RETRY, unleased_for });
             }
             return Err(Refused {
                 limit,
                 retry_after: Duration::from_nanos((ahead + interval).saturating_sub(tolerance)),
                 reset: Duration::from_nanos(ahead),
+                unleased_for: None,
             });
         }
     }

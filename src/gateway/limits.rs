@@ -21,6 +21,7 @@ use crate::{
         bounds::Bounds,
         keys,
         limiter::{Limiter, Quota, Refused, Taken},
+        limits::unleased::Unleased,
         rate::Terms,
         selector::{KeyId, Selector},
     },
@@ -29,6 +30,8 @@ use crate::{
         quota::{Kind, message::LIMITS_MAX, share::Share},
     },
 };
+
+pub mod unleased;
 
 /// Limits for some requests at most; with the one for all as many as a message of the mesh holds.
 pub const SCOPED_MAX: usize = LIMITS_MAX - 1;
@@ -40,6 +43,8 @@ pub struct RateLimits {
     pub all: Arc<Limiter>,
     /// How many may be in flight.
     pub bounds: Bounds,
+    /// Who waits for a share.
+    pub unleased: Unleased,
     scoped: ArcSwap<Vec<Scoped>>,
 }
 
@@ -56,7 +61,7 @@ impl RateLimits {
     /// One limit, of all requests.
     #[must_use]
     pub fn of(all: Arc<Limiter>) -> Self {
-        Self { all, bounds: Bounds::default(), scoped: ArcSwap::default() }
+        Self { all, ..Self::default() }
     }
 
     /// Takes a token of every limit that selects the request, at the time that `clock` shows; says whether any does.
@@ -69,9 +74,32 @@ impl RateLimits {
         model: Option<&str>,
         clock: impl Fn() -> Instant,
     ) -> Result<bool, Refused> {
+        self.decide(headers, model, clock, true)
+    }
+
+    /// The same for one that may wait when it is refused, and so is not counted as refused.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    pub fn try_admit(
+        &self,
+        headers: &HeaderMap,
+        model: Option<&str>,
+        clock: impl Fn() -> Instant,
+    ) -> Result<bool, Refused> {
+        self.decide(headers, model, clock, false)
+    }
+
+    fn decide(
+        &self,
+        headers: &HeaderMap,
+        model: Option<&str>,
+        clock: impl Fn() -> Instant,
+        counts_refused: bool,
+    ) -> Result<bool, Refused> {
         let now = clock();
         let scoped = self.scoped.load();
-        if scoped.is_empty() {
+        if scoped.is_empty() && counts_refused {
             return self.all.admit(now);
         }
         let wants_key = scoped.iter().any(|limit| limit.selector.key.is_some());
@@ -86,10 +114,17 @@ impl RateLimits {
                     let back = clock();
                     taken.iter().flatten().for_each(|(limiter, token)| limiter.put_back(back, *token));
                     let others = limiters.enumerate().filter(|(other, _)| *other != first);
-                    let others = others.filter_map(|(_, limiter)| limiter.refuses_too(now));
-                    return Err(others.fold(refused, |longest, other| {
-                        if other.retry_after > longest.retry_after { other } else { longest }
-                    }));
+                    let others = others.filter_map(|(_, other)| Some((other, other.refuses(now)?)));
+                    let all = [(limiter, refused)].into_iter().chain(others);
+                    return Err(all
+                        .inspect(|(limiter, _)| {
+                            if counts_refused {
+                                limiter.count_refused()
+                            }
+                        })
+                        .map(|(_, refused)| refused)
+                        .reduce(longest)
+                        .unwrap_or(refused));
                 }
             }
         }
@@ -141,6 +176,14 @@ impl RateLimits {
     pub fn scoped(&self) -> Arc<Vec<Scoped>> {
         self.scoped.load_full()
     }
+}
+
+/// What a client is told of two limits that refuse it: of the one that it has to wait longer for. It wants for a lease only
+/// where both do.
+fn longest(one: Refused, other: Refused) -> Refused {
+    let longer = if other.retry_after > one.retry_after { other } else { one };
+    let unleased_for = one.unleased_for.zip(other.unleased_for).map(|(one, other)| one.max(other));
+    Refused { unleased_for, ..longer }
 }
 
 /// Puts a limit in force, or none.

@@ -28,7 +28,9 @@ use crate::gateway::{
     core::Core,
     error::GatewayError,
     finish::Finish,
-    headers, placement,
+    headers,
+    limits::unleased::Queue,
+    placement,
     policy::{Chosen, Facts},
     pool::{self, Sender},
     prefix::{self, Prompt},
@@ -153,16 +155,19 @@ async fn route(
     };
     let found = if is_bounded { scan::scan(&body)? } else { scan::Scan::default() };
     stage.set(Stage::Queue);
-    let mut way = look_up(inbound, found.model.as_deref(), inbound.started)?;
+    let model = found.model.as_deref();
+    let mut way = look_up(inbound, model, inbound.started)?;
     if is_bounded {
-        take_slots(inbound, found.model.as_deref(), finish)?;
-        take_token(inbound, found.model.as_deref())?;
+        take_slots(inbound, model, finish)?;
     }
     let tenure = finish.tenure().cloned();
+    if is_bounded && unless_lost(tenure.as_deref(), take_token(inbound, model)).await? {
+        way = look_up(inbound, model, Instant::now())?;
+    }
     if let Some(admission) = inbound.core.shared().admission.as_ref().filter(|_| is_bounded) {
         let slot = unless_lost(tenure.as_deref(), admission.enter()).await?;
         if slot.has_waited() {
-            way = look_up(inbound, found.model.as_deref(), Instant::now())?;
+            way = look_up(inbound, model, Instant::now())?;
         }
         finish.hold(slot);
     }
@@ -227,17 +232,14 @@ fn only(route: &Route, worker: Arc<Worker>) -> Arc<Route> {
     Arc::new(Route::new(route.label.clone(), route.policy, vec![worker]))
 }
 
-/// Takes one of this second's requests. What is wrong with a request was said before, and costs none.
-fn take_token(inbound: &Inbound, model: Option<&str>) -> Result<(), GatewayError> {
-    match inbound.core.shared().limits.admit(&inbound.parts.headers, model, Instant::now) {
-        Ok(true) => inbound.core.metrics.rate_limit("allowed", "within_rate"),
-        Ok(false) => {}
-        Err(refused) => {
-            inbound.core.metrics.rate_limit("rejected", "rate_exceeded");
-            return Err(GatewayError::RateLimited(refused));
-        }
-    }
-    Ok(())
+/// Takes one of this second's requests; whether it waited for that. What is wrong with a request was said before, and costs
+/// none.
+async fn take_token(inbound: &Inbound, model: Option<&str>) -> Result<bool, GatewayError> {
+    let shared = inbound.core.shared();
+    let limits = &shared.config.limits;
+    let queue = Queue { size: limits.queue_max, timeout: limits.queue_timeout };
+    let taken = shared.limits.take(&inbound.parts.headers, model, queue, &shared.metrics).await;
+    taken.map_err(GatewayError::RateLimited)
 }
 
 /// Where a request may go.

@@ -265,7 +265,7 @@ impl Metrics {
         self.shutdown.store(on, Ordering::Relaxed);
     }
 
-    /// `smg_http_rate_limit_total{decision,result}`: allowed (within_rate, immediate, queued) or rejected (rate_exceeded,
+    /// `smg_http_rate_limit_total{decision,result}`: allowed (within_rate, awaited_share, immediate, queued) or rejected (rate_exceeded,
     /// concurrency_exceeded, queue_full, queue_timeout, abandoned).
     pub fn rate_limit(&self, decision: &'static str, result: &'static str) {
         self.rate_limit.with(&(decision, result), |counter| counter.add(1));

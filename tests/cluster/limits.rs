@@ -63,6 +63,12 @@ async fn a_rate_limit_set_at_one_gateway_holds_at_each() {
     assert_eq!((answer.0, set_part(answer.1)), (200, set.clone()));
     eventually(s(1), "node 2 has the limit", async || limit(&node2).await == set).await;
 
+    // What was lent of the limit before is given up within half a second.
+    eventually(s(5), "node 2 holds a part of the new limit", async || {
+        let stats = node2.get("/ha/rate-limit/stats").await.map(|(_, stats)| stats).unwrap_or_default();
+        stats["held"]["per_second"].as_f64().is_some_and(|held| held <= 1.0)
+    })
+    .await;
     let started = Instant::now();
     let mut admitted = 0;
     let mut refused = None;
@@ -86,4 +92,43 @@ async fn a_rate_limit_set_at_one_gateway_holds_at_each() {
     for _ in 0..10 {
         assert_eq!(node2.chat("m1").await.unwrap().0, 200, "0 is no limit");
     }
+}
+
+/// A limit that is far from used up refuses nobody while the leader that lends it is replaced, nor when it has just been set.
+#[tokio::test]
+async fn the_death_of_a_leader_refuses_nobody_below_the_limit() {
+    let network = Network::new();
+    let (_worker, url) = worker(network, 100, "m1", &[]);
+    let mut nodes = [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], &["--worker-urls", &url]));
+    joined(&nodes.each_ref(), 3, s(10)).await;
+    for node in &nodes {
+        eventually(s(20), "ready", async || node.is_ready().await).await;
+    }
+    let led_by = async |node: &Gateway| {
+        node.get("/ha/status").await.and_then(|(_, status)| status["leader"].as_str().map(str::to_owned))
+    };
+    eventually(s(20), "a leader", async || led_by(&nodes[0]).await.is_some()).await;
+    let statuses = async |node: &Gateway, requests: u32| {
+        let mut pace = tokio::time::interval(s(1) / 20);
+        let mut statuses = Vec::new();
+        for _ in 0..requests {
+            pace.tick().await;
+            statuses.push(node.chat("m1").await.unwrap().0);
+        }
+        statuses
+    };
+    let set = nodes[0].post("/ha/rate-limit", json!({"limit_per_second": 3000, "burst": 3000})).await;
+    assert_eq!(set.0, 200, "{}", set.1);
+    assert_eq!(statuses(&nodes[0], 20).await, [200; 20], "just set");
+    let leader = led_by(&nodes[0]).await.unwrap();
+    let place = nodes.iter().position(|node| node.name == leader).unwrap();
+    nodes[place].process.kill();
+    let rest: Vec<&Gateway> = nodes.iter().filter(|node| node.name != leader).collect();
+    let (one, two) = tokio::join!(statuses(rest[0], 80), statuses(rest[1], 80));
+    assert_eq!((one, two), (vec![200; 80], vec![200; 80]), "{leader} was killed");
+    let mut awaited = 0;
+    for node in rest {
+        awaited += usize::from(node.metrics().await.contains(r#"result="awaited_share"} "#));
+    }
+    assert_eq!(awaited, 2, "each had a gap to bridge");
 }

@@ -46,7 +46,8 @@ impl Limiter {
         terms.quota = Some(whole);
         if !is_shared {
             terms.share = Some(Share::NONE);
-            self.replace(&terms, self.nanos(now), 0, 0);
+            let now = self.nanos(now);
+            self.replace(&terms, now, now, 0);
         } else {
             let slot = self.slot();
             slot.limit.store(whole.per_second as u64, Ordering::Relaxed);

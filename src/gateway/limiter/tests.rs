@@ -41,7 +41,7 @@ fn who_is_refused_learns_when_to_come_again() {
     assert_eq!(limiter.stats(start).remaining, Some(2));
     assert_eq!((limiter.admit(start), limiter.admit(start)), (Ok(true), Ok(true)));
     let third = Duration::from_nanos(333_333_334);
-    let refused = Refused { limit: 3, retry_after: third, reset: 2 * third };
+    let refused = Refused { limit: 3, retry_after: third, reset: 2 * third, unleased_for: None };
     assert_eq!(limiter.admit(start), Err(refused));
     let later = start + refused.retry_after;
     assert_eq!(limiter.admit(later), Ok(true));

@@ -62,7 +62,7 @@ definitions! {
         "Time from the end of the request head to the end of the response, by route template.";
     HTTP_CONNECTIONS = Gauge "smg_http_connections_active" [] "Client connections that are open.";
     HTTP_RATE_LIMIT = Counter "smg_http_rate_limit_total" ["decision", "result"]
-        "Serving requests met by the rate limit: allowed (within_rate) or rejected (rate_exceeded); by the cluster's bound on requests in flight: rejected (concurrency_exceeded); and by --max-concurrent-requests: allowed (immediate, queued) or rejected (queue_full, queue_timeout, abandoned).";
+        "Serving requests met by the rate limit: allowed (within_rate, awaited_share) or rejected (rate_exceeded); by the cluster's bound on requests in flight: rejected (concurrency_exceeded); and by --max-concurrent-requests: allowed (immediate, queued) or rejected (queue_full, queue_timeout, abandoned).";
     QUEUE_DEPTH = Gauge "smg_queue_depth" [] "Requests that wait for one in flight to end.";
     QUEUE_WAIT = Histogram "smg_queue_wait_seconds" [] "Time that requests were in the queue, however they left it.";
     SHUTDOWN = Gauge "smg_shutdown_in_progress" [] "1 while the gateway drains, else 0.";
