@@ -119,7 +119,7 @@ impl RateLimits {
                     return Err(all
                         .inspect(|(limiter, _)| {
                             if counts_refused {
-                                limiter.count_refused()
+                                limiter.count_refused();
                             }
                         })
                         .map(|(_, refused)| refused)
