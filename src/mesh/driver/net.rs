@@ -12,9 +12,7 @@ use bytes::Bytes;
 use smg_certs::Material;
 use smg_transport::{
     Incoming, PeerIdentity, SendError, Transport,
-    grpc::{Hello, Lane, PipeId, StreamConfig, StreamEvent, StreamEvents, Streams},
-    quic::{QuicConfig, QuicTransport},
-    udp::UdpTransport,
+    grpc::{Hello, Lane, PipeId, StreamEvent, StreamEvents, Streams},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -51,6 +49,7 @@ use crate::{
 };
 
 mod error;
+mod planes;
 
 pub use error::NetError;
 
@@ -60,9 +59,6 @@ const SYNC_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Frames of replication are built for this long, then packets and other inputs have a turn: a chunk of a snapshot takes
 /// about a millisecond, and a probe is not to wait for many of them.
 const BUILD_TIME: Duration = Duration::from_millis(2);
-
-/// Ports tried when `--mesh-port 0` asks for one that is free on both planes.
-const FREE_PORT_TRIES: usize = 16;
 
 /// What can wake the driver.
 #[derive(Debug)]
@@ -144,7 +140,7 @@ impl Net {
         outlets: Outlets,
     ) -> Result<Self, NetError> {
         let hello = Hello { cluster: config.cluster.clone(), node: node.to_string(), boot_epoch_ms };
-        let (transport, streams, events) = bind_planes(config.bind, &hello, tls.as_ref())?;
+        let (transport, streams, events) = planes::bind(config.bind, &hello, tls.as_ref())?;
         let bound = transport.local_addr();
         let advertised = advertise::choose(config, bound, pod_ip).await?;
         info!(node = %node, bound = %bound, addr = %advertised.addr, cluster = %config.cluster, "mesh listening");
@@ -565,35 +561,6 @@ impl Net {
 
 fn pipe_id(pipe: PipeId) -> replication::PipeId {
     replication::PipeId(pipe.0)
-}
-
-/// Binds datagrams and streams on one port number; port 0 looks for one that is free on both.
-///
-/// With an identity both planes are protected by it; without one neither is.
-fn bind_planes(
-    addr: SocketAddr,
-    hello: &Hello,
-    tls: Option<&Arc<Material>>,
-) -> Result<(Arc<dyn Transport>, Streams, StreamEvents), NetError> {
-    let mut tries = 0;
-    loop {
-        let transport = bind_datagrams(addr, tls.cloned());
-        let transport = transport.map_err(|source| NetError::Bind { addr, plane: "udp", source })?;
-        let mut config = StreamConfig::new(transport.local_addr(), hello.clone());
-        config.tls = tls.cloned();
-        match Streams::bind(config) {
-            Ok((streams, events)) => return Ok((transport, streams, events)),
-            Err(_) if addr.port() == 0 && tries < FREE_PORT_TRIES => tries += 1,
-            Err(source) => return Err(NetError::Bind { addr, plane: "tcp", source }),
-        }
-    }
-}
-
-fn bind_datagrams(addr: SocketAddr, tls: Option<Arc<Material>>) -> io::Result<Arc<dyn Transport>> {
-    Ok(match tls {
-        Some(material) => Arc::new(QuicTransport::bind(addr, QuicConfig::new(material))?),
-        None => Arc::new(UdpTransport::bind(addr)?),
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The two planes of one node, against a peer whose stream plane the test holds.
 #![allow(clippy::unwrap_used)]
 
+use smg_transport::grpc::StreamConfig;
+
 use super::*;
 use crate::mesh::driver::{handle::Leadership, rights::RightsView};
 
