@@ -159,8 +159,9 @@ fn node(args: &[String]) {
     runtime.block_on(async {
         let start = Instant::now();
         let metrics = Metrics::new();
-        let mesh =
-            driver::start(config, metrics.clone(), None, tokio::sync::watch::channel(Vec::new()).1).await.unwrap();
+        let mesh = driver::start(config, metrics.clone(), None, tokio::sync::watch::channel(Vec::new()).1, None)
+            .await
+            .unwrap();
         let stdin = std::io::stdin();
         let mut line = String::new();
         let mut mark = Probes::default();

@@ -55,7 +55,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics_listener = server::bind(&config.telemetry).await?;
     let pod_ip = std::env::var("POD_IP").ok().and_then(|ip| ip.parse::<IpAddr>().ok());
     let peers = searches.find_routers(config.mesh.bind.port());
-    let mut mesh = driver::start(config.clone(), metrics.clone(), pod_ip, peers).await?;
+    let traces = traces(&config, &metrics)?;
+    let of_mesh = traces.as_ref().map(Traces::of_mesh);
+    let mut mesh = driver::start(config.clone(), metrics.clone(), pod_ip, peers, of_mesh).await?;
     let settings = registry::Settings::of(&config, &tls, searches.find_workers(&mesh.handle));
     let (registry, keeper) = Registry::start(mesh.handle.clone(), settings, metrics.clone());
     tokio::spawn(keeper);
@@ -65,7 +67,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(shared);
     let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);
     let (suspicions, sessions, placer) = (registry.suspicions(), mesh.sessions.clone(), sharing.placer.clone());
-    let traces = traces(&config, &metrics)?;
     let reports = Reports { suspicions, sessions, placer, limits: registry.limits(), traces: traces.clone() };
     let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), reports, routes, &tls)?;
     info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");

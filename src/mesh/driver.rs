@@ -27,6 +27,7 @@ pub mod handle;
 pub mod sessions;
 
 mod sharing;
+mod spans;
 
 use std::{
     io,
@@ -60,7 +61,7 @@ use crate::{
         routing::Message,
         stores::{HASH_KEY_BYTES, Namespace, StoreEvent, Stores, WorkerOrigin, WorkerSpec},
     },
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, traces::mesh::MeshTraces},
 };
 
 /// Inputs handled between two looks at the timers.
@@ -137,6 +138,7 @@ struct Driver {
     sessions: Arc<Table>,
     shared: mpsc::Sender<(NodeName, Message)>,
     pods: watch::Receiver<Vec<SocketAddr>>,
+    traces: Option<MeshTraces>,
     expire_due: Instant,
     view: watch::Sender<Arc<View>>,
     leadership: watch::Sender<Leadership>,
@@ -163,7 +165,7 @@ struct Unconfirmed {
 }
 
 /// Binds the mesh, when it is enabled, and starts its driver on the current runtime. `pods` are nodes to join through, beside
-/// those of `--mesh-peer-urls`, as they are found.
+/// those of `--mesh-peer-urls`, as they are found; `traces` is where spans go.
 ///
 /// # Errors
 /// When a socket cannot be bound or no address can be advertised.
@@ -172,6 +174,7 @@ pub async fn start(
     metrics: Arc<Metrics>,
     pod_ip: Option<IpAddr>,
     pods: watch::Receiver<Vec<SocketAddr>>,
+    traces: Option<MeshTraces>,
 ) -> Result<Mesh, DriverError> {
     let now = Instant::now();
     let (sender, shared) = mpsc::channel(SHARED_MAX);
@@ -185,7 +188,7 @@ pub async fn start(
             let tls = identity::open(&config.mesh, &node, &metrics)?;
             let data_dir = config.mesh.data_dir.clone();
             let podium = Podium::open(leadership.clone(), rights.clone(), data_dir, unix_ms()).await?;
-            let outlets = Outlets { podium, shared: sender.clone(), pods: pods.clone() };
+            let outlets = Outlets { podium, shared: sender.clone(), pods: pods.clone(), traces: traces.clone() };
             Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, outlets).await?)
         }
         false => None,
@@ -211,6 +214,7 @@ pub async fn start(
         sessions: Arc::default(),
         shared: sender,
         pods,
+        traces,
         expire_due: now + EXPIRE_INTERVAL,
         view,
         leadership,
@@ -542,7 +546,8 @@ impl Driver {
         self.picture = Picture::of(&self.stores);
         // The directory is that of the name that was taken.
         let podium = Podium { shown: self.leadership.clone(), rights: self.rights.clone(), votes: None };
-        let outlets = Outlets { podium, shared: self.shared.clone(), pods: self.pods.clone() };
+        let outlets =
+            Outlets { podium, shared: self.shared.clone(), pods: self.pods.clone(), traces: self.traces.clone() };
         let mut net =
             Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None, outlets).await?;
         net.share_limits(Instant::now(), &self.limits);

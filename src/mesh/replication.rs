@@ -126,6 +126,8 @@ impl FrameError {
 pub enum SyncEvent {
     /// A delta was handed out.
     DeltaSent {
+        /// On which pipe.
+        pipe: PipeId,
         /// To whom.
         peer: NodeName,
         /// Keys in it.
@@ -144,6 +146,10 @@ pub enum SyncEvent {
     },
     /// A chunk of a snapshot was handed out.
     SnapshotSent {
+        /// On which pipe.
+        pipe: PipeId,
+        /// Of what.
+        namespace: Namespace,
         /// To whom.
         peer: NodeName,
         /// Size of the frame.
@@ -153,6 +159,10 @@ pub enum SyncEvent {
     },
     /// A chunk of a snapshot was joined.
     SnapshotReceived {
+        /// On which pipe.
+        pipe: PipeId,
+        /// Of what.
+        namespace: Namespace,
         /// From whom.
         peer: NodeName,
         /// Size of the frame.
@@ -181,6 +191,8 @@ pub enum SyncEvent {
     },
     /// A peer's vectors and roots equal ours.
     InSync {
+        /// The pipe to it.
+        pipe: PipeId,
         /// Who.
         peer: NodeName,
     },
@@ -346,7 +358,7 @@ impl Replicator {
                     self.push_event(SyncEvent::Acked { peer: peer.clone(), latency });
                 }
                 if outcome.in_sync {
-                    self.push_event(SyncEvent::InSync { peer });
+                    self.push_event(SyncEvent::InSync { pipe, peer });
                 }
             }
             (Role::Accepted(inbound), Kind::Body(namespace, body)) => {
@@ -367,7 +379,9 @@ impl Replicator {
                     self.push_event(SyncEvent::ClockAhead { peer: peer.clone(), ahead_ms });
                 }
                 self.push_event(match is_last {
-                    Some(is_last) => SyncEvent::SnapshotReceived { peer, chunk_bytes: delta_bytes, is_last },
+                    Some(is_last) => {
+                        SyncEvent::SnapshotReceived { pipe, namespace, peer, chunk_bytes: delta_bytes, is_last }
+                    }
                     None => SyncEvent::DeltaReceived { peer, keys, delta_bytes },
                 });
                 if complete {
@@ -474,7 +488,7 @@ impl Replicator {
                     outbound.on_chunk_sent(frame.seq, bytes.len());
                 }
                 let peer = peer.clone();
-                self.push_event(sent_event(peer, &frame, bytes.len()));
+                self.push_event(sent_event(id, peer, &frame, bytes.len()));
                 self.last_served = id;
                 return Some((id, bytes));
             }
@@ -553,12 +567,15 @@ impl Replicator {
     }
 }
 
-fn sent_event(peer: NodeName, frame: &Frame, frame_bytes: usize) -> SyncEvent {
+fn sent_event(pipe: PipeId, peer: NodeName, frame: &Frame, frame_bytes: usize) -> SyncEvent {
     match &frame.kind {
         Kind::Ack(_) => SyncEvent::DigestSent { peer, digest_bytes: frame_bytes },
-        Kind::Body(_, body) => match &body.chunk {
-            Some(chunk) => SyncEvent::SnapshotSent { peer, chunk_bytes: frame_bytes, is_last: chunk.to.is_none() },
-            None => SyncEvent::DeltaSent { peer, keys: body.keys.len(), delta_bytes: frame_bytes },
+        Kind::Body(namespace, body) => match &body.chunk {
+            Some(chunk) => {
+                let (namespace, is_last) = (*namespace, chunk.to.is_none());
+                SyncEvent::SnapshotSent { pipe, namespace, peer, chunk_bytes: frame_bytes, is_last }
+            }
+            None => SyncEvent::DeltaSent { pipe, peer, keys: body.keys.len(), delta_bytes: frame_bytes },
         },
     }
 }

@@ -1,5 +1,6 @@
 //! OpenTelemetry traces of client requests (`--enable-trace`): a server span for each, and a client span for each attempt
-//! at a worker, by the HTTP semantic conventions (1.23 and later), with `gen_ai.*` attributes from [`genai`].
+//! at a worker, by the HTTP semantic conventions (1.23 and later), with `gen_ai.*` attributes from [`genai`]. Spans of the
+//! mesh are in [`mesh`].
 //!
 //! The W3C context of the client (`traceparent`, `tracestate`) is continued, and the attempt's own goes to the worker.
 //! Without `--enable-trace` nothing of this exists: the client's headers pass as they came. Attributes hold what a log
@@ -28,6 +29,7 @@ use super::metrics::Metrics;
 mod export;
 pub mod genai;
 mod http_client;
+pub mod mesh;
 
 pub(super) use export::{http_endpoint, number, protocol};
 pub(super) use http_client::OtlpClient;
@@ -36,7 +38,7 @@ pub(super) use http_client::OtlpClient;
 #[derive(Clone, Debug)]
 pub struct Traces {
     tracer: SdkTracer,
-    _provider: SdkTracerProvider,
+    provider: SdkTracerProvider,
     exporting: Arc<export::Exporting>,
 }
 
@@ -62,7 +64,7 @@ impl Traces {
         let exporter = export::exporter(endpoint, &resource).context("--enable-trace")?;
         let (queue, exporting) = export::start(exporter, metrics)?;
         let provider = SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue).build();
-        Ok(Self { tracer: provider.tracer("smg"), _provider: provider, exporting: Arc::new(exporting) })
+        Ok(Self { tracer: provider.tracer("smg"), provider, exporting: Arc::new(exporting) })
     }
 
     /// Begins the server span of a request.
@@ -86,6 +88,12 @@ impl Traces {
         let parent = Context::new().with_remote_span_context(server.span_context().clone());
         let has_client_context = client.span().span_context().is_valid();
         Trace { tracer: self.tracer.clone(), server, parent, attempt: None, method, has_client_context }
+    }
+
+    /// For the mesh.
+    #[must_use]
+    pub fn of_mesh(&self) -> mesh::MeshTraces {
+        mesh::MeshTraces::of(&self.provider)
     }
 
     /// Hands out what waits, for at most `wait`; the rest is lost.

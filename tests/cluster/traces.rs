@@ -23,7 +23,7 @@ use prost::Message as _;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::harness::{Gateway, Network, Process, eventually, s, worker};
+use crate::harness::{Gateway, Network, Process, eventually, joined, s, worker};
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const SECRET: &str = "nobody may read this prompt";
@@ -175,6 +175,62 @@ async fn spans_continue_the_clients_trace_and_reach_a_collector_by_grpc() {
     assert_eq!(context(&sent), (&*expected, "a=b"));
     let all = format!("{:?}", collected.0.lock().unwrap());
     assert!(!all.contains(SECRET) && !all.contains("hidden"), "neither prompt nor query: {all}");
+}
+
+#[tokio::test]
+async fn snapshots_and_syncs_of_the_mesh_are_spans_of_both_sides() {
+    let (network, (collected, addr)) = (Network::new(), collector(true).await);
+    let (root, endpoint) = (tempfile::tempdir().unwrap(), format!("http://{addr}"));
+    let start = |n: u8, peers: &[u8]| {
+        let dir = root.path().join(n.to_string());
+        let flags = ["--enable-trace", "--otlp-endpoint", &endpoint, "--mesh-data-dir", dir.to_str().unwrap()];
+        Gateway::start(network, n, peers, &flags)
+    };
+    let add = async |gateway: &Gateway, url: &str| {
+        let worker = json!({"url": url, "models": ["m"], "api_key": SECRET});
+        assert_eq!(gateway.post("/workers", worker).await.0, 202);
+    };
+    let mut first = start(1, &[]);
+    eventually(s(10), "the API", async || first.get("/workers").await.is_some()).await;
+    add(&first, "http://127.0.0.1:1/hidden").await;
+    // What was written before a restart goes to others as a snapshot: of removes nothing is remembered.
+    first.process.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(first.process.exit(s(20)).await.success());
+    let first = start(1, &[]);
+    let second = start(2, &[1]);
+    joined(&[&first, &second], 2, s(15)).await;
+    let named = |name: &str| {
+        let kinds = [SpanKind::Client, SpanKind::Producer, SpanKind::Consumer];
+        let spans = kinds.into_iter().flat_map(|kind| collected.spans(kind)).filter(|span| span.name == name);
+        spans.collect::<Vec<_>>()
+    };
+    let of_workers = |name: &str, peer: &str| {
+        let wanted = [("smg.mesh.namespace", "workers"), ("smg.mesh.peer", peer), ("smg.mesh.outcome", "complete")];
+        named(name).into_iter().find(|span| wanted.iter().all(|(key, value)| text(&span.attributes, key) == *value))
+    };
+    eventually(s(20), "a snapshot, as both sides tell it", async || {
+        let sent = of_workers("mesh snapshot send", "node2");
+        sent.is_some() && of_workers("mesh snapshot receive", "node1").is_some()
+    })
+    .await;
+    let sent = of_workers("mesh snapshot send", "node2").unwrap();
+    let received = of_workers("mesh snapshot receive", "node1").unwrap();
+    assert_eq!((&sent.trace_id, &sent.parent_span_id), (&received.trace_id, &received.parent_span_id));
+    let pipe = named("mesh connect").into_iter().find(|span| span.span_id == sent.parent_span_id).unwrap();
+    assert_eq!(text(&pipe.attributes, "smg.mesh.peer"), "node2");
+    for key in ["smg.mesh.frames", "smg.mesh.bytes"] {
+        assert_eq!(text(&sent.attributes, key), text(&received.attributes, key), "{key}");
+    }
+    add(&first, "http://127.0.0.1:2/hidden").await;
+    eventually(s(20), "a round that ends in sync", async || {
+        named("mesh sync").iter().any(|span| {
+            let (outcome, peer) = (text(&span.attributes, "smg.mesh.outcome"), text(&span.attributes, "smg.mesh.peer"));
+            outcome == "in_sync" && peer == "node2" && span.links.iter().any(|link| link.span_id == pipe.span_id)
+        })
+    })
+    .await;
+    let all = format!("{:?}", collected.0.lock().unwrap());
+    assert!(!all.contains(SECRET) && !all.contains("hidden"), "neither key nor URL: {all}");
 }
 
 #[tokio::test]

@@ -76,6 +76,9 @@ pub const WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// Largest HTTP/2 frame that we let a peer send, in bytes. The default of 16 KiB costs throughput.
 const HTTP2_FRAME_BYTES: u32 = 128 * 1024;
 
+/// The metadata that carries the trace context of who dials (W3C Trace Context §3.2).
+const TRACEPARENT: &str = "traceparent";
+
 /// How long a closing pipe may take to flush what is queued and to hear the peer's end.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -194,12 +197,18 @@ impl Streams {
     /// The outcome is an event: [`StreamEvent::Opened`], or [`StreamEvent::Closed`] after at most
     /// [`StreamConfig::connect_timeout`] and [`StreamConfig::hello_timeout`]. The caller bounds how many it dials.
     pub fn dial(&self, to: SocketAddr) -> PipeId {
+        self.dial_within(to, None)
+    }
+
+    /// As [`Streams::dial`], and tells the far end's owner a trace context: the value of a `traceparent` (W3C Trace Context
+    /// §3.2), which goes along in the metadata of the call. What is no header value is left out.
+    pub fn dial_within(&self, to: SocketAddr, traceparent: Option<String>) -> PipeId {
         let shared = &self.shared;
         let (pipe, closing) = shared.pipes.begin_dialed(to);
         if shared.closing.is_cancelled() {
             shared.pipes.finish(pipe, Some(PipeError::ShutDown));
         } else {
-            shared.tasks.spawn(dial::dial(Arc::clone(shared), pipe, to, closing));
+            shared.tasks.spawn(dial::dial(Arc::clone(shared), pipe, to, traceparent, closing));
         }
         pipe
     }

@@ -85,6 +85,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::mesh::replication::PipeId;
 
     #[test]
     fn a_clock_is_skewed_above_half_a_second_and_fine_below_a_quarter() {
@@ -106,7 +107,9 @@ mod tests {
     fn strangers_and_other_news_leave_nothing() {
         let (now, peer): (_, NodeName) = (Instant::now(), "n2".parse().unwrap());
         let mut links = Links::default();
-        for event in [SyncEvent::ClockSkew { peer: peer.clone(), skew_ms: 9000 }, SyncEvent::InSync { peer }] {
+        for event in
+            [SyncEvent::ClockSkew { peer: peer.clone(), skew_ms: 9000 }, SyncEvent::InSync { pipe: PipeId(1), peer }]
+        {
             assert!(!links.note(now, &event, |_| false), "{event:?}");
         }
         assert!(links.all().is_empty());

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use smg_certs::Material;
 use smg_transport::{
     Incoming, PeerIdentity, SendError, Transport,
-    grpc::{Hello, Lane, PipeId, StreamEvent, StreamEvents, Streams},
+    grpc::{Hello, Lane, PipeError, PipeId, StreamEvent, StreamEvents, Streams},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -35,6 +35,7 @@ use crate::{
             resolve,
             rights::SharedLimit,
             sharing::Sharing,
+            spans::Spans,
             story::Story,
         },
         node::{NodeName, NodeStatus},
@@ -45,7 +46,7 @@ use crate::{
         swim::{Event, MemberChange, Swim, SwimConfig, Transmit, Via},
         wire::membership,
     },
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, traces::mesh::MeshTraces},
 };
 
 mod error;
@@ -92,6 +93,8 @@ pub(super) struct Outlets {
     /// Routing hints from peers.
     pub(super) shared: mpsc::Sender<(NodeName, Message)>,
     pub(super) pods: watch::Receiver<Vec<SocketAddr>>,
+    /// Where spans go, with `--enable-trace`.
+    pub(super) traces: Option<MeshTraces>,
 }
 
 pub(super) struct Net {
@@ -118,6 +121,7 @@ pub(super) struct Net {
     last_sync: Option<SystemTime>,
     story: Story,
     links: Links,
+    spans: Option<Spans>,
     broken: Option<io::Error>,
     /// Since when frames are to be built that the last turn had no time for.
     unbuilt: Option<Instant>,
@@ -189,6 +193,7 @@ impl Net {
             sync_due: (!config.peers.is_empty()).then_some(now + SYNC_WAIT_MAX),
             story: Story::default(),
             links: Links::default(),
+            spans: outlets.traces.map(Spans::new),
         })
     }
 
@@ -349,9 +354,12 @@ impl Net {
 
     fn on_stream(&mut self, now: Instant, wall_ms: u64, stores: &mut Stores, event: StreamEvent) {
         match event {
-            StreamEvent::Opened { pipe, dialed, addr, hello, identity } => {
+            StreamEvent::Opened { pipe, dialed, addr, hello, identity, traceparent } => {
                 debug!(peer = %hello.node, addr = %addr, dialed, "pipe opened");
                 self.open.insert(pipe, (addr, identity));
+                if let Some(spans) = &mut self.spans {
+                    spans.opened(pipe, &hello.node, traceparent.as_deref());
+                }
                 if dialed {
                     for message in self.pipes.opened(now, pipe, hello.boot_epoch_ms) {
                         self.send_on_pipe(pipe, message);
@@ -388,6 +396,9 @@ impl Net {
             }
             StreamEvent::Writable { .. } => {}
             StreamEvent::Closed { pipe, addr, dialed, error } => {
+                if let Some(spans) = &mut self.spans {
+                    spans.closed(pipe, error.as_ref().map(PipeError::reason));
+                }
                 if let Some(reason) = report::pipe_closed(addr, dialed, error.as_ref()) {
                     self.refusals.count(now, &self.metrics, ("grpc", reason), addr, 1);
                 }
@@ -504,8 +515,14 @@ impl Net {
                 streams.close(PipeId(pipe.0), "lost a replication frame");
             }
         }
+        if let Some(spans) = &mut self.spans {
+            spans.expire(now);
+        }
         while let Some(event) = self.replicator.poll_event() {
             report::sync_event(&self.metrics, &event);
+            if let Some(spans) = &mut self.spans {
+                spans.note(now, &event);
+            }
             let is_member = |name: &NodeName| self.swim.members().any(|member| member.name == *name);
             outcome.changed |= self.links.note(now, &event, is_member);
             if matches!(event, SyncEvent::CaughtUp { .. } | SyncEvent::InSync { .. }) {
@@ -528,7 +545,12 @@ impl Net {
         while let Some(action) = self.pipes.poll_action(now) {
             match action {
                 Action::Dial(address) => {
-                    let pipe = self.streams.dial(address);
+                    let connecting = self.spans.as_ref().map(|spans| spans.connect(address));
+                    let context = connecting.as_ref().map(|span| span.context().traceparent());
+                    let pipe = self.streams.dial_within(address, context);
+                    if let (Some(spans), Some(span)) = (&mut self.spans, connecting) {
+                        spans.dialing(pipe, span);
+                    }
                     self.pipes.dialing(address, pipe);
                 }
                 Action::Close(pipe) => self.streams.close(pipe, "idle"),

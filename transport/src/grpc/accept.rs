@@ -23,7 +23,7 @@ use tokio::{
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::{
-    HTTP2_FRAME_BYTES, Hello, LINGER, MESSAGE_BYTES_MAX, PipeError, Shared, WINDOW_BYTES,
+    HTTP2_FRAME_BYTES, Hello, LINGER, MESSAGE_BYTES_MAX, PipeError, Shared, TRACEPARENT, WINDOW_BYTES,
     connection::{Connection, ConnectionIo, Held},
     pipe::{self, Outbound},
     secure::ByteStream,
@@ -34,6 +34,9 @@ const BACKLOG: i32 = 1024;
 
 /// Largest block of HTTP/2 headers that is read, in bytes; ours have some hundred.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
+
+/// A trace context has 55 bytes in its version 00; later versions may have more (W3C Trace Context §3.2.4).
+const TRACEPARENT_BYTES_MAX: usize = 256;
 
 /// Pause after a failed accept, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -224,6 +227,7 @@ impl Peer for Accepting {
         let Some(connection) = connection.filter(|connection| connection.claim()) else {
             return Err(Status::resource_exhausted("one pipe per connection"));
         };
+        let traceparent = traceparent(request.metadata());
         let mut inbound = request.into_inner();
         let greeting = greeting(shared, &connection, &mut inbound).await;
 
@@ -238,11 +242,17 @@ impl Peer for Accepting {
             Ok(hello) => hello,
         };
         connection.set_open();
-        shared.pipes.open(id, hello, connection.identity.clone());
+        shared.pipes.open(id, hello, connection.identity.clone(), traceparent);
         shared.tasks.spawn(pipe::read(Arc::clone(shared), id, inbound, connection, closing));
         let outbound = Outbound { shared: Arc::clone(shared), pipe: id };
         Ok(Response::new(Box::pin(outbound.map(Ok))))
     }
+}
+
+/// What the caller says of its trace, where that is short text.
+fn traceparent(metadata: &tonic::metadata::MetadataMap) -> Option<String> {
+    let text = metadata.get(TRACEPARENT)?.to_str().ok()?;
+    (text.len() <= TRACEPARENT_BYTES_MAX).then(|| text.to_owned())
 }
 
 async fn greeting(

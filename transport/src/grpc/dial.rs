@@ -12,14 +12,20 @@ use tonic::{
 };
 
 use super::{
-    HTTP2_FRAME_BYTES, Hello, MESSAGE_BYTES_MAX, PipeError, PipeId, Shared, WINDOW_BYTES,
+    HTTP2_FRAME_BYTES, Hello, MESSAGE_BYTES_MAX, PipeError, PipeId, Shared, TRACEPARENT, WINDOW_BYTES,
     connection::{Connection, ConnectionIo},
     pipe::{self, Outbound},
     secure::ByteStream,
 };
 
 /// Connects, greets and reads the pipe to its end.
-pub(super) async fn dial(shared: Arc<Shared>, pipe: PipeId, to: SocketAddr, closing: CancellationToken) {
+pub(super) async fn dial(
+    shared: Arc<Shared>,
+    pipe: PipeId,
+    to: SocketAddr,
+    traceparent: Option<String>,
+    closing: CancellationToken,
+) {
     // Cuts the connection unless it becomes a pipe.
     let attempt = shared.kill.child_token();
     let cut = attempt.clone().drop_guard();
@@ -27,7 +33,7 @@ pub(super) async fn dial(shared: Arc<Shared>, pipe: PipeId, to: SocketAddr, clos
         biased;
         () = closing.cancelled() => None,
         () = shared.kill.cancelled() => None,
-        opened = open(&shared, pipe, to, &attempt) => Some(opened),
+        opened = open(&shared, pipe, to, traceparent, &attempt) => Some(opened),
     };
     let (connection, hello, inbound) = match opened {
         Some(Ok(opened)) => opened,
@@ -38,7 +44,7 @@ pub(super) async fn dial(shared: Arc<Shared>, pipe: PipeId, to: SocketAddr, clos
         None => return shared.pipes.finish(pipe, None),
     };
     cut.disarm();
-    shared.pipes.open(pipe, hello, connection.identity.clone());
+    shared.pipes.open(pipe, hello, connection.identity.clone(), None);
     pipe::read(shared, pipe, inbound, connection, closing).await;
 }
 
@@ -46,6 +52,7 @@ async fn open(
     shared: &Arc<Shared>,
     pipe: PipeId,
     to: SocketAddr,
+    traceparent: Option<String>,
     attempt: &CancellationToken,
 ) -> Result<(Arc<Connection>, Hello, Streaming<Frame>), PipeError> {
     let config = &shared.config;
@@ -55,7 +62,7 @@ async fn open(
         .map_err(PipeError::Connect)?;
     let (stream, connection) = Connection::new(to, shared.security.connect(stream).await?, attempt);
     let io = ConnectionIo::dialed(stream, Arc::clone(&connection));
-    let greeted = tokio::time::timeout(config.hello_timeout, greet(shared, pipe, &connection, io));
+    let greeted = tokio::time::timeout(config.hello_timeout, greet(shared, pipe, traceparent, &connection, io));
     let greeted = greeted.await.map_err(|_| PipeError::HelloTimeout)?;
     let (hello, inbound) = greeted.map_err(|error| connection.verdict_or(error))?;
     Ok((connection, hello, inbound))
@@ -74,6 +81,7 @@ async fn connect(bind: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
 async fn greet(
     shared: &Arc<Shared>,
     pipe: PipeId,
+    traceparent: Option<String>,
     connection: &Connection,
     io: ConnectionIo<ByteStream>,
 ) -> Result<(Hello, Streaming<Frame>), PipeError> {
@@ -81,8 +89,11 @@ async fn greet(
     let mut client = PeerClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let outbound = Outbound { shared: Arc::clone(shared), pipe };
-    let mut inbound = client.open(outbound).await.map_err(PipeError::from_refusal)?.into_inner();
+    let mut call = tonic::Request::new(Outbound { shared: Arc::clone(shared), pipe });
+    if let Some(traceparent) = traceparent.and_then(|text| text.parse().ok()) {
+        call.metadata_mut().insert(TRACEPARENT, traceparent);
+    }
+    let mut inbound = client.open(call).await.map_err(PipeError::from_refusal)?.into_inner();
     let first = inbound.message().await.map_err(PipeError::from_refusal)?;
     let hello = Hello::of_peer(first, &shared.config.hello.cluster, connection.identity.as_ref())?;
     Ok((hello, inbound))

@@ -39,6 +39,8 @@ pub enum StreamEvent {
         hello: Hello,
         /// Who the peer is by its certificate; none while the plane authenticates nobody.
         identity: Option<PeerIdentity>,
+        /// What the peer that dialed said of its trace, at most 256 bytes and not checked further; none of a pipe of ours.
+        traceparent: Option<String>,
     },
     /// A frame arrived, in order.
     Frame {

@@ -103,13 +103,20 @@ impl Pipes {
     }
 
     /// Greetings are done: frames may flow. False when the pipe was closed meanwhile.
-    pub(super) fn open(&self, id: PipeId, hello: Hello, identity: Option<PeerIdentity>) -> bool {
+    pub(super) fn open(
+        &self,
+        id: PipeId,
+        hello: Hello,
+        identity: Option<PeerIdentity>,
+        traceparent: Option<String>,
+    ) -> bool {
         self.update(id, |pipe, wakers| {
             if pipe.state != State::Opening {
                 return false;
             }
             pipe.state = State::Open;
-            let opened = StreamEvent::Opened { pipe: id, dialed: pipe.dialed, addr: pipe.addr, hello, identity };
+            let (dialed, addr) = (pipe.dialed, pipe.addr);
+            let opened = StreamEvent::Opened { pipe: id, dialed, addr, hello, identity, traceparent };
             pipe.push_event(opened, wakers);
             true
         })

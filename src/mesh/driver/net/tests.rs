@@ -42,6 +42,7 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
         },
         shared: mpsc::channel(1).0,
         pods: watch::channel(Vec::new()).1,
+        traces: None,
     };
     Net::bind(&config, &config.node, 1, metrics, None, None, outlets).await.unwrap()
 }

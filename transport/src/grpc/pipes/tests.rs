@@ -21,7 +21,7 @@ fn peer() -> SocketAddr {
 
 fn open(pipes: &Pipes) -> PipeId {
     let (id, _) = pipes.begin_dialed(peer());
-    assert!(pipes.open(id, hello(), None));
+    assert!(pipes.open(id, hello(), None, None));
     assert!(matches!(event(pipes), Some(StreamEvent::Opened { dialed: true, .. })));
     assert!(matches!(outbound(pipes, id), Poll::Ready(Some(_))), "the greeting");
     id
@@ -158,5 +158,5 @@ fn closing_cancels_a_dial() {
     assert!(pin!(closing.cancelled()).poll(&mut Context::from_waker(Waker::noop())).is_pending());
     pipes.close(id);
     assert!(closing.is_cancelled());
-    assert!(!pipes.open(id, hello(), None), "too late to open");
+    assert!(!pipes.open(id, hello(), None, None), "too late to open");
 }

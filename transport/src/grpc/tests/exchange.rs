@@ -6,7 +6,9 @@ use super::*;
 async fn greetings_and_frames_are_exchanged_both_ways() {
     let (mut a, mut b) = (Node::new("a"), Node::new("b"));
     let dialed = a.streams.dial(b.addr());
-    let StreamEvent::Opened { pipe, dialed: true, addr, hello: theirs, identity: None } = a.next().await else {
+    let StreamEvent::Opened { pipe, dialed: true, addr, hello: theirs, identity: None, traceparent: None } =
+        a.next().await
+    else {
         panic!("not opened")
     };
     assert_eq!((pipe, addr, theirs), (dialed, b.addr(), hello("b")));
@@ -20,6 +22,25 @@ async fn greetings_and_frames_are_exchanged_both_ways() {
         assert_eq!(b.frame(accepted).await, (lane, payload.clone()));
         b.send(accepted, lane, payload.clone()).await;
         assert_eq!(a.frame(dialed).await, (lane, payload));
+    }
+}
+
+#[tokio::test]
+async fn the_trace_of_who_dials_is_told() {
+    let (long, longest) = ("x".repeat(257), "x".repeat(256));
+    for (case, given, expected) in [
+        ("none", None, None),
+        ("a context", Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), Some(55)),
+        ("the longest", Some(&*longest), Some(256)),
+        ("too long", Some(&*long), None),
+        ("no header value", Some("a\nb"), None),
+    ] {
+        let (mut a, mut b) = (Node::new("a"), Node::new("b"));
+        a.streams.dial_within(b.addr(), given.map(ToOwned::to_owned));
+        let StreamEvent::Opened { traceparent: None, .. } = a.next().await else { panic!("{case}: not opened") };
+        let StreamEvent::Opened { traceparent, .. } = b.next().await else { panic!("{case}: not opened") };
+        assert_eq!(traceparent.as_ref().map(String::len), expected, "{case}");
+        assert!(traceparent.is_none_or(|text| Some(&*text) == given), "{case}");
     }
 }
 
