@@ -3,7 +3,8 @@
 //! One task (the [`keeper`]) takes in three kinds of news: the mesh's view changed, a probe has ended, a removed
 //! worker's last request has ended. It keeps one [`Worker`](crate::gateway::worker::Worker) per id for as long as its
 //! address and key stay the same, so counters go on across changes. News mark the table stale; it is rebuilt whole, in
-//! time linear in the workers, at most every [`keeper::REBUILD_SPACING`], so a burst costs one rebuild.
+//! time linear in the workers, at most every [`pace::REBUILD_SPACING`], and with many workers less often, so a burst costs
+//! one rebuild.
 //!
 //! Invariant: readiness is this gateway's own observation. What others see is shown, and supplies model names
 //! until this gateway has asked the worker itself, but never makes a worker ready here.
@@ -52,6 +53,8 @@ mod changes;
 mod limited;
 
 pub mod keeper;
+
+pub mod pace;
 
 pub mod roster;
 
@@ -187,7 +190,7 @@ impl Registry {
     }
 
     /// Waits until the routing table shows what the mesh's view says now, or more: a write that the mesh has confirmed
-    /// decides where the requests go that begin after this. Takes at most [`keeper::REBUILD_SPACING`] and one rebuild.
+    /// decides where the requests go that begin after this. Takes at most [`pace::REBUILD_SPACING`] and one rebuild.
     pub async fn settled(&self) {
         let (waiter, shown) = oneshot::channel();
         // The task ends with the mesh, and the process with it: then nobody will be told.

@@ -23,6 +23,7 @@ use crate::{
             Settings,
             changes::Changes,
             limited::Limited,
+            pace::Pace,
             roster::{Entry, Roster, models_of},
             table::{Policies, build},
         },
@@ -39,9 +40,6 @@ use crate::{
     },
     telemetry::metrics::Metrics,
 };
-
-/// Between two rebuilds of the routing table at least.
-pub const REBUILD_SPACING: Duration = Duration::from_millis(10);
 
 /// How often removed workers are looked at for requests in flight, while there are such workers.
 pub const LEAVING_CHECK: Duration = Duration::from_millis(250);
@@ -100,8 +98,7 @@ pub(super) struct Keeper<P> {
     lookout: Lookout,
     /// A breaker was open at the last look.
     has_open: bool,
-    rebuild_due: Option<Instant>,
-    rebuilt: Instant,
+    pace: Pace,
     startup_deadline: Option<Instant>,
     outputs: Outputs,
     /// Told at the next rebuild: as many as admin requests are under way.
@@ -175,8 +172,7 @@ impl<P: Probe> Keeper<P> {
             outbox: BTreeMap::new(),
             lookout: Lookout::new(outputs.activity.watch(), BREAKER_CHECK),
             has_open: false,
-            rebuild_due: None,
-            rebuilt: now,
+            pace: Pace::new(now),
             outputs,
             waiters: Vec::new(),
         }
@@ -203,7 +199,7 @@ impl<P: Probe> Keeper<P> {
                 told = tell_lost(&self.mesh, next_lost) => drop(self.lost_caches.remove(&told)),
                 () = changed(&mut self.rights), if self.rights_due.is_some() => self.on_view(),
                 _ = at(self.rights_due) => self.on_view(),
-                now = at(self.rebuild_due) => self.rebuild(now),
+                now = at(self.pace.due()) => self.rebuild(now),
                 now = at(self.sweep_due) => self.sweep(now),
                 _ = at(self.startup_deadline) => self.on_startup_deadline(),
             }
@@ -305,8 +301,9 @@ impl<P: Probe> Keeper<P> {
             self.on_view();
         }
         self.waiters.push(waiter);
-        if self.rebuild_due.is_none() {
-            self.tell_waiters();
+        match self.pace.due() {
+            Some(_) => self.mark_stale(),
+            None => self.tell_waiters(),
         }
     }
 
@@ -457,7 +454,7 @@ impl<P: Probe> Keeper<P> {
     }
 
     fn mark_stale(&mut self) {
-        self.rebuild_due.get_or_insert_with(|| Instant::now().max(self.rebuilt + REBUILD_SPACING));
+        self.pace.mark_stale(Instant::now(), !self.waiters.is_empty());
     }
 
     fn rebuild(&mut self, now: Instant) {
@@ -475,7 +472,7 @@ impl<P: Probe> Keeper<P> {
         self.outputs.routing.store(Arc::new(table));
         let leaving = self.leaving.iter().map(|leaving| leaving.entry.clone()).collect();
         self.outputs.roster.send_replace(Arc::new(Roster { entries, leaving }));
-        (self.rebuilt, self.rebuild_due) = (now, None);
+        self.pace.rebuilt(now, now.elapsed());
         self.tell_waiters();
     }
 

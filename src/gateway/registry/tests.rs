@@ -9,7 +9,8 @@ use tokio::{
 };
 
 use super::{
-    keeper::{LEAVING_CHECK, REBUILD_SPACING, UNASKED_MAX},
+    keeper::{LEAVING_CHECK, UNASKED_MAX},
+    pace::REBUILD_SPACING,
     *,
 };
 use crate::{
