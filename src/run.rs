@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
+    footprint,
     gateway::{
         admin::{self, Admin},
         plane::{Plane, Reports},
@@ -69,6 +70,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (suspicions, sessions, placer) = (registry.suspicions(), mesh.sessions.clone(), sharing.placer.clone());
     let reports = Reports { suspicions, sessions, placer, limits: registry.limits(), traces: traces.clone() };
     let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), reports, routes, &tls)?;
+    tokio::spawn(footprint::shrink_once_started());
     info!(addr = %plane.addr(), version = env!("CARGO_PKG_VERSION"), "gateway listening");
     if let Some(addr) = plane.probes() {
         info!(%addr, "probes listening");
