@@ -1,16 +1,22 @@
 //! Clients that live on the hosts: many requests at a time, and whether all nodes hold the same.
 
-use std::{fs::File, future::Future, thread};
+use std::{collections::BTreeMap, fs::File, future::Future, sync::Arc, thread, time::Duration};
 
 use futures_util::future::join_all;
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{oneshot, watch},
+    time::{MissedTickBehavior, interval, timeout},
+};
 
 use crate::{cluster::Cluster, http::Connection};
 
 /// Connections of one client, each with one request under way.
 const CONNECTIONS: usize = 128;
+
+/// Between two looks of a [`StoreWatch`] at each node.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// Runs `work` on a thread and runtime of its own on host `n`: it connects from there, to 127.0.0.1 among others.
 ///
@@ -79,4 +85,45 @@ pub fn store(cluster: &Cluster, n: usize, name: &str) -> Option<(String, u64)> {
 pub fn is_equal(cluster: &Cluster, name: &str, entries: usize) -> bool {
     let Some(first) = store(cluster, 1, name) else { return false };
     first.1 == entries as u64 && (2..=cluster.size).all(|n| store(cluster, n, name).is_some_and(|store| store == first))
+}
+
+/// Root and entries of a store at each node that has answered.
+pub type Stores = BTreeMap<usize, (String, u64)>;
+
+/// A store as clients on all hosts see it. They keep a connection each: to start a program for each look would take a
+/// third of what two cores have, from those that are looked at.
+#[derive(Debug)]
+pub struct StoreWatch(watch::Receiver<Stores>);
+
+impl StoreWatch {
+    /// Looks from now on, until it is dropped.
+    pub fn start(cluster: &Cluster, name: &'static str) -> Self {
+        let (seen, watched) = watch::channel(Stores::new());
+        let seen = Arc::new(seen);
+        for n in 1..=cluster.size {
+            let seen = seen.clone();
+            drop(on_host(cluster, n, move || async move {
+                let (mut tick, mut connection) = (interval(GLANCE), Connection::open().await.unwrap());
+                tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                while !seen.is_closed() {
+                    tick.tick().await;
+                    let status = connection.get("/ha/status").await.unwrap();
+                    let store = &status["stores"][name];
+                    let now = (store["root"].as_str().unwrap().to_owned(), store["entry_count"].as_u64().unwrap());
+                    seen.send_if_modified(|stores| stores.insert(n, now.clone()).as_ref() != Some(&now));
+                }
+            }));
+        }
+        Self(watched)
+    }
+
+    /// Waits until what all nodes show is as it should be.
+    ///
+    /// # Panics
+    /// When it is not in time.
+    pub async fn until(&mut self, within: Duration, what: &str, is_so: impl FnMut(&Stores) -> bool) {
+        if timeout(within, self.0.wait_for(is_so)).await.is_err() {
+            panic!("not within {within:?}: {what}; {:?}", *self.0.borrow());
+        }
+    }
 }

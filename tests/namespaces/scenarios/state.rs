@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     ops::Range,
     time::{Duration, SystemTime},
 };
@@ -10,7 +11,7 @@ use super::{DOWN_WITHIN, false_deaths_across, is_split, note_whole, split};
 use crate::{
     cluster::Cluster,
     http::Connection,
-    inside::{Change, is_equal, make, on_host, store, worker_url},
+    inside::{Change, StoreWatch, Stores, is_equal, make, on_host, worker_url},
     report::Row,
 };
 
@@ -64,14 +65,7 @@ pub async fn diverged(cluster: &mut Cluster, count: usize, equal_within: Duratio
     assert!(is_split(cluster, minority), "the sides stayed apart: {:?}", cluster.views());
 
     let left: BTreeSet<String> = keys(0, 5).chain(keys(200, 345)).map(worker_url).collect();
-    (1..=minority).for_each(|n| cluster.heal(n));
-    let healed = tokio::time::Instant::now();
-    let has_all = |cluster: &Cluster| (1..=cluster.size).all(|n| has_entries(cluster, n, left.len()));
-    cluster.wait_for(Duration::from_secs(30), "as many workers everywhere", has_all).await;
-    let there = healed.elapsed();
-    let is_same = |cluster: &Cluster| is_equal(cluster, "workers", left.len());
-    cluster.wait_for(Duration::from_secs(30), "the same after the healing", is_same).await;
-    let equal = healed.elapsed();
+    let healing = heal(cluster, minority, left.len() as u64).await;
     note_whole(cluster, &mut row).await;
     let found = on_host(cluster, cluster.size, registered).await;
     let (lost, back): (Vec<_>, Vec<_>) =
@@ -81,21 +75,60 @@ pub async fn diverged(cluster: &mut Cluster, count: usize, equal_within: Duratio
     row.false_deaths = false_deaths_across(cluster, since, minority, &mut row.down);
     row.rounds = 1;
     row.note = format!(
-        "{} writes in {:.1} s ({rate:.0}/s), after the healing there in {:.2} s, equal in {:.2} s (goal {}), {} workers left",
+        "{} writes in {:.1} s ({rate:.0}/s), after the healing {healing} (goal {}), {} workers left",
         4 * count,
         wrote.as_secs_f64(),
-        there.as_secs_f64(),
-        equal.as_secs_f64(),
         EQUAL_WITHIN.as_secs(),
         found.len()
     );
-    assert!(equal <= equal_within, "equal state: {row}");
+    assert!(healing.equal <= equal_within, "equal state: {row}");
     row
 }
 
-/// Whether node `n` has so many workers.
-fn has_entries(cluster: &Cluster, n: usize, count: usize) -> bool {
-    store(cluster, n, "workers").is_some_and(|(_, entries)| entries == count as u64)
+/// How long after the healing of a partition, and at what price.
+struct Healing {
+    /// The first and the last node saw a node of the other side ALIVE.
+    met: (Duration, Duration),
+    /// The first and the last node had as many entries as are left.
+    there: (Duration, Duration),
+    /// All had the same.
+    equal: Duration,
+    /// Of all nodes together until then, in seconds.
+    cpu: f64,
+}
+
+/// Heals the network and waits until every node has the same, of `left` workers.
+async fn heal(cluster: &Cluster, minority: usize, left: u64) -> Healing {
+    let mut watch = StoreWatch::start(cluster, "workers");
+    let size = cluster.size;
+    watch.until(Duration::from_secs(20), "clients on all hosts", |seen| seen.len() == size).await;
+    let ticks = |cluster: &Cluster| (1..=size).map(|n| cluster.usage(n).0).sum::<u64>();
+    let (start, spent) = (SystemTime::now(), ticks(cluster));
+    (1..=minority).for_each(|n| cluster.heal(n));
+    let healed = tokio::time::Instant::now();
+    let within = Duration::from_secs(30);
+    let has = |seen: &Stores| seen.values().filter(|(_, entries)| *entries == left).count();
+    watch.until(within, "all workers somewhere", |seen| has(seen) > 0).await;
+    let first = healed.elapsed();
+    watch.until(within, "all workers everywhere", |seen| has(seen) == size).await;
+    let there = (first, healed.elapsed());
+    watch
+        .until(within, "the same everywhere", |seen| has(seen) == size && seen.values().all(|at| *at == seen[&1]))
+        .await;
+    let (equal, spent) = (healed.elapsed(), ticks(cluster) - spent);
+    let turns = cluster.turns_since(start).into_iter().filter(|turn| turn.status == "ALIVE");
+    let met: Vec<Duration> = turns.filter_map(|turn| turn.at.duration_since(start).ok()).collect();
+    let met = (met.first().copied().unwrap_or_default(), met.last().copied().unwrap_or_default());
+    Healing { met, there, equal, cpu: spent as f64 / 100.0 }
+}
+
+impl fmt::Display for Healing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds =
+            |(from, to): (Duration, Duration)| format!("{:.2} to {:.2} s", from.as_secs_f64(), to.as_secs_f64());
+        let (met, there, equal) = (seconds(self.met), seconds(self.there), self.equal.as_secs_f64());
+        write!(f, "met again in {met}, there in {there}, equal in {equal:.2} s for {:.1} s of CPU", self.cpu)
+    }
 }
 
 /// URLs of all workers that the node of this host lists.
