@@ -49,6 +49,9 @@ use crate::gateway::{
 /// A complete answer up to this size is read before the client gets its head, so that a short one can be a 502.
 const READ_AHEAD_BYTES_MAX: usize = 1 << 20;
 
+/// Bytes set aside at once for a body of a size that its client announced; a larger one gets more as it comes.
+const BODY_SET_ASIDE_BYTES_MAX: usize = 256 << 10;
+
 /// Where the request's deadline found it.
 #[derive(Clone, Copy)]
 enum Stage {
@@ -269,13 +272,16 @@ async fn read_request(inbound: &Inbound, body: Incoming) -> Result<Bytes, Gatewa
     if read.is_empty() { Err(scan::ScanError::Eof.into()) } else { Ok(read) }
 }
 
-/// Reads the whole body; one that came in one piece is not copied.
+/// Reads the whole body; one that came in one piece is not copied, and any other once.
 async fn read_body(inbound: &Inbound, mut body: Incoming) -> Result<Bytes, GatewayError> {
     let bytes_max = inbound.core.config().requests.payload_bytes_max;
     let too_large = || GatewayError::PayloadTooLarge { bytes_max };
-    if body.size_hint().lower() > bytes_max as u64 {
+    let announced = body.size_hint();
+    if announced.lower() > bytes_max as u64 {
         return Err(too_large());
     }
+    // What a client announces is not yet sent: no more than this is set aside for its word.
+    let expected = usize::try_from(announced.lower()).unwrap_or(usize::MAX).min(BODY_SET_ASIDE_BYTES_MAX);
     let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| GatewayError::BodyBroken)?.into_data() else { continue };
@@ -285,7 +291,10 @@ async fn read_body(inbound: &Inbound, mut body: Incoming) -> Result<Bytes, Gatew
         if first.is_empty() && whole.is_empty() {
             first = data;
         } else {
-            whole.extend_from_slice(&std::mem::take(&mut first));
+            if whole.is_empty() {
+                whole.reserve(expected.max(first.len() + data.len()));
+                whole.extend_from_slice(&std::mem::take(&mut first));
+            }
             whole.extend_from_slice(&data);
         }
         if body.is_end_stream() {
