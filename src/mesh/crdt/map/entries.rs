@@ -3,7 +3,7 @@
 //! Metadata is about 52 bytes for each live dot: a slot of 40, and two orders of slot numbers with 4 to 8 bytes each.
 //! `tests/memory.rs` holds the sum to 64.
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
 use super::slots::{LiveRef, NONE, Slot, Slots};
 use crate::mesh::crdt::{
@@ -52,6 +52,9 @@ pub(super) struct Entries {
     /// Every slot of an actor, by counter.
     by_dot: BTreeMap<ActorId, Order>,
     keys: usize,
+    /// Where the last search for a key ended: the next is often for a key beside it, as in a chunk of a snapshot, or of
+    /// what is said of one worker.
+    last: Cell<Place>,
 }
 
 impl Entries {
@@ -67,9 +70,16 @@ impl Entries {
 
     /// Where a key is: a search, so whoever reads and then changes a key does it once.
     pub(super) fn find(&self, key: &[u8]) -> Spot {
-        let place = self.by_key.seek(|number| self.slots.get(number).key() < key);
+        let place = self.seek(key);
         let head = self.by_key.get(place).filter(|number| self.slots.get(*number).key() == key);
         Spot { place, head: head.unwrap_or(NONE) }
+    }
+
+    /// The place of the first key that is not before this one.
+    fn seek(&self, key: &[u8]) -> Place {
+        let place = self.by_key.seek_near(self.last.get(), |number| self.slots.get(number).key() < key);
+        self.last.set(place);
+        place
     }
 
     /// The live dots of the key at a spot.
@@ -79,7 +89,7 @@ impl Entries {
 
     /// Keys from `from` on, in order.
     pub(super) fn range_from<'a>(&'a self, from: &[u8]) -> impl Iterator<Item = (&'a [u8], Dots<'a>)> + use<'a> {
-        let start = self.by_key.seek(|number| self.slots.get(number).key() < from);
+        let start = self.seek(from);
         let slots = &self.slots;
         self.by_key.iter_from(start).map(move |at| (slots.get(at).key(), Dots { slots, at }))
     }
