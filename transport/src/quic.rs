@@ -23,6 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, TokioRuntime, TransportConfig,
     VarInt,
@@ -71,10 +72,13 @@ pub const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
 /// An address that was refused is left alone for this long, unless configured otherwise.
 pub const REFUSED_FOR: Duration = Duration::from_secs(5);
 
-/// Datagrams that wait for the reader; with full ones 5 MB.
-const INBOX_MAX: usize = 4096;
+/// Refusals and the like that wait for the reader; what finds no room is lost.
+const NEWS_MAX: usize = 4096;
 
-/// Bytes that one connection keeps for sending and for its reader, each.
+/// New connections that wait for the reader; further ones are read later.
+const NEW_MAX: usize = 64;
+
+/// Bytes that one connection keeps for sending and for its reader, each; what finds no room pushes out the oldest.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// What the datagrams are protected by, and its times.
@@ -99,7 +103,23 @@ impl QuicConfig {
 /// Datagrams over QUIC. See the [module](self) for what it promises. Must be used within a tokio runtime.
 pub struct QuicTransport {
     shared: Arc<Shared>,
-    inbox: Mutex<mpsc::Receiver<Incoming>>,
+    inbox: Mutex<Inbox>,
+}
+
+/// What there is to read. Whoever polls the transport reads the connections itself: a task for each that handed over
+/// what it read would be one more that has to wake for each datagram, and the runtime then wakes another thread as well.
+struct Inbox {
+    news: mpsc::Receiver<Incoming>,
+    new: mpsc::Receiver<Reader>,
+    /// A read under way for each connection, until it ends.
+    reads: FuturesUnordered<BoxFuture<'static, Option<(Reader, Bytes)>>>,
+}
+
+/// A connection that is read.
+struct Reader {
+    at: SocketAddr,
+    connection: Connection,
+    identity: PeerIdentity,
 }
 
 struct Shared {
@@ -108,7 +128,8 @@ struct Shared {
     config: QuicConfig,
     local_addr: SocketAddr,
     peers: Mutex<Peers>,
-    inbox: mpsc::Sender<Incoming>,
+    news: mpsc::Sender<Incoming>,
+    readers: mpsc::Sender<Reader>,
     tally: Arc<Tally>,
 }
 
@@ -134,12 +155,14 @@ impl QuicTransport {
         let socket = Arc::new(Watched::new(TokioRuntime.wrap_udp_socket(socket.into())?, tally.clone()));
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(ids), Some(server), socket, runtime)?;
-        let (inbox, received) = mpsc::channel(INBOX_MAX);
+        let (news, told) = mpsc::channel(NEWS_MAX);
+        let (readers, new) = mpsc::channel(NEW_MAX);
         let local_addr = endpoint.local_addr()?;
         let peers = Mutex::new(Peers::new());
-        let shared = Arc::new(Shared { endpoint, client, config, local_addr, peers, inbox, tally });
+        let shared = Arc::new(Shared { endpoint, client, config, local_addr, peers, news, readers, tally });
         tokio::spawn(accept(shared.clone()));
-        Ok(Self { shared, inbox: Mutex::new(received) })
+        let inbox = Inbox { news: told, new, reads: FuturesUnordered::new() };
+        Ok(Self { shared, inbox: Mutex::new(inbox) })
     }
 }
 
@@ -189,7 +212,7 @@ impl Transport for QuicTransport {
 
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming>> {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Poll::Ready(incoming) = inbox.poll_recv(cx) {
+        if let Poll::Ready(incoming) = inbox.poll(cx) {
             return Poll::Ready(incoming.ok_or_else(|| io::ErrorKind::NotConnected.into()));
         }
         match self.shared.tally.poll_next(cx.waker()) {
@@ -209,6 +232,35 @@ impl Drop for QuicTransport {
 impl fmt::Debug for QuicTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QuicTransport").field("local_addr", &self.shared.local_addr).finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    /// The next thing from any connection; none when there will be none.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        if let Poll::Ready(news) = self.news.poll_recv(cx) {
+            return Poll::Ready(news);
+        }
+        while let Poll::Ready(Some(reader)) = self.new.poll_recv(cx) {
+            self.reads.push(Box::pin(reader.read()));
+        }
+        while let Poll::Ready(Some(read)) = self.reads.poll_next_unpin(cx) {
+            let Some((reader, payload)) = read else { continue };
+            let received = Received { from: reader.at, identity: Some(reader.identity.clone()), payload };
+            self.reads.push(Box::pin(reader.read()));
+            return Poll::Ready(Some(Incoming::Datagram(received)));
+        }
+        Poll::Pending
+    }
+}
+
+impl Reader {
+    /// The next datagram; none when the connection has ended. What still waits when it is closed on this side, as when its
+    /// peer is trusted no more, is not read.
+    async fn read(self) -> Option<(Self, Bytes)> {
+        let payload = self.connection.read_datagram().await.ok()?;
+        let is_over = matches!(self.connection.close_reason(), Some(ConnectionError::LocallyClosed));
+        (!is_over).then_some((self, payload))
     }
 }
 
@@ -238,7 +290,7 @@ impl Shared {
 
     /// Hands something to the reader; lost when it does not read.
     fn tell(&self, incoming: Incoming) {
-        let _ = self.inbox.try_send(incoming);
+        let _ = self.news.try_send(incoming);
     }
 
     fn reject(&self, from: SocketAddr, reason: &'static str) {
@@ -301,7 +353,7 @@ async fn shake(connecting: quinn::Connecting) -> Result<Connection, ConnectionEr
     tokio::time::timeout(HANDSHAKE_MAX, connecting).await.unwrap_or(Err(ConnectionError::TimedOut))
 }
 
-/// Reads a connection to its end.
+/// Has a connection read until it ends.
 async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
     let chain = chain(&connection);
     let Some(identity) = tls::identity(&shared.config.material, &chain) else {
@@ -313,7 +365,7 @@ async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
         return shared.reject(at, "excluded");
     }
     let error = tokio::select! {
-        error = read(shared, at, &connection, &identity) => error,
+        error = ended(shared, at, &connection, &identity) => error,
         reason = tls::until_distrusted(&shared.config.material, &chain, shared.config.recheck_interval) => {
             connection.close(VarInt::from_u32(1), b"");
             shared.reject(at, reason);
@@ -330,16 +382,12 @@ async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
     }
 }
 
-async fn read(shared: &Shared, at: SocketAddr, connection: &Connection, identity: &PeerIdentity) -> ConnectionError {
-    loop {
-        match connection.read_datagram().await {
-            Ok(payload) => {
-                let received = Received { from: at, identity: Some(identity.clone()), payload };
-                shared.tell(Incoming::Datagram(received));
-            }
-            Err(error) => return error,
-        }
-    }
+/// Hands a connection to the reader and waits for its end.
+async fn ended(shared: &Shared, at: SocketAddr, connection: &Connection, identity: &PeerIdentity) -> ConnectionError {
+    let reader = Reader { at, connection: connection.clone(), identity: identity.clone() };
+    // Without a reader the transport is gone, and its connections end.
+    let _ = shared.readers.send(reader).await;
+    connection.closed().await
 }
 
 fn chain(connection: &Connection) -> Vec<CertificateDer<'static>> {
