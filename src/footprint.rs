@@ -15,17 +15,20 @@ use std::{
 use nix::sys::mman::{MmapAdvise, madvise};
 use tracing::debug;
 
-/// When a gateway has started: 10 s, by which its peers have been met and workers probed.
-pub const STARTED_AFTER: Duration = Duration::from_secs(10);
+/// When a gateway has started: after 10 s, by which its peers have been met and workers probed, and again after 30 s more,
+/// since many that start at once on few cores take longer.
+pub const STARTED_AFTER: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(30)];
 
-/// Unmaps what starting needed, once, [`STARTED_AFTER`] from now. Should that fail the process is larger and works.
+/// Unmaps what starting needed, when each of [`STARTED_AFTER`] has passed. Should that fail the process is larger and works.
 pub async fn shrink_once_started() {
-    tokio::time::sleep(STARTED_AFTER).await;
-    // Off the runtime: the kernel counts the pages of the process first, for a millisecond or a few.
-    match tokio::task::spawn_blocking(unmap_unused).await {
-        Ok(Ok(bytes)) => debug!(bytes, "code and constants unmapped until they are used again"),
-        Ok(Err(error)) => debug!(%error, "code and constants stay mapped"),
-        Err(error) => debug!(%error, "code and constants stay mapped"),
+    for wait in STARTED_AFTER {
+        tokio::time::sleep(wait).await;
+        // Off the runtime: the kernel counts the pages of the process first, for a millisecond or a few.
+        match tokio::task::spawn_blocking(unmap_unused).await {
+            Ok(Ok(bytes)) => debug!(bytes, "code and constants unmapped until they are used again"),
+            Ok(Err(error)) => debug!(%error, "code and constants stay mapped"),
+            Err(error) => debug!(%error, "code and constants stay mapped"),
+        }
     }
 }
 
