@@ -53,7 +53,7 @@ use crate::{
             leader::Podium,
             net::{Input, Net, NetError, Outlets},
             picture::Picture,
-            rights::{RightsView, SharedLimit},
+            rights::{RightsView, SharedLimits},
             sessions::{Sessions, Table},
             sharing::SHARED_MAX,
         },
@@ -144,7 +144,7 @@ struct Driver {
     leadership: watch::Sender<Leadership>,
     rights: watch::Sender<RightsView>,
     /// Kept for a mesh that starts again under another name.
-    limits: Vec<SharedLimit>,
+    limits: SharedLimits,
     told: usage::Told,
     view_due: Option<Instant>,
     view_published: Instant,
@@ -219,7 +219,7 @@ pub async fn start(
         view,
         leadership,
         rights,
-        limits: Vec::new(),
+        limits: SharedLimits::default(),
         told: usage::Told::new(now),
         view_due: Some(now),
         view_published: now - VIEW_INTERVAL,
@@ -434,7 +434,7 @@ impl Driver {
         }
         self.offer_hash_key();
         if let Some(net) = self.net.as_ref().filter(|net| net.synced()) {
-            self.told.run(now, unix_ms(), &self.limits, &|limit| net.pooled(limit), &mut self.stores);
+            self.told.run(now, unix_ms(), &self.limits.limits, &|limit| net.pooled(limit), &mut self.stores);
         }
         let mut changed = false;
         while let Some(event) = self.stores.poll_event() {

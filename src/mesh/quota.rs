@@ -31,7 +31,9 @@
 //! has none left when the leader may lend its slots again. The leases are longer ([`Timing::slots`]): an election breaks nothing.
 //!
 //! *Changes* of a limit are replicated by the caller. The leader cuts what it knows of; a lower limit holds when the rights
-//! to the higher one are given up, at the latest after [`Timing::hold`].
+//! to the higher one are given up, at the latest after [`Timing::hold`]. A leader that has just started may not know the
+//! limits of the cluster yet, or know older ones: until it has the cluster's state it renews what everybody holds, cuts
+//! nothing of it and lends nothing new.
 //!
 //! Bounds: [`message::LIMITS_MAX`] limits, [`issuer::HOLDERS_MAX`] holders, [`holder::ASKED_MAX`] questions that
 //! may still be answered, [`issuer::OUTSTANDING_MAX`] grants of one holder that may be in force.
@@ -262,6 +264,8 @@ pub struct Escrow {
     timing: Timing,
     rng: Pcg64Mcg,
     limits: BTreeMap<LimitId, Share>,
+    /// They are those of the cluster, not only those that this node has heard of so far.
+    is_whole: bool,
     leader: Option<NodeName>,
     holder: Holder,
     local_shares: Local,
@@ -282,6 +286,7 @@ impl Escrow {
             timing,
             rng: Pcg64Mcg::seed_from_u64(seed),
             limits: BTreeMap::new(),
+            is_whole: false,
             leader: None,
             holder: Holder::new(kind, now),
             local_shares: Local::new(mode, now),
@@ -292,8 +297,16 @@ impl Escrow {
         }
     }
 
-    /// Takes the limits that are in force in the cluster, as far as this node knows; the first [`LIMITS_MAX`] by id count.
-    pub fn handle_limits(&mut self, now: Instant, limits: &BTreeMap<LimitId, Share>, buckets: &dyn Buckets) {
+    /// Takes the limits that are in force in the cluster, as far as this node knows; the first [`LIMITS_MAX`] by id count. They
+    /// are whole once this node has the cluster's state: before that it lends nothing by them.
+    pub fn handle_limits(
+        &mut self,
+        now: Instant,
+        limits: &BTreeMap<LimitId, Share>,
+        is_whole: bool,
+        buckets: &dyn Buckets,
+    ) {
+        self.is_whole = is_whole;
         self.limits = limits.iter().take(LIMITS_MAX).map(|(id, limit)| (*id, *limit)).collect();
         self.holder.ask_now(now);
         self.run(now, buckets);
@@ -439,7 +452,7 @@ impl Escrow {
             Message::Ask(ask) => {
                 let Some(issuer) = &mut self.issuer else { return };
                 let before = issuer.reissued();
-                let answer = issuer.on_ask(now, from, ask, &self.limits);
+                let answer = issuer.on_ask(now, from, ask, self.is_whole.then_some(&self.limits));
                 self.counts.reissued += issuer.reissued() - before;
                 if let Some(grant) = answer {
                     self.counts.lent += u64::from(grant.seq > 0);

@@ -68,7 +68,7 @@ fn run_quota(kind: quota::Kind, message: &quota::message::Message) {
         let now = Instant::now();
         let timing = quota::Timing::default();
         let mut machine = Escrow::new(name("a"), kind, timing, quota::local::WithoutQuorum::Closed, now, 1);
-        machine.handle_limits(now, &[(1, limit)].into(), &Bucket);
+        machine.handle_limits(now, &[(1, limit)].into(), true, &Bucket);
         for after in [0, 1, 5] {
             let now = now + Duration::from_secs(after);
             let lead = (leader == "a").then_some(Lead { term: 1, until: now + Duration::from_millis(800) });

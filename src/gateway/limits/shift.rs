@@ -59,7 +59,7 @@ impl Gateway {
         let name: NodeName = name.parse().unwrap();
         let mut escrow = Escrow::new(name.clone(), Kind::Rates, Timing::default(), WithoutQuorum::Closed, now, 1);
         let whole: BTreeMap<LimitId, Share> = purse.0.iter().map(|shared| (shared.id, shared.whole)).collect();
-        escrow.handle_limits(now, &whole, &purse);
+        escrow.handle_limits(now, &whole, true, &purse);
         let lead = leads.then(|| Lead { term: 1, until: now + Duration::from_secs(3600) });
         escrow.handle_leader(now, Some(&"a".parse().unwrap()), lead, &purse);
         Self { name, escrow, limits, purse }

@@ -33,9 +33,9 @@ use crate::{
     mesh::{
         driver::{
             handle::{MeshHandle, PolicyEntry, View},
-            rights::{RightsView, SharedLimit},
+            rights::{RightsView, SharedLimits},
         },
-        node::NodeName,
+        node::{NodeName, NodeStatus},
         stores::{WorkerId, WorkerObservation, WorkerState, WorkerView},
     },
     telemetry::metrics::Metrics,
@@ -52,11 +52,10 @@ pub const BREAKER_CHECK: Duration = Duration::from_millis(250);
 /// up do not tick together.
 const SAME_OPENING: Duration = Duration::from_millis(500);
 
-/// How long a gateway that starts waits for its first share of a limit: an election takes about 2 s.
-pub const RIGHTS_WAIT_MAX: Duration = Duration::from_secs(3);
-
-/// The same of slots: who leads for the first time lends none before all has run out that an earlier leader may have lent.
-const SLOTS_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long a gateway that starts waits, once it has the cluster's state, for its first share of the limits. An election takes
+/// 3.5 s at most times, and who leads for the first time lends no slot before all has run out that an earlier leader may have
+/// lent. Ready sooner it would refuse what no other gateway refuses; a gateway without a quorum waits as long in vain.
+pub const RIGHTS_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// For so long after a worker was registered, while nobody knows its models, it may serve any: a model that no worker
 /// names is then "not yet" (503) instead of "no such model" (404). Long enough for a process that answers at all, short
@@ -78,7 +77,7 @@ pub(super) struct Keeper<P> {
     lost_caches: BTreeSet<WorkerId>,
     /// The limits that were last put in force, and what is still to be given to the mesh.
     limited: Option<Limited>,
-    limits_due: Option<Vec<SharedLimit>>,
+    limits_due: Option<SharedLimits>,
     rights: watch::Receiver<RightsView>,
     /// When this gateway begins to serve although it was lent nothing; none while it does not wait for that.
     rights_due: Option<Instant>,
@@ -214,7 +213,8 @@ impl<P: Probe> Keeper<P> {
         }
         self.on_routing_facts(&view);
         self.limit_rates(&view);
-        let is_joining = !view.synced || (self.is_joining && self.awaits_rights());
+        let gateways = view.nodes.iter().filter(|node| node.status == NodeStatus::Alive).count();
+        let is_joining = !view.synced || (self.is_joining && self.awaits_rights(gateways));
         if self.is_joining != is_joining {
             self.is_joining = is_joining;
             self.mark_stale();
@@ -258,12 +258,11 @@ impl<P: Probe> Keeper<P> {
     }
 
     /// Whether a gateway that starts still has to be lent its first share of a limit: ready before that, it would refuse.
-    fn awaits_rights(&mut self) -> bool {
-        let has = self.limited.as_ref().map_or([false; 2], Limited::kinds);
+    fn awaits_rights(&mut self, gateways: usize) -> bool {
+        let has = self.limited.as_ref().map_or([false; 2], |limited| limited.kinds(gateways));
         let holds = self.rights.borrow_and_update().is_lent(has);
         let now = Instant::now();
-        let wait = if has[1] { SLOTS_WAIT_MAX } else { RIGHTS_WAIT_MAX };
-        let awaits = !holds && now < *self.rights_due.get_or_insert(now + wait);
+        let awaits = !holds && now < *self.rights_due.get_or_insert(now + RIGHTS_WAIT_MAX);
         if !awaits {
             self.rights_due = None;
         }
@@ -288,7 +287,7 @@ impl<P: Probe> Keeper<P> {
         let limits = &self.outputs.limits;
         limits.set(wanted.all, &wanted.scoped, wanted.is_shared, now);
         if wanted.is_shared {
-            self.limits_due = Some(limits.to_share());
+            self.limits_due = Some(SharedLimits { limits: limits.to_share(), is_whole: wanted.is_whole });
         }
         self.limited = Some(wanted);
     }
@@ -445,7 +444,8 @@ impl<P: Probe> Keeper<P> {
             self.has_open |= until_ms != 0;
         }
         if self.outputs.limits.bounds.forget_idle() && self.limited.as_ref().is_some_and(|limited| limited.is_shared) {
-            self.limits_due = Some(self.outputs.limits.to_share());
+            let is_whole = self.limited.as_ref().is_some_and(|limited| limited.is_whole);
+            self.limits_due = Some(SharedLimits { limits: self.outputs.limits.to_share(), is_whole });
         }
         let is_used = || self.slots.values().any(|slot| slot.worker.in_flight() > 0);
         if self.lookout.note(is_used()) {
@@ -555,7 +555,7 @@ async fn tell_lost(mesh: &MeshHandle, next: Option<WorkerId>) -> WorkerId {
 }
 
 /// Tells the mesh which limits are shared; waits when that is known, or when the mesh has stopped. Cancel safe.
-async fn share(mesh: &MeshHandle, limits: Option<Vec<SharedLimit>>) {
+async fn share(mesh: &MeshHandle, limits: Option<SharedLimits>) {
     let Some(limits) = limits else { return pending().await };
     if mesh.share_limits(limits).await.is_err() {
         pending::<()>().await;

@@ -88,7 +88,7 @@ impl FakeMesh {
                     // No test of the registry searches for workers.
                     Command::HoldSession(..) | Command::Share(..) | Command::Find(..) => {}
                     // The leader, as far as this one node goes, lends it all, with a full bucket.
-                    Command::ShareLimits(limits) => limits.iter().for_each(|limit| {
+                    Command::ShareLimits(shared) => shared.limits.iter().for_each(|limit| {
                         let now = std::time::Instant::now();
                         let until = now + Duration::from_secs(3600);
                         let holding = Holding { share: limit.whole, until, credit: limit.whole.burst };

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::mesh::{
     driver::{
         links::Link,
-        rights::{RightsView, SharedLimit},
+        rights::{RightsView, SharedLimits},
     },
     election::Leader,
     node::{NodeName, NodeStatus},
@@ -170,7 +170,7 @@ pub enum Command {
     /// A worker has lost its cache.
     LoseCache(WorkerId),
     /// The limits that the cluster shares, all of them.
-    ShareLimits(Vec<SharedLimit>),
+    ShareLimits(SharedLimits),
     /// Send a routing frame to one peer, or to all.
     Share(Option<NodeName>, Bytes),
     /// Announce LEAVING, wait for a quorum of acks (bounded), then stop.
@@ -224,7 +224,7 @@ impl MeshHandle {
     ///
     /// # Errors
     /// When the driver has stopped.
-    pub async fn share_limits(&self, limits: Vec<SharedLimit>) -> Result<(), Stopped> {
+    pub async fn share_limits(&self, limits: SharedLimits) -> Result<(), Stopped> {
         self.commands.send(Command::ShareLimits(limits)).await.map_err(|_| Stopped)
     }
 

@@ -22,7 +22,7 @@ use crate::{
             data::{DataError, Votes, record::Found},
             handle::Leadership,
             leader::disk::Disk,
-            rights::{Rights, RightsView, SharedLimit},
+            rights::{Rights, RightsView, SharedLimits},
         },
         election::{Ballot, Election, ElectionConfig, Event, Standing, Timing},
         node::{NodeName, NodeStatus},
@@ -197,7 +197,7 @@ impl Chair {
     }
 
     /// Takes the limits that the cluster shares, all of them.
-    pub(super) fn on_limits(&mut self, now: Instant, limits: &[SharedLimit]) {
+    pub(super) fn on_limits(&mut self, now: Instant, limits: &SharedLimits) {
         self.tell_rights(now);
         self.each().for_each(|rights| rights.on_limits(now, limits));
     }

@@ -33,7 +33,7 @@ use crate::{
             pipes::{Action, Pipes},
             report::{self, Refusals},
             resolve,
-            rights::SharedLimit,
+            rights::SharedLimits,
             sharing::Sharing,
             spans::Spans,
             story::Story,
@@ -242,7 +242,7 @@ impl Net {
     }
 
     /// Takes the limits that the cluster shares.
-    pub(super) fn share_limits(&mut self, now: Instant, limits: &[SharedLimit]) {
+    pub(super) fn share_limits(&mut self, now: Instant, limits: &SharedLimits) {
         self.chair.on_limits(now, limits);
     }
 

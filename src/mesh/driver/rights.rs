@@ -37,6 +37,15 @@ pub struct SharedLimit {
     pub bucket: Arc<dyn Bucket>,
 }
 
+/// The limits that the cluster shares, all of them.
+#[derive(Clone, Debug, Default)]
+pub struct SharedLimits {
+    /// Each of them.
+    pub limits: Vec<SharedLimit>,
+    /// They are those of the cluster: what this node has of its state is whole. Until then it lends nothing by them.
+    pub is_whole: bool,
+}
+
 /// What this node holds and lends, for people and metrics. It changes about ten times a second while there is a limit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RightsView {
@@ -202,12 +211,12 @@ impl Rights {
     }
 
     /// Takes the limits that are in force, all of them; those of another kind are not for this machine.
-    pub(super) fn on_limits(&mut self, now: Instant, limits: &[SharedLimit]) {
-        let limits = limits.iter().filter(|limit| limit.kind == self.kind).take(LIMITS_MAX).cloned();
+    pub(super) fn on_limits(&mut self, now: Instant, shared: &SharedLimits) {
+        let limits = shared.limits.iter().filter(|limit| limit.kind == self.kind).take(LIMITS_MAX).cloned();
         let (whole, buckets): (BTreeMap<_, _>, _) =
             limits.map(|limit| ((limit.id, limit.whole), (limit.id, limit.bucket))).unzip();
         self.purse = Purse(buckets);
-        self.machine.handle_limits(now, &whole, &self.purse);
+        self.machine.handle_limits(now, &whole, shared.is_whole, &self.purse);
         self.limits = whole.into_iter().filter(|(_, whole)| *whole != Share::NONE).collect();
     }
 

@@ -198,13 +198,14 @@ impl Issuer {
         now < self.since + self.timing.hold
     }
 
-    /// Answers a question; none when there is nothing to say.
+    /// Answers a question; none when there is nothing to say. Without limits they are not known yet: what is held is renewed,
+    /// and nothing is lent.
     pub(super) fn on_ask(
         &mut self,
         now: Instant,
         from: &NodeName,
         ask: &Ask,
-        limits: &BTreeMap<LimitId, Share>,
+        limits: Option<&BTreeMap<LimitId, Share>>,
     ) -> Option<Grant> {
         if self.until <= now {
             return None;
@@ -212,6 +213,9 @@ impl Issuer {
         if ask.reign != self.reign {
             return Some(Grant { reign: self.reign, ask: ask.seq, ..Grant::default() });
         }
+        let (known_limits, none) = (limits, BTreeMap::new());
+        // Of a limit that is not known nothing is free, and no tokens come of it.
+        let limits = limits.unwrap_or(&none);
         self.survey(now, limits);
         let known = self.entries.remove(from);
         let before = known.clone().unwrap_or_default();
@@ -225,7 +229,7 @@ impl Issuer {
         entry.demands = ask.wants.iter().map(|want| (want.limit, want.demand)).collect();
         let credits = match is_new && self.is_young(now) {
             true => self.adopt(now, &mut entry, &ask.wants),
-            false => self.renew(now, from, &mut entry, &before, (limits, &ask.wants)),
+            false => self.renew(now, from, &mut entry, &before, (known_limits, &ask.wants)),
         };
         self.replace(now, &before, &entry, limits);
         let answer = credits.map(|credits| self.grant(ask.seq, &entry, &credits));
@@ -272,7 +276,7 @@ impl Issuer {
         from: &NodeName,
         entry: &mut Entry,
         before: &Entry,
-        (limits, wants): (&BTreeMap<LimitId, Share>, &[Want]),
+        (limits, wants): (Option<&BTreeMap<LimitId, Share>>, &[Want]),
     ) -> Option<BTreeMap<LimitId, u64>> {
         if self.kind == Kind::Slots {
             // What is in use goes on under the lease that this answer is.
@@ -281,13 +285,14 @@ impl Issuer {
                 return Some(BTreeMap::new());
             }
         }
-        let mut shares = BTreeMap::new();
-        for (id, limit) in limits {
-            let share = self.decide(now, from, entry, before, *id, *limit);
-            if share != Share::NONE {
-                shares.insert(*id, share);
+        let shares = match limits {
+            Some(limits) => {
+                let decide =
+                    |(id, limit): (&LimitId, &Share)| (*id, self.decide(now, from, entry, before, *id, *limit));
+                limits.iter().map(decide).filter(|(_, share)| *share != Share::NONE).collect()
             }
-        }
+            None => entry.grants.last().map(|newest| newest.shares.clone()).unwrap_or_default(),
+        };
         let newest = entry.grants.last_mut();
         if let Some(newest) = newest.filter(|newest| newest.shares == shares) {
             newest.expires = now + self.timing.hold;

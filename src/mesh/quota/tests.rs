@@ -62,7 +62,7 @@ impl Buckets for Noted {
 /// A leader `a` since `start`, whose lease does not end.
 fn leader(start: Instant) -> Escrow {
     let mut machine = Escrow::new(name("a"), Kind::Rates, Timing::default(), WithoutQuorum::Closed, start, 1);
-    machine.handle_limits(start, &limit(), &Noted::default());
+    machine.handle_limits(start, &limit(), true, &Noted::default());
     let lead = Lead { term: 1, until: start + Duration::from_secs(3600) };
     machine.handle_leader(start, Some(&name("a")), Some(lead), &Noted::default());
     machine
@@ -117,6 +117,43 @@ fn what_an_earlier_leader_lent_is_kept_by_who_reports_it_in_time() {
         let now = start + millis(after);
         let grant = answer(&mut machine, now, "b", ask(reign, 1, 0, kept, 0)).unwrap();
         assert_eq!(share_of(&grant), expected, "after {after} ms");
+    }
+}
+
+/// It may have started just now, and know no limit, or one of before: it would cut what everybody holds, or lend too much.
+#[test]
+fn a_leader_without_the_clusters_state_renews_and_lends_nothing_new() {
+    let start = Instant::now();
+    let kept = Share::of_tokens(40, 10);
+    for (case, known) in [("no limit", BTreeMap::new()), ("another", [(ID, Share::of_tokens(900, 900))].into())] {
+        let mut machine = leader(start);
+        machine.handle_limits(start, &known, false, &Noted::default());
+        let reign = reign_of(&mut machine, start);
+        let (mut held, mut other_held) = (0, 0);
+        for after in (100..2000).step_by(100) {
+            let now = start + millis(after);
+            let grant = answer(&mut machine, now, "b", ask(reign, 1, held, kept, 40)).unwrap();
+            assert_eq!(share_of(&grant), kept, "{case}: after {after} ms");
+            assert!(held == 0 || grant.seq == held, "{case}: it is the same grant for longer");
+            held = grant.seq;
+            let other = answer(&mut machine, now, "c", ask(reign, 1, other_held, Share::NONE, 40)).unwrap();
+            assert_eq!(share_of(&other), Share::NONE, "{case}: after {after} ms");
+            other_held = other.seq;
+        }
+        let now = start + millis(2000);
+        machine.handle_limits(now, &limit(), true, &Noted::default());
+        assert_eq!(machine.pooled(ID), 0, "{case}: no tokens come of a limit that is not known");
+        let grants = [2050, 2100, 2150].map(|after| {
+            let question = ask(reign, 1, other_held, Share::NONE, 40);
+            let grant = answer(&mut machine, start + millis(after), "c", question).unwrap();
+            other_held = grant.seq;
+            (share_of(&grant), grant.rights.first().map_or(0, |right| right.credit))
+        });
+        let (share, _) = grants[2];
+        // As soon as the limits are known.
+        assert!(share.rate > 0 && limit()[&ID].covers(share.plus(kept)), "{case}: {grants:?}");
+        let credit: u64 = grants.iter().map(|(_, credit)| credit).sum();
+        assert!(credit <= 90 * share::TOKEN / 6, "{case}: {credit} in 150 ms at less than 90 a second");
     }
 }
 
@@ -202,7 +239,7 @@ fn a_grant_counts_from_the_question_and_no_longer() {
         ("of another reign", 6, 405, 100, None),
     ] {
         let mut machine = Escrow::new(name("b"), Kind::Rates, Timing::default(), WithoutQuorum::Closed, start, 1);
-        machine.handle_limits(start, &limit(), &bucket);
+        machine.handle_limits(start, &limit(), true, &bucket);
         machine.handle_leader(start, Some(&name("a")), None, &bucket);
         machine.handle_message(
             start,
@@ -252,7 +289,7 @@ fn who_leaves_keeps_slots_for_short_requests_and_for_one_that_begins_last() {
     let bucket = Noted::default();
     let whole = Share::of_tokens(12, 12);
     let mut machine = Escrow::new(name("a"), Kind::Slots, Timing::slots(), WithoutQuorum::Closed, start, 1);
-    machine.handle_limits(start, &[(ID, whole)].into(), &bucket);
+    machine.handle_limits(start, &[(ID, whole)].into(), true, &bucket);
     let lead = Lead { term: 1, until: start + Duration::from_secs(3600) };
     machine.handle_leader(start, Some(&name("a")), Some(lead), &bucket);
     let mut now = start;
@@ -282,7 +319,7 @@ fn what_is_in_use_after_its_lease_is_not_reported() {
     let bucket = Noted::default();
     bucket.in_use.set(3);
     let mut machine = Escrow::new(name("b"), Kind::Slots, Timing::slots(), WithoutQuorum::Closed, start, 1);
-    machine.handle_limits(start, &limit(), &bucket);
+    machine.handle_limits(start, &limit(), true, &bucket);
     machine.handle_leader(start, Some(&name("a")), None, &bucket);
     let mut reported = |grant: Option<Grant>, after: u64| {
         let now = start + millis(after);
@@ -315,7 +352,7 @@ impl Desk {
     fn open() -> Self {
         let start = Instant::now();
         let mut machine = Escrow::new(name("a"), Kind::Slots, Timing::slots(), WithoutQuorum::Closed, start, 1);
-        machine.handle_limits(start, &[(ID, Share::of_tokens(12, 12))].into(), &Noted::default());
+        machine.handle_limits(start, &[(ID, Share::of_tokens(12, 12))].into(), true, &Noted::default());
         let lead = Lead { term: 1, until: start + Duration::from_secs(3600) };
         machine.handle_leader(start, Some(&name("a")), Some(lead), &Noted::default());
         let reign = reign_of(&mut machine, start);

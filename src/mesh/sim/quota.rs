@@ -410,7 +410,7 @@ impl Cluster {
                 let local = self.local(node);
                 if let Some(process) = &mut self.nodes[node].process {
                     process.limiter.share_out(quota(limit), local);
-                    process.escrow.handle_limits(local, &[(LIMIT, limit)].into(), &Purse(&process.limiter));
+                    process.escrow.handle_limits(local, &[(LIMIT, limit)].into(), true, &Purse(&process.limiter));
                 }
                 self.settle(node);
             }

@@ -122,7 +122,7 @@ impl Desk {
         let mut escrow = Escrow::new(name.clone(), Kind::Slots, plan.timing, mode, local, seed);
         escrow.handle_nodes(nodes);
         let limit = Share::of_tokens(plan.slots, plan.slots);
-        escrow.handle_limits(local, &[(LIMIT, limit)].into(), &Purse(&slots));
+        escrow.handle_limits(local, &[(LIMIT, limit)].into(), true, &Purse(&slots));
         Self { escrow, slots, requests: BTreeMap::new() }
     }
 
