@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use smg::{
     config::{CONCURRENT_MAX, RATE_MAX, RateLimit},
     gateway::{
+        headers,
         limiter::{Limiter, Quota},
         limits::RateLimits,
         selector::{KeyId, Selector},
@@ -60,9 +61,13 @@ fn main() {
             );
         }
     }
-    for (case, refusing) in [("three limits, admitted", false), ("three limits, the last refuses", true)] {
+    for (case, refusing, tells) in [
+        ("three limits, admitted", false, false),
+        ("three limits, admitted, and the client told", false, true),
+        ("three limits, the last refuses", true, false),
+    ] {
         for threads in [1, cores, 4 * cores] {
-            three(case, refusing, threads, cores);
+            three(case, (refusing, tells), threads, cores);
         }
     }
     for bounds in 0..=3 {
@@ -108,7 +113,7 @@ fn in_flight(bounds: usize, threads: usize, cores: usize) {
 }
 
 /// A limit of all, of the request's key and of its model, among 28 others that do not select it.
-fn three(case: &str, refusing: bool, threads: usize, cores: usize) {
+fn three(case: &str, (refusing, tells): (bool, bool), threads: usize, cores: usize) {
     const DECISIONS: u32 = 1_000_000;
     let now = Instant::now();
     let all = if refusing { Quota { per_second: 1.0, burst: 1.0 } } else { Quota { per_second: 1e9, burst: 1e7 } };
@@ -125,7 +130,14 @@ fn three(case: &str, refusing: bool, threads: usize, cores: usize) {
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let admit = || limits.admit(&headers, Some("meta-llama/Llama-3.1-8B-Instruct"), Instant::now);
+                let mut told = HeaderMap::with_capacity(8);
+                let mut admit = || {
+                    let admitted = limits.admit(&headers, Some("meta-llama/Llama-3.1-8B-Instruct"), Instant::now);
+                    if let (true, Ok(Some(left))) = (tells, &admitted) {
+                        headers::rate_limit(&mut told, left.limit, left.remaining, left.reset);
+                    }
+                    admitted
+                };
                 (0..DECISIONS).filter(|_| admit().is_ok()).count()
             });
         }

@@ -9,22 +9,13 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::gateway::{body::Body, limiter::Refused, scan::ScanError};
+use crate::gateway::{body::Body, headers, limiter::Refused, scan::ScanError};
 
 /// The error code of a response, for clients that do not parse bodies.
 pub const ERROR_CODE_HEADER: HeaderName = HeaderName::from_static("x-smg-error-code");
 
 /// `false`: repeating the request gives the same answer. Official clients honour it.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
-
-/// Tokens per second.
-const RATE_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-
-/// Tokens that are left.
-const RATE_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-
-/// Seconds until the whole burst is there again.
-const RATE_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// Longest model name that an error message repeats, in bytes.
 const NAME_BYTES_MAX: usize = 128;
@@ -157,11 +148,6 @@ pub enum GatewayError {
     StreamIdle,
 }
 
-/// Seconds, rounded up.
-fn whole_seconds(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
-}
-
 struct Shape {
     status: StatusCode,
     kind: &'static str,
@@ -274,7 +260,7 @@ impl GatewayError {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(ERROR_CODE_HEADER, HeaderValue::from_static(self.code()));
         if let Some(after) = self.retry_after() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(headers::whole_seconds(after)));
         }
         if self.is_deterministic() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -287,14 +273,10 @@ impl GatewayError {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Self::ConcurrencyLimited { concurrent } => {
-                headers.insert(RATE_LIMIT, HeaderValue::from(*concurrent));
-                headers.insert(RATE_REMAINING, HeaderValue::from(0));
-                headers.insert(RATE_RESET, HeaderValue::from(1));
+                headers::rate_limit(&mut headers, u64::from(*concurrent), 0, Duration::from_secs(1));
             }
             Self::RateLimited(refused) => {
-                headers.insert(RATE_LIMIT, HeaderValue::from(refused.limit));
-                headers.insert(RATE_REMAINING, HeaderValue::from(0));
-                headers.insert(RATE_RESET, HeaderValue::from(whole_seconds(refused.reset)));
+                headers::rate_limit(&mut headers, refused.limit, 0, refused.reset);
             }
             // The rest of the body is not read, and a request after it would not be understood.
             Self::Draining

@@ -14,6 +14,7 @@ use crate::{
         admission::Slot,
         connection::Connection,
         core::Core,
+        limiter::Left,
         tenure::Tenure,
         usage::{Tally, Usage},
     },
@@ -44,6 +45,8 @@ pub(crate) struct Finish {
     tenure: Option<Rc<Tenure>>,
     /// How the answer came about, where the client wants to know.
     route: Option<HeaderValue>,
+    /// What is left of the limit per second that has least, where one selects the request.
+    left: Option<Left>,
     /// The spans of the request, where there are any.
     trace: Option<Box<Trace>>,
 }
@@ -65,6 +68,7 @@ impl Finish {
             slot: None,
             tenure: None,
             route: None,
+            left: None,
             trace: None,
         }
     }
@@ -131,6 +135,16 @@ impl Finish {
     /// What was told last.
     pub(crate) fn take_route(&mut self) -> Option<HeaderValue> {
         self.route.take()
+    }
+
+    /// Tells what is left of the limits that admitted the request.
+    pub(crate) fn on_admitted(&mut self, left: Left) {
+        self.left = Some(left);
+    }
+
+    /// What was told.
+    pub(crate) fn left(&self) -> Option<Left> {
+        self.left
     }
 
     /// The response begins; the code is empty on success.

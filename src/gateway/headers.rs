@@ -4,6 +4,8 @@
 //! `Content-Length` and `Authorization` are ours; `X-SMG-*` steers the gateway and goes no further. A client's
 //! `Authorization` passes only when the gateway itself checks no keys and the worker has none of its own.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use rand::Rng;
 
@@ -14,6 +16,15 @@ pub const REQUEST_ID_BYTES_MAX: usize = 128;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Tokens per second, or requests in flight.
+const RATE_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+
+/// Tokens that are left.
+const RATE_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+
+/// Seconds until the whole burst is there again.
+const RATE_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// Whether a header concerns one connection alone.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
@@ -147,6 +158,18 @@ pub fn is_json(headers: &HeaderMap) -> bool {
         _ => false,
     };
     is_json && !encoded
+}
+
+/// Tells a client of the limit that binds it, in place of what a worker says of one of its own.
+pub fn rate_limit(headers: &mut HeaderMap, limit: u64, remaining: u64, reset: Duration) {
+    headers.insert(RATE_LIMIT, HeaderValue::from(limit));
+    headers.insert(RATE_REMAINING, HeaderValue::from(remaining));
+    headers.insert(RATE_RESET, HeaderValue::from(whole_seconds(reset)));
+}
+
+/// Seconds, rounded up.
+pub(crate) fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 #[cfg(test)]

@@ -67,6 +67,27 @@ pub struct Refused {
     pub unleased_for: Option<Duration>,
 }
 
+/// What is left where a request was admitted. Of a limit that is shared out the tokens are those of the share: other gateways
+/// have more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Left {
+    /// Tokens per second of the whole limit, rounded down.
+    pub limit: u64,
+    /// Whole tokens that are there now.
+    pub remaining: u64,
+    /// After this long the bucket is full again.
+    pub reset: Duration,
+}
+
+impl Left {
+    /// What binds a client sooner: fewer tokens, and of as many the one that needs longer to be full.
+    #[must_use]
+    pub fn or_tighter(self, other: Self) -> Self {
+        let key = |left: &Self| (left.remaining, std::cmp::Reverse(left.reset));
+        if key(&other) < key(&self) { other } else { self }
+    }
+}
+
 /// A token that was taken.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Taken {
@@ -188,16 +209,16 @@ impl Limiter {
         limiter
     }
 
-    /// Takes a token, where there is a quota; says whether there is one.
+    /// Takes a token, where there is a quota; what is left of it then.
     ///
     /// # Errors
     /// When there is no token; nothing was taken.
-    pub fn admit(&self, now: Instant) -> Result<bool, Refused> {
+    pub fn admit(&self, now: Instant) -> Result<Option<Left>, Refused> {
         let taken = self.take(now).inspect_err(|_| self.count_refused())?;
         if taken.is_some() {
             self.count();
         }
-        Ok(taken.is_some())
+        Ok(taken.map(|(_, left)| left))
     }
 
     /// Counts a request that took a token here as admitted: every other limit has let it pass too.
@@ -205,12 +226,12 @@ impl Limiter {
         self.hot.admitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes a token, where there is a quota; what was taken. It counts as admitted with [`count`](Self::count) only, and as
-    /// refused with [`count_refused`](Self::count_refused).
+    /// Takes a token, where there is a quota; what was taken, and what is left. It counts as admitted with
+    /// [`count`](Self::count) only, and as refused with [`count_refused`](Self::count_refused).
     ///
     /// # Errors
     /// When there is no token; nothing was taken.
-    pub fn take(&self, now: Instant) -> Result<Option<Taken>, Refused> {
+    pub fn take(&self, now: Instant) -> Result<Option<(Taken, Left)>, Refused> {
         self.decide(now, true)
     }
 
@@ -245,7 +266,7 @@ impl Limiter {
     }
 
     /// Finds a token, and takes it where it `takes`.
-    fn decide(&self, now: Instant, takes: bool) -> Result<Option<Taken>, Refused> {
+    fn decide(&self, now: Instant, takes: bool) -> Result<Option<(Taken, Left)>, Refused> {
         let Hot { word, slots, .. } = &self.hot;
         let now = self.nanos(now);
         let mut seen = word.load(Ordering::Acquire);
@@ -258,9 +279,13 @@ impl Limiter {
                     return Ok(None);
                 }
                 let generation = seen >> TIME_BITS;
-                let taken = pack(generation, now + ahead + interval);
+                let (taken, spent) = (pack(generation, now + ahead + interval), ahead + interval);
+                let limit = slot.limit.load(Ordering::Relaxed);
                 match word.compare_exchange_weak(seen, taken, Ordering::AcqRel, Ordering::Acquire) {
-                    Ok(_) => return Ok(Some(Taken { generation, at_ns: now })),
+                    Ok(_) => {
+                        let (remaining, reset) = ((tolerance - spent) / interval, Duration::from_nanos(spent));
+                        return Ok(Some((Taken { generation, at_ns: now }, Left { limit, remaining, reset })));
+                    }
                     Err(newer) => seen = newer,
                 }
                 continue;

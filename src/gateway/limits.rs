@@ -20,7 +20,7 @@ use crate::{
     gateway::{
         bounds::Bounds,
         keys,
-        limiter::{Limiter, Quota, Refused, Taken},
+        limiter::{Left, Limiter, Quota, Refused, Taken},
         limits::unleased::Unleased,
         rate::Terms,
         selector::{KeyId, Selector},
@@ -64,7 +64,8 @@ impl RateLimits {
         Self { all, ..Self::default() }
     }
 
-    /// Takes a token of every limit that selects the request, at the time that `clock` shows; says whether any does.
+    /// Takes a token of every limit that selects the request, at the time that `clock` shows; what is left of the one of them
+    /// that has least, none where no limit selects it.
     ///
     /// # Errors
     /// When one has no token; then none was taken. What is said is of the limit with the longest wait.
@@ -73,7 +74,7 @@ impl RateLimits {
         headers: &HeaderMap,
         model: Option<&str>,
         clock: impl Fn() -> Instant,
-    ) -> Result<bool, Refused> {
+    ) -> Result<Option<Left>, Refused> {
         self.decide(headers, model, clock, true)
     }
 
@@ -86,7 +87,7 @@ impl RateLimits {
         headers: &HeaderMap,
         model: Option<&str>,
         clock: impl Fn() -> Instant,
-    ) -> Result<bool, Refused> {
+    ) -> Result<Option<Left>, Refused> {
         self.decide(headers, model, clock, false)
     }
 
@@ -96,7 +97,7 @@ impl RateLimits {
         model: Option<&str>,
         clock: impl Fn() -> Instant,
         counts_refused: bool,
-    ) -> Result<bool, Refused> {
+    ) -> Result<Option<Left>, Refused> {
         let now = clock();
         let scoped = self.scoped.load();
         if scoped.is_empty() && counts_refused {
@@ -107,9 +108,14 @@ impl RateLimits {
         let selected = scoped.iter().filter(|limit| limit.selector.selects(key, model));
         let limiters = selected.map(|limit| &*limit.limiter).chain([&*self.all]);
         let mut taken: [Option<(&Limiter, Taken)>; LIMITS_MAX] = [None; LIMITS_MAX];
+        let mut least: Option<Left> = None;
         for (first, (limiter, place)) in limiters.clone().zip(&mut taken).enumerate() {
             match limiter.take(now) {
-                Ok(token) => *place = token.map(|token| (limiter, token)),
+                Ok(None) => {}
+                Ok(Some((token, left))) => {
+                    *place = Some((limiter, token));
+                    least = Some(least.map_or(left, |least| least.or_tighter(left)));
+                }
                 Err(refused) => {
                     let back = clock();
                     taken.iter().flatten().for_each(|(limiter, token)| limiter.put_back(back, *token));
@@ -129,7 +135,7 @@ impl RateLimits {
             }
         }
         taken.iter().flatten().for_each(|(limiter, _)| limiter.count());
-        Ok(taken.iter().any(Option::is_some))
+        Ok(least)
     }
 
     /// Puts limits in force: those of all requests, and all of those of some, at most [`SCOPED_MAX`]. With `is_shared` they are
@@ -256,7 +262,21 @@ mod tests {
             |limits: &RateLimits| limits.admit(&HeaderMap::new(), None, || now).map_err(|refused| refused.limit);
         assert_eq!(unnamed(&limits), Err(2), "who names no model may get any: it counts for each");
         limits.set_scoped(&[(selector(Some(b"k"), None), rate(1, 5))], false, now);
-        assert_eq!(unnamed(&limits), Ok(true), "without a key and a model");
+        assert_eq!(unnamed(&limits).unwrap().unwrap().limit, 1, "without a key and a model that of all alone");
+    }
+
+    #[test]
+    fn who_is_admitted_hears_of_what_has_least_left() {
+        let now = Instant::now();
+        let limits = limits(now);
+        for (key, model, limit, remaining) in
+            [("k", "m", 4, 1), ("j", "m", 2, 1), ("k", "other", 1, 3), ("j", "other", 1, 6), ("k", "m", 2, 0)]
+        {
+            let left = limits.admit(&headers(key), Some(model), || now).unwrap().unwrap();
+            assert_eq!((left.limit, left.remaining), (limit, remaining), "{key} {model}");
+        }
+        let off = RateLimits::default();
+        assert_eq!(off.admit(&headers("k"), Some("m"), || now), Ok(None), "no limit, nothing to hear");
     }
 
     #[test]

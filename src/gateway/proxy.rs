@@ -29,7 +29,7 @@ use crate::gateway::{
     error::GatewayError,
     finish::Finish,
     headers,
-    limits::unleased::Queue,
+    limits::unleased::{Passed, Queue},
     placement,
     policy::{Chosen, Facts},
     pool::{self, Sender},
@@ -164,8 +164,14 @@ async fn route(
         take_slots(inbound, model, finish)?;
     }
     let tenure = finish.tenure().cloned();
-    if is_bounded && unless_lost(tenure.as_deref(), take_token(inbound, model)).await? {
-        way = look_up(inbound, model, Instant::now())?;
+    if is_bounded {
+        let passed = unless_lost(tenure.as_deref(), take_token(inbound, model)).await?;
+        if let Some(left) = passed.left {
+            finish.on_admitted(left);
+        }
+        if passed.has_waited {
+            way = look_up(inbound, model, Instant::now())?;
+        }
     }
     if let Some(admission) = inbound.core.shared().admission.as_ref().filter(|_| is_bounded) {
         let slot = unless_lost(tenure.as_deref(), admission.enter()).await?;
@@ -235,9 +241,8 @@ fn only(route: &Route, worker: Arc<Worker>) -> Arc<Route> {
     Arc::new(Route::new(route.label.clone(), route.policy, vec![worker]))
 }
 
-/// Takes one of this second's requests; whether it waited for that. What is wrong with a request was said before, and costs
-/// none.
-async fn take_token(inbound: &Inbound, model: Option<&str>) -> Result<bool, GatewayError> {
+/// Takes one of this second's requests. What is wrong with a request was said before, and costs none.
+async fn take_token(inbound: &Inbound, model: Option<&str>) -> Result<Passed, GatewayError> {
     let shared = inbound.core.shared();
     let limits = &shared.config.limits;
     let queue = Queue { size: limits.queue_max, timeout: limits.queue_timeout };

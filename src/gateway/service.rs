@@ -63,16 +63,19 @@ pub(crate) async fn serve(core: Rc<Core>, connection: Rc<Connection>, request: R
             error.response()
         }
     };
-    let headers = response.headers_mut();
-    headers.insert(request_id.0, request_id.1);
+    let told = response.headers_mut();
+    told.insert(request_id.0, request_id.1);
     if let Some(route) = finish.take_route() {
-        headers.insert(steering::ROUTE_HEADER, route);
+        told.insert(steering::ROUTE_HEADER, route);
     }
-    cors::decorate(headers, origin.as_ref(), origins);
+    if let Some(left) = finish.left() {
+        headers::rate_limit(told, left.limit, left.remaining, left.reset);
+    }
+    cors::decorate(told, origin.as_ref(), origins);
     if version == Version::HTTP_2 {
-        headers.remove(header::CONNECTION);
+        told.remove(header::CONNECTION);
     } else if core.phase() >= Phase::Settling {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        told.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.body_mut().attach(finish);
     response

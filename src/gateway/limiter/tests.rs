@@ -39,12 +39,13 @@ fn who_is_refused_learns_when_to_come_again() {
     let start = Instant::now();
     let limiter = Limiter::new(quota(3.0, 2.0), start);
     assert_eq!(limiter.stats(start).remaining, Some(2));
-    assert_eq!((limiter.admit(start), limiter.admit(start)), (Ok(true), Ok(true)));
     let third = Duration::from_nanos(333_333_334);
+    let left = |remaining, spent| Ok(Some(Left { limit: 3, remaining, reset: spent * third }));
+    assert_eq!([limiter.admit(start), limiter.admit(start)], [left(1, 1), left(0, 2)]);
     let refused = Refused { limit: 3, retry_after: third, reset: 2 * third, unleased_for: None };
     assert_eq!(limiter.admit(start), Err(refused));
     let later = start + refused.retry_after;
-    assert_eq!(limiter.admit(later), Ok(true));
+    assert_eq!(limiter.admit(later), left(0, 2), "who is admitted learns what is left");
     let stats = limiter.stats(later);
     assert_eq!((stats.remaining, stats.admitted, stats.refused), (Some(0), 3, 1));
     assert_eq!(limiter.stats(later + refused.reset).remaining, Some(2));
@@ -54,7 +55,7 @@ fn who_is_refused_learns_when_to_come_again() {
 fn without_a_quota_everything_passes() {
     let start = Instant::now();
     let limiter = Limiter::new(None, start);
-    assert_eq!(limiter.admit(start), Ok(false));
+    assert_eq!(limiter.admit(start), Ok(None));
     assert_eq!(limiter.stats(start), Stats { quota: None, remaining: None, admitted: 0, refused: 0 });
     limiter.set(quota(1.0, 1.0), start);
     assert_eq!(admitted(&limiter, 5, start), 1);
@@ -195,7 +196,7 @@ fn a_share_begins_empty_and_ends_with_its_lease() {
     let at = |ms| start + Duration::from_millis(ms);
     let limiter = Limiter::new(None, start);
     assert_eq!(limiter.hold(start, &holding((10, 5), at(500), 0)), 0, "nothing is shared out");
-    assert_eq!(limiter.admit(start), Ok(false));
+    assert_eq!(limiter.admit(start), Ok(None));
     limiter.share_out(Quota { per_second: 30.0, burst: 9.0 }, start);
     let refused = limiter.admit(start).unwrap_err();
     assert_eq!((refused.limit, refused.retry_after), (30, UNLEASED_RETRY), "nothing is held yet");
@@ -259,7 +260,7 @@ fn a_token_comes_back_into_the_share_that_it_is_of_alone() {
         let limiter = Limiter::new(None, start);
         limiter.share_out(Quota { per_second: 30.0, burst: 9.0 }, start);
         limiter.hold(start, &holding((10, 6), until(10), 6));
-        let taken = limiter.take(start).unwrap().unwrap();
+        let (taken, _) = limiter.take(start).unwrap().unwrap();
         limiter.hold(start, &holding(to, until(20), 0));
         // A billionth of a token may be lost on the way.
         let now = start + Duration::from_micros(10);

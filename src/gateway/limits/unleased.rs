@@ -19,7 +19,10 @@ use http::HeaderMap;
 use tokio::time::sleep_until;
 
 use crate::{
-    gateway::{limiter::Refused, limits::RateLimits},
+    gateway::{
+        limiter::{Left, Refused},
+        limits::RateLimits,
+    },
     telemetry::metrics::Metrics,
 };
 
@@ -37,6 +40,15 @@ pub struct Queue {
     pub size: usize,
     /// Each of them.
     pub timeout: Duration,
+}
+
+/// A request that may go on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Passed {
+    /// As [`RateLimits::admit`].
+    pub left: Option<Left>,
+    /// Whether it waited: what it knew before may be out of date.
+    pub has_waited: bool,
 }
 
 /// Those that wait, on all cores.
@@ -73,7 +85,7 @@ impl Waiting<'_> {
 
 impl RateLimits {
     /// Takes a token of every limit that selects the request. Where all that refuse it want for a share alone it waits for that,
-    /// if there is room in the `queue`; says whether it waited.
+    /// if there is room in the `queue`.
     ///
     /// # Errors
     /// As [`admit`](Self::admit).
@@ -83,13 +95,13 @@ impl RateLimits {
         model: Option<&str>,
         queue: Queue,
         metrics: &Metrics,
-    ) -> Result<bool, Refused> {
+    ) -> Result<Passed, Refused> {
         let refused = match self.try_admit(headers, model, Instant::now) {
-            Ok(is_limited) => {
-                if is_limited {
+            Ok(left) => {
+                if left.is_some() {
                     metrics.rate_limit("allowed", "within_rate");
                 }
-                return Ok(false);
+                return Ok(Passed { left, has_waited: false });
             }
             Err(refused) => refused,
         };
@@ -100,20 +112,20 @@ impl RateLimits {
             while let Some(next) = look {
                 sleep_until(next.into()).await;
                 match self.try_admit(headers, model, Instant::now) {
-                    Ok(_) => {
+                    Ok(left) => {
                         metrics.rate_limit("allowed", "awaited_share");
-                        return Ok(true);
+                        return Ok(Passed { left, has_waited: true });
                     }
                     Err(refused) => look = waiting.next_look(&refused, Instant::now()),
                 }
             }
         }
         // Once more, so that it counts as refused by each limit that has none.
-        let is_limited = self.admit(headers, model, Instant::now);
+        let admitted = self.admit(headers, model, Instant::now);
         let (decision, result) =
-            if is_limited.is_ok() { ("allowed", "within_rate") } else { ("rejected", "rate_exceeded") };
+            if admitted.is_ok() { ("allowed", "within_rate") } else { ("rejected", "rate_exceeded") };
         metrics.rate_limit(decision, result);
-        is_limited.map(|_| true)
+        admitted.map(|left| Passed { left, has_waited: true })
     }
 }
 
@@ -194,7 +206,8 @@ mod tests {
             assert_eq!(depth(&metrics), "smg_queue_depth 1");
             assert!(limits.take(&headers, None, queue(1), &metrics).await.is_err(), "there is room for one");
             lend(&limits, tokens);
-            assert_eq!(taking.await, Ok(true), "{tokens}");
+            let passed = taking.await.unwrap();
+            assert!(passed.has_waited && passed.left.is_some_and(|left| left.limit == 300), "{tokens}: {passed:?}");
             assert_eq!(depth(&metrics), "smg_queue_depth 0");
             let stats = limits.all.stats(Instant::now());
             assert_eq!((stats.admitted, stats.refused), (1, 1), "each counts once");
