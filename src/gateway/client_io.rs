@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -28,8 +29,8 @@ use crate::gateway::{
 /// How long a connection that the gateway closes is read on for the sake of its last answer.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Longest read while heads are looked at.
-const HEAD_READ_BYTES_MAX: usize = 8 << 10;
+/// Longest read while heads are looked at: a request of usual size comes with one.
+const HEAD_READ_BYTES_MAX: usize = 32 << 10;
 
 /// What a client that speaks HTTP/2 sends first (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -75,9 +76,9 @@ impl Io {
 
     /// Reads what may belong to a head, and looks at it.
     fn poll_read_head(&mut self, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let mut scratch = [0; HEAD_READ_BYTES_MAX];
+        let mut scratch = [MaybeUninit::uninit(); HEAD_READ_BYTES_MAX];
         let room = scratch.len().min(buf.remaining());
-        let mut read = ReadBuf::new(&mut scratch[..room]);
+        let mut read = ReadBuf::uninit(&mut scratch[..room]);
         ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut read))?;
         Poll::Ready(hand_over(self.guard.as_mut(), read.filled(), buf))
     }
