@@ -502,7 +502,7 @@ impl Driver {
             mesh_enabled: self.net.is_some(),
             nodes,
             synced: self.net.as_ref().is_none_or(Net::synced),
-            workers: self.picture.workers(),
+            workers: self.picture.workers(&self.stores),
             policies: self.picture.policies(),
             routing: RoutingFacts { hash_key: self.stores.hash_key(), generations: self.stores.generations() },
             rate_limit: self.stores.rate_limit(),

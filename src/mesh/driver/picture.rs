@@ -4,10 +4,17 @@
 //! what changed since the last one, and shares the rest with it: an entry that did not change is the same allocation,
 //! and a list in which none did is the same list.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::handle::PolicyEntry;
 use crate::mesh::stores::{PolicySpec, StoreEvent, Stores, WorkerId, WorkerView};
+
+/// Workers that changed are read when there are so many of them, or when a view is made: 1024, for which it takes some
+/// milliseconds.
+const STALE_MAX: usize = 1024;
 
 /// Workers and policies as the stores had them when the last event was noted. As large as what it shows, but for the
 /// contents, which it shares with the views.
@@ -15,6 +22,9 @@ use crate::mesh::stores::{PolicySpec, StoreEvent, Stores, WorkerId, WorkerView};
 pub(super) struct Picture {
     workers: Listed<WorkerId, Arc<WorkerView>, Arc<WorkerView>>,
     policies: Listed<Arc<str>, Arc<PolicySpec>, PolicyEntry>,
+    /// Workers that changed and were not read since. After a partition every gateway says what it sees of thousands of
+    /// workers: each is read once for what several said, and in order, so that the stores find one beside the other.
+    stale: BTreeSet<WorkerId>,
 }
 
 /// Entries, and the list that was last made of them; none when one has changed.
@@ -59,7 +69,12 @@ impl Picture {
     /// Takes note of a change; whether a view may show it.
     pub(super) fn note(&mut self, event: &StoreEvent, stores: &Stores) -> bool {
         match event {
-            StoreEvent::WorkerChanged(id) => self.workers.set(id.clone(), stores.worker(id).map(Arc::new)),
+            StoreEvent::WorkerChanged(id) => {
+                self.stale.insert(id.clone());
+                if self.stale.len() >= STALE_MAX {
+                    self.read_stale(stores);
+                }
+            }
             StoreEvent::PolicyChanged(model) => {
                 self.policies.set(model.as_str().into(), stores.policy(model).map(Arc::new));
             }
@@ -71,7 +86,8 @@ impl Picture {
     }
 
     /// Every worker, sorted by id.
-    pub(super) fn workers(&mut self) -> Arc<Vec<Arc<WorkerView>>> {
+    pub(super) fn workers(&mut self, stores: &Stores) -> Arc<Vec<Arc<WorkerView>>> {
+        self.read_stale(stores);
         self.workers.list(|(_, worker)| worker.clone())
     }
 
@@ -80,7 +96,15 @@ impl Picture {
         self.policies.list(|(model, policy)| (model.clone(), policy.clone()))
     }
 
+    fn read_stale(&mut self, stores: &Stores) {
+        for id in std::mem::take(&mut self.stale) {
+            let worker = stores.worker(&id).map(Arc::new);
+            self.workers.set(id, worker);
+        }
+    }
+
     fn reread(&mut self, stores: &Stores) {
+        self.stale.clear();
         let workers = stores.workers().into_iter().map(|worker| (worker.id.clone(), Arc::new(worker)));
         self.workers = Listed { entries: workers.collect(), list: None };
         let policies = stores.policies().into_iter().map(|(model, policy)| (model.into(), Arc::new(policy)));
@@ -115,7 +139,7 @@ mod tests {
     }
 
     fn assert_shows(picture: &mut Picture, stores: &Stores) {
-        let workers: Vec<WorkerView> = picture.workers().iter().map(|worker| (**worker).clone()).collect();
+        let workers: Vec<WorkerView> = picture.workers(stores).iter().map(|worker| (**worker).clone()).collect();
         assert_eq!(workers, stores.workers());
         let policies = picture.policies();
         let policies = policies.iter().map(|(model, policy)| (model.to_string(), (**policy).clone()));
@@ -124,7 +148,7 @@ mod tests {
 
     #[test]
     fn it_shows_what_the_stores_have_after_any_history() {
-        for (seed, burst) in [(1, 3), (2, 50), (3, EVENTS_MAX as u32 + 10)] {
+        for (seed, burst) in [(1, 3), (2, 50), (3, 3 * STALE_MAX as u32 / 2), (4, EVENTS_MAX as u32 + 10)] {
             let mut rng = rand_pcg::Pcg64Mcg::seed_from_u64(seed);
             let mut stores = Stores::new("n1".parse().unwrap(), 1);
             let mut picture = Picture::of(&stores);
@@ -163,10 +187,10 @@ mod tests {
         }
         let mut picture = Picture::of(&stores);
         drain(&mut picture, &mut stores);
-        let before = (picture.workers(), picture.policies());
+        let before = (picture.workers(&stores), picture.policies());
         stores.put_worker(2, worker(1, "elsewhere"));
         drain(&mut picture, &mut stores);
-        let after = (picture.workers(), picture.policies());
+        let after = (picture.workers(&stores), picture.policies());
         assert!(Arc::ptr_eq(&before.1, &after.1), "no policy changed");
         let same = before.0.iter().zip(after.0.iter()).filter(|(before, after)| Arc::ptr_eq(before, after)).count();
         assert_eq!((same, after.0.len()), (2, 3));
