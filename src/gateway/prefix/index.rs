@@ -20,9 +20,12 @@
 use std::{
     fmt,
     hint::black_box,
-    sync::atomic::{
-        AtomicU64, AtomicUsize,
-        Ordering::{Acquire, Relaxed, Release},
+    sync::{
+        OnceLock,
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
 };
 
@@ -84,16 +87,30 @@ impl Word {
 
 /// The table of one model.
 pub struct Index {
-    /// The buckets, behind up to a line that brings them into line.
-    words: Box<[AtomicU64]>,
-    /// Where they begin.
-    start: usize,
+    /// The buckets, once there is a name: a table that is empty takes no memory, also where the allocator would clear what
+    /// an earlier one had instead of asking the kernel for clear pages.
+    memory: OnceLock<Memory>,
     /// One bit per [`REGION_BUCKETS`] buckets that ever held a name: whoever walks the table skips the rest, whose pages
     /// were never written. A bit for 2560 bytes.
     used: Box<[AtomicU64]>,
     buckets: usize,
     entries: AtomicUsize,
     evictions: AtomicU64,
+}
+
+struct Memory {
+    /// The buckets, behind up to a line that brings them into line.
+    words: Box<[AtomicU64]>,
+    /// Where they begin.
+    start: usize,
+}
+
+impl Memory {
+    fn new(buckets: usize) -> Self {
+        let words: Box<[AtomicU64]> = bytemuck::allocation::zeroed_slice_box(buckets * BUCKET_WORDS + LINE_WORDS - 1);
+        let start = words.as_ptr().align_offset(8 * LINE_WORDS).min(LINE_WORDS - 1);
+        Self { words, start }
+    }
 }
 
 impl fmt::Debug for Index {
@@ -153,15 +170,15 @@ impl Index {
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
         let buckets = (bytes_max.saturating_sub(8 * LINE_WORDS) / (8 * BUCKET_WORDS)).max(1);
-        let words: Box<[AtomicU64]> = bytemuck::allocation::zeroed_slice_box(buckets * BUCKET_WORDS + LINE_WORDS - 1);
-        let start = words.as_ptr().align_offset(8 * LINE_WORDS).min(LINE_WORDS - 1);
         let used = (0..buckets.div_ceil(64 * REGION_BUCKETS)).map(|_| AtomicU64::new(0)).collect();
-        Self { words, start, used, buckets, entries: AtomicUsize::new(0), evictions: AtomicU64::new(0) }
+        let (memory, entries, evictions) = (OnceLock::new(), AtomicUsize::new(0), AtomicU64::new(0));
+        Self { memory, used, buckets, entries, evictions }
     }
 
-    /// All buckets.
+    /// All buckets; none before there was a name.
     fn table(&self) -> &[AtomicU64] {
-        &self.words[self.start..self.start + self.buckets * BUCKET_WORDS]
+        let Some(Memory { words, start }) = self.memory.get() else { return &[] };
+        &words[*start..start + self.buckets * BUCKET_WORDS]
     }
 
     /// How full it is.
@@ -169,11 +186,12 @@ impl Index {
     pub fn stats(&self) -> Stats {
         let entries = self.entries.load(Relaxed);
         let evictions = self.evictions.load(Relaxed);
-        Stats { entries, bytes: entries * SLOT_BYTES, bytes_max: self.table().len() * 8, evictions }
+        Stats { entries, bytes: entries * SLOT_BYTES, bytes_max: self.buckets * BUCKET_WORDS * 8, evictions }
     }
 
     /// The workers that have seen the prefix of this name; none when it is not here.
     fn holders(&self, name: u64) -> Option<[Word; HOLDERS]> {
+        self.memory.get()?;
         let bucket = self.bucket(name);
         let way = (0..WAYS).find(|way| bucket[*way].load(Acquire) == name)?;
         let words = holder_words(bucket, way);
@@ -302,8 +320,9 @@ impl Index {
     }
 
     fn bucket(&self, name: u64) -> &[AtomicU64] {
-        let at = self.start + self.bucket_index(name) * BUCKET_WORDS;
-        &self.words[at..at + BUCKET_WORDS]
+        let Memory { words, start } = self.memory.get_or_init(|| Memory::new(self.buckets));
+        let at = start + self.bucket_index(name) * BUCKET_WORDS;
+        &words[at..at + BUCKET_WORDS]
     }
 
     /// What was used last, at most `count` pairs of name and holder with their age in ticks, the latest first. Two

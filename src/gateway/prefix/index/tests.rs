@@ -40,9 +40,25 @@ fn a_slot_is_five_words() {
 fn buckets_lie_on_cache_lines_within_the_budget() {
     for bytes in [0, 320, 384, 1000, 1 << 12, (1 << 16) + 8, 1 << 20] {
         let index = Index::new(bytes);
+        index.record([7], holder(1), 1);
         assert_eq!(index.table().as_ptr().align_offset(8 * LINE_WORDS), 0, "{bytes}");
-        assert!(index.words.len() * 8 <= bytes.max(8 * (BUCKET_WORDS + LINE_WORDS)), "{bytes}");
+        assert_eq!(index.table().len() * 8, index.stats().bytes_max, "{bytes}");
+        let words = index.memory.get().unwrap().words.len();
+        assert!(words * 8 <= bytes.max(8 * (BUCKET_WORDS + LINE_WORDS)), "{bytes}");
     }
+}
+
+#[test]
+fn a_table_takes_memory_with_its_first_name() {
+    let index = Index::new(1 << 20);
+    assert_eq!(found(&index, &names(&[1, 2, 3])), (0, BTreeMap::new()));
+    assert!(index.hottest(10, 1).is_empty());
+    assert_eq!(index.latest(7, 1), None);
+    index.clear();
+    assert!(index.memory.get().is_none(), "nothing was written");
+    index.record(names(&[1, 2]), holder(1), 1);
+    assert!(index.memory.get().is_some());
+    assert_eq!(found(&index, &names(&[1, 2, 3])), (2, BTreeMap::from([(1, 2)])));
 }
 
 #[test]
