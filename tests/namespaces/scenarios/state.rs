@@ -18,9 +18,9 @@ use crate::{
 /// From the healing until all nodes hold the same: the goal of DESIGN §4, which a slice of hundreds of writes keeps.
 pub const EQUAL_WITHIN: Duration = Duration::from_secs(3);
 
-/// What tens of thousands of writes may take. It is not the goal, which the row shows beside: five processes that share two
-/// cores needed 15 to 20 s for 40 000 writes and what five gateways then see of 15 000 workers.
-pub const MANY_EQUAL_WITHIN: Duration = Duration::from_secs(25);
+/// What tens of thousands of writes may take on a machine that does other things as well. It is not the goal, which the row
+/// shows beside: five processes that have two cores for themselves need 2.0 to 2.7 s, of which they use both cores.
+pub const MANY_EQUAL_WITHIN: Duration = Duration::from_secs(10);
 
 /// A partition in which either side adds and removes `count` workers, with keys that both touch:
 ///
