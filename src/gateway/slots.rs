@@ -242,14 +242,6 @@ impl Bucket for Slots {
         Usage { admitted: self.admitted.load(Ordering::Relaxed), refused: self.refused.load(Ordering::Relaxed) }
     }
 
-    fn arrivals(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    fn admitted(&self) -> u64 {
-        self.admitted.load(Ordering::Relaxed)
-    }
-
     fn tokens(&self, _: Instant) -> u64 {
         0
     }

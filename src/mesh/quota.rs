@@ -103,7 +103,7 @@ impl Timing {
     /// running 3.9 s are left for an election, whose 99th percentile is 3.5 s.
     #[must_use]
     pub const fn slots() -> Self {
-        Self { ask: Duration::from_millis(200), lease: Duration::from_millis(5400), hold: Duration::from_millis(6700) }
+        Self { ask: Duration::from_millis(100), lease: Duration::from_millis(5400), hold: Duration::from_millis(6700) }
     }
 }
 
@@ -130,14 +130,8 @@ pub trait Buckets {
         self.hold(now, limit, holding);
     }
 
-    /// Requests that came so far, refused ones included; of slots the refused ones alone.
-    fn arrivals(&self, limit: LimitId) -> u64;
-
-    /// Of slots the requests that got one so far, so that a node that leaves sees short ones too; of rates
-    /// [`arrivals`](Self::arrivals) says it.
-    fn admitted(&self, _limit: LimitId) -> u64 {
-        0
-    }
+    /// Requests that met the limit so far.
+    fn usage(&self, limit: LimitId) -> Usage;
 
     /// Lent slots that are in use, which may be more than the share; of rates none.
     fn in_use(&self, _limit: LimitId) -> u64 {
@@ -165,17 +159,6 @@ pub trait Bucket: fmt::Debug + Send + Sync {
 
     /// Micro-tokens that are there at `now`; none once the lease is over.
     fn tokens(&self, now: Instant) -> u64;
-
-    /// As [`Buckets::arrivals`].
-    fn arrivals(&self) -> u64 {
-        let Usage { admitted, refused } = self.usage();
-        admitted.wrapping_add(refused)
-    }
-
-    /// As [`Buckets::admitted`].
-    fn admitted(&self) -> u64 {
-        0
-    }
 }
 
 /// Requests that met a limit.

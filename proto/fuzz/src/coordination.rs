@@ -11,7 +11,7 @@ use smg::mesh::{
     },
     node::NodeName,
     quota::{
-        self, Buckets, Escrow, Holding, Lead,
+        self, Buckets, Escrow, Holding, Lead, Usage,
         message::{Ask, Grant, Right, Want},
         share::{LimitId, Share},
     },
@@ -54,8 +54,8 @@ impl Buckets for Bucket {
         0
     }
 
-    fn arrivals(&self, _: LimitId) -> u64 {
-        0
+    fn usage(&self, _: LimitId) -> Usage {
+        Usage::default()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         driver::rights::SharedLimit,
         node::NodeName,
         quota::{
-            Buckets, Escrow, Holding, Kind, Lead, Timing,
+            Buckets, Escrow, Holding, Kind, Lead, Timing, Usage,
             local::WithoutQuorum,
             share::{LimitId, Share},
         },
@@ -36,8 +36,8 @@ impl Buckets for Purse {
         self.0.iter().find(|shared| shared.id == limit).map_or(0, |shared| shared.bucket.hold(now, holding))
     }
 
-    fn arrivals(&self, limit: LimitId) -> u64 {
-        self.0.iter().find(|shared| shared.id == limit).map_or(0, |shared| shared.bucket.arrivals())
+    fn usage(&self, limit: LimitId) -> Usage {
+        self.0.iter().find(|shared| shared.id == limit).map(|shared| shared.bucket.usage()).unwrap_or_default()
     }
 }
 

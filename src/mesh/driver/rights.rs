@@ -13,7 +13,7 @@ use crate::{
         election::Leader,
         node::NodeName,
         quota::{
-            Bucket, Buckets, Counts, Escrow, Holding, Kind, Lead, Timing,
+            Bucket, Buckets, Counts, Escrow, Holding, Kind, Lead, Timing, Usage,
             issuer::Owner,
             local::WithoutQuorum,
             message::{LIMITS_MAX, Message, Transmit},
@@ -162,12 +162,8 @@ impl Buckets for Purse {
         }
     }
 
-    fn arrivals(&self, limit: LimitId) -> u64 {
-        self.0.get(&limit).map_or(0, |bucket| bucket.arrivals())
-    }
-
-    fn admitted(&self, limit: LimitId) -> u64 {
-        self.0.get(&limit).map_or(0, |bucket| bucket.admitted())
+    fn usage(&self, limit: LimitId) -> Usage {
+        self.0.get(&limit).map(|bucket| bucket.usage()).unwrap_or_default()
     }
 
     fn in_use(&self, limit: LimitId) -> u64 {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Buckets, Holding, Kind, Timing,
+    Buckets, Holding, Kind, Timing, Usage,
     message::{Ask, Grant, LIMITS_MAX, Want},
     share::{AMOUNT_MAX, LimitId, Share, TOKEN},
 };
@@ -61,8 +61,7 @@ pub struct Holder {
 /// How many requests come, averaged exponentially.
 #[derive(Clone, Copy, Debug)]
 struct Demand {
-    arrivals: u64,
-    admitted: u64,
+    usage: Usage,
     at: Instant,
     /// Requests per second; of slots those in use.
     per_second: f64,
@@ -71,19 +70,25 @@ struct Demand {
 }
 
 impl Demand {
-    fn update(&mut self, now: Instant, arrivals: u64, in_use: Option<u64>) {
+    /// Of slots those that are refused and those in use are the demand: one that got a slot is among the latter until it ends.
+    fn update(&mut self, now: Instant, usage: Usage, in_use: Option<u64>) {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         if elapsed <= 0.0 {
             return;
         }
-        let came = arrivals.saturating_sub(self.arrivals) as f64;
-        let newest = in_use.map_or(came / elapsed, |in_use| in_use as f64);
+        let Usage { admitted, refused } = usage.since(self.usage);
+        let newest = in_use.map_or((admitted + refused) as f64 / elapsed, |in_use| in_use as f64);
         let weight = elapsed / (elapsed + DEMAND_OVER.as_secs_f64());
         self.per_second += (newest - self.per_second) * weight;
         if in_use.is_some() {
-            self.refused = self.refused * (-elapsed / REFUSED_OVER.as_secs_f64()).exp() + came;
+            // What is in use is no sample of a rate but a fact: it is wanted at once, and forgotten slowly. Where all of a share is
+            // in use and more is refused, the demand so doubles with each question.
+            self.per_second = self.per_second.max(newest);
         }
-        (self.arrivals, self.at) = (arrivals, now);
+        if in_use.is_some() {
+            self.refused = self.refused * (-elapsed / REFUSED_OVER.as_secs_f64()).exp() + refused as f64;
+        }
+        (self.usage, self.at) = (usage, now);
     }
 
     /// In millionths per second.
@@ -181,19 +186,14 @@ impl Holder {
     fn measure(&mut self, now: Instant, limits: &BTreeMap<LimitId, Share>, buckets: &dyn Buckets) {
         self.demands.retain(|id, _| limits.contains_key(id));
         for id in limits.keys() {
-            let (arrivals, admitted, in_use) = (buckets.arrivals(*id), buckets.admitted(*id), buckets.in_use(*id));
-            let demand = self.demands.entry(*id).or_insert(Demand {
-                arrivals,
-                admitted,
-                at: now,
-                per_second: 0.0,
-                refused: 0.0,
-            });
-            if arrivals > demand.arrivals || admitted > demand.admitted || in_use > 0 {
+            let (usage, in_use) = (buckets.usage(*id), buckets.in_use(*id));
+            let new = Demand { usage, at: now, per_second: 0.0, refused: 0.0 };
+            let demand = self.demands.entry(*id).or_insert(new);
+            // One that came and went between two looks is seen too.
+            if usage.since(demand.usage) != Usage::default() || in_use > 0 {
                 self.busy_at = now;
             }
-            demand.admitted = admitted;
-            demand.update(now, arrivals, (self.kind == Kind::Slots).then_some(in_use));
+            demand.update(now, usage, (self.kind == Kind::Slots).then_some(in_use));
         }
     }
 

@@ -30,8 +30,7 @@ fn limit() -> BTreeMap<LimitId, Share> {
 struct Noted {
     held: RefCell<Vec<Holding>>,
     gives: Cell<u64>,
-    arrivals: Cell<u64>,
-    admitted: Cell<u64>,
+    usage: Cell<Usage>,
     in_use: Cell<u64>,
     /// Slots that are taken at the moment when the share becomes nothing.
     late: Cell<u64>,
@@ -46,16 +45,12 @@ impl Buckets for Noted {
         self.gives.get()
     }
 
-    fn admitted(&self, _: LimitId) -> u64 {
-        self.admitted.get()
-    }
-
     fn in_use(&self, _: LimitId) -> u64 {
         self.in_use.get()
     }
 
-    fn arrivals(&self, _: LimitId) -> u64 {
-        self.arrivals.get()
+    fn usage(&self, _: LimitId) -> Usage {
+        self.usage.get()
     }
 }
 
@@ -265,7 +260,7 @@ fn who_leaves_returns_its_rights_once_it_is_quiet() {
     let mut run = |machine: &mut Escrow, for_ms: u64, requests: u64| {
         for _ in 0..for_ms / 10 {
             now += millis(10);
-            bucket.arrivals.set(bucket.arrivals.get() + requests);
+            bucket.usage.set(Usage { admitted: bucket.usage.get().admitted + requests, refused: 0 });
             machine.handle_timeout(now, &bucket);
         }
         now
@@ -296,7 +291,7 @@ fn who_leaves_keeps_slots_for_short_requests_and_for_one_that_begins_last() {
     let mut run = |machine: &mut Escrow, secs: u64, requests: u64| {
         for _ in 0..secs * 100 {
             now += millis(10);
-            bucket.admitted.set(bucket.admitted.get() + requests);
+            bucket.usage.set(Usage { admitted: bucket.usage.get().admitted + requests, refused: 0 });
             machine.handle_timeout(now, &bucket);
         }
         machine.held(now, ID)

@@ -31,7 +31,7 @@ use crate::{
         election::{self, Election, ElectionConfig, voters::Voters},
         node::NodeName,
         quota::{
-            Bucket, Buckets, Escrow, Holding, Kind, Lead, Timing,
+            Bucket, Buckets, Escrow, Holding, Kind, Lead, Timing, Usage,
             local::WithoutQuorum,
             message::Message,
             share::{LimitId, Share, TOKEN},
@@ -144,8 +144,8 @@ impl Buckets for Purse<'_> {
         if limit == LIMIT { self.0.hold(now, holding) } else { 0 }
     }
 
-    fn arrivals(&self, _: LimitId) -> u64 {
-        Bucket::arrivals(self.0)
+    fn usage(&self, _: LimitId) -> Usage {
+        self.0.usage()
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
         election::Election,
         node::NodeName,
         quota::{
-            Bucket, Buckets, Escrow, Holding, Kind, Timing,
+            Bucket, Buckets, Escrow, Holding, Kind, Timing, Usage,
             local::WithoutQuorum,
             message::{Message, Transmit},
             share::{LimitId, Share, TOKEN},
@@ -96,12 +96,8 @@ impl Buckets for Purse<'_> {
         self.0.hold_local(now, holding);
     }
 
-    fn arrivals(&self, _: LimitId) -> u64 {
-        Bucket::arrivals(self.0)
-    }
-
-    fn admitted(&self, _: LimitId) -> u64 {
-        Bucket::admitted(self.0)
+    fn usage(&self, _: LimitId) -> Usage {
+        self.0.usage()
     }
 
     fn in_use(&self, _: LimitId) -> u64 {
