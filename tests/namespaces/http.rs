@@ -10,13 +10,17 @@ use tokio::{
 
 /// A connection to the node of the host where it was made, kept open from request to request.
 #[derive(Debug)]
-pub struct Connection(BufStream<TcpStream>);
+pub struct Connection {
+    stream: BufStream<TcpStream>,
+    /// The last answer did not say that there will be no other.
+    stays_open: bool,
+}
 
 impl Connection {
     pub async fn open() -> io::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 8000)).await?;
         stream.set_nodelay(true)?;
-        Ok(Self(BufStream::new(stream)))
+        Ok(Self { stream: BufStream::new(stream), stays_open: true })
     }
 
     /// One request with a JSON body, or none when that is empty; status and body of the answer.
@@ -25,8 +29,8 @@ impl Connection {
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
         );
-        self.0.write_all(head.as_bytes()).await?;
-        self.0.flush().await?;
+        self.stream.write_all(head.as_bytes()).await?;
+        self.stream.flush().await?;
         let status_line = self.line().await?;
         let status = status_line.split(' ').nth(1).and_then(|code| code.parse().ok());
         let status = status.ok_or_else(|| io::Error::other(format!("no status: {status_line:?}")))?;
@@ -37,9 +41,10 @@ impl Connection {
             if name.eq_ignore_ascii_case("content-length") {
                 length = value.trim().parse().map_err(io::Error::other)?;
             }
+            self.stays_open &= !(name.eq_ignore_ascii_case("connection") && value.trim() == "close");
         }
         let mut body = vec![0; length];
-        self.0.read_exact(&mut body).await?;
+        self.stream.read_exact(&mut body).await?;
         Ok((status, body))
     }
 
@@ -52,9 +57,14 @@ impl Connection {
         serde_json::from_slice(&body).map_err(io::Error::other)
     }
 
+    /// Whether another request may be sent.
+    pub fn stays_open(&self) -> bool {
+        self.stays_open
+    }
+
     async fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        match self.0.read_line(&mut line).await? {
+        match self.stream.read_line(&mut line).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(line.trim_end().to_owned()),
         }

@@ -62,12 +62,39 @@ pub struct Use {
 /// Issue 8: 95 % under even load, 90 % within 2 s of a shift and within 8 s of a kill.
 pub const GOAL: Use = Use { even: 0.95, shifted: 0.90, killed: 0.90 };
 
-/// One request that was answered.
+/// One request that was sent.
 #[derive(Clone, Copy, Debug)]
 struct Outcome {
     sent: Instant,
     answered: Instant,
-    is_admitted: bool,
+    end: End,
+}
+
+/// How it ended. Its client knows one gateway alone, and asks it also while it starts and leaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum End {
+    /// 200.
+    Admitted,
+    /// 429.
+    Refused,
+    /// 503 of a gateway that drains, or that has started and is not ready: a balancer would have asked another one.
+    Away,
+    /// Any other 5xx.
+    Failed,
+    /// The connection ended before the answer.
+    Broken,
+}
+
+impl End {
+    fn of(status: u16, body: &[u8]) -> Self {
+        let says = |code: &str| String::from_utf8_lossy(body).contains(&format!("\"code\":\"{code}\""));
+        match status {
+            200 => Self::Admitted,
+            429 => Self::Refused,
+            503 if says("draining") || says("no_available_workers") => Self::Away,
+            _ => Self::Failed,
+        }
+    }
 }
 
 /// Even, all on one, shifting every 2 s, the leader killed, cut off with one other, a rolling restart.
@@ -157,8 +184,8 @@ impl Phases {
 
     /// Prints what each phase used, holds it to its goal and every window to the limit.
     fn report(&self, seen: &[Outcome]) -> String {
-        let admitted: Vec<Outcome> = seen.iter().filter(|outcome| outcome.is_admitted).copied().collect();
-        println!("| {:<30} | used % | largest 1 s | largest 10 s |", "limit 100/s, burst 20");
+        let admitted: Vec<Outcome> = seen.iter().filter(|one| one.end == End::Admitted).copied().collect();
+        println!("| {:<30} | used % | largest 1 s | largest 10 s | away | 5xx | broken |", "limit 100/s, burst 20");
         let mut names: Vec<&str> = self.0.iter().map(|phase| phase.name).collect();
         names.dedup();
         let mut short = Vec::new();
@@ -174,7 +201,13 @@ impl Phases {
             let within: Vec<Outcome> =
                 admitted.iter().filter(|one| from <= one.sent && one.answered <= to).copied().collect();
             let [second, ten] = [1, 10].map(|secs| largest(&within, Duration::from_secs(secs)));
-            println!("| {name:<30} | {:>6.1} | {second:>11} | {ten:>12} |", used * 100.0);
+            let ended = [End::Away, End::Failed, End::Broken]
+                .map(|end| seen.iter().filter(during).filter(move |o| o.end == end));
+            let [away, failed, broken] = ended.map(Iterator::count);
+            println!(
+                "| {name:<30} | {:>6.1} | {second:>11} | {ten:>12} | {away:>4} | {failed:>3} | {broken:>6} |",
+                used * 100.0
+            );
             if used < parts[0].least {
                 short.push(format!("{name}: {used:.3} of {}", parts[0].least));
             }
@@ -184,12 +217,16 @@ impl Phases {
             let allowed = LIMIT * secs as f64 + BURST;
             assert!(count as f64 <= allowed, "{count} of {allowed} in {secs} s");
         }
+        let [away, failed, broken] =
+            [End::Away, End::Failed, End::Broken].map(|end| seen.iter().filter(|one| one.end == end).count());
+        assert_eq!(failed, 0, "answers that no client should get, of {}", seen.len());
         assert!(short.is_empty(), "used too little: {short:?}");
         assert!(seen.len() > 2 * admitted.len(), "more came than the limit allows");
         format!(
-            "{} requests, {} admitted; at most {} of 120 in 1 s, {} of 1020 in 10 s",
+            "{} requests, {} admitted, {} sent to a gateway that was away, {failed} other 5xx, {broken} broken; at most {} of 120 in 1 s, {} of 1020 in 10 s",
             seen.len(),
             admitted.len(),
+            away,
             second.0,
             ten.0
         )
@@ -243,7 +280,7 @@ impl Load {
     }
 }
 
-/// Sends its part of the host's rate until it is stopped; a node that is dead or draining answers nothing that counts.
+/// Sends its part of the host's rate until it is stopped; a node that is dead answers nothing.
 async fn client(stop: &AtomicBool, rate: &AtomicUsize) -> Vec<Outcome> {
     /// Between two looks at the rate.
     const TICK: Duration = Duration::from_millis(2);
@@ -269,20 +306,34 @@ async fn client(stop: &AtomicBool, rate: &AtomicUsize) -> Vec<Outcome> {
         };
         let Ok(mut open) = open else { continue };
         let sent = Instant::now();
-        let Ok((status, _)) = open.send("POST", "/v1/chat/completions", body).await else { continue };
-        if status == 200 || status == 429 {
-            seen.push(Outcome { sent, answered: Instant::now(), is_admitted: status == 200 });
-        }
-        connection = Some(open);
+        let answer = open.send("POST", "/v1/chat/completions", body).await;
+        let end = answer.as_ref().map_or(End::Broken, |(status, body)| End::of(*status, body));
+        seen.push(Outcome { sent, answered: Instant::now(), end });
+        connection = answer.is_ok().then_some(open).filter(Connection::stays_open);
     }
     seen
+}
+
+#[test]
+fn an_answer_of_a_gateway_that_is_away_is_no_failure() {
+    for (status, code, expected) in [
+        (200, "", End::Admitted),
+        (429, "rate_limit_exceeded", End::Refused),
+        (503, "draining", End::Away),
+        (503, "no_available_workers", End::Away),
+        (503, "slot_lost", End::Failed),
+        (502, "worker_reset", End::Failed),
+    ] {
+        let body = format!(r#"{{"error":{{"type":"x","code":"{code}","message":"y","param":null}}}}"#);
+        assert_eq!(End::of(status, body.as_bytes()), expected, "{status} {code}");
+    }
 }
 
 #[test]
 fn a_window_holds_what_was_sent_and_answered_in_it() {
     let start = Instant::now();
     let at = |ms: u64| start + Duration::from_millis(ms);
-    let outcome = |sent, answered| Outcome { sent: at(sent), answered: at(answered), is_admitted: true };
+    let outcome = |sent, answered| Outcome { sent: at(sent), answered: at(answered), end: End::Admitted };
     let seen = [outcome(0, 5), outcome(900, 1100), outcome(990, 1000), outcome(1000, 1005), outcome(1800, 1900)];
     assert_eq!(largest(&seen, Duration::from_secs(1)), 4, "from 900 to 1900 ms");
     assert_eq!(largest(&seen[..2], Duration::from_secs(1)), 1, "the second was answered too late");
