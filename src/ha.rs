@@ -27,9 +27,10 @@ use crate::{
         registry::Registry,
     },
     mesh::{
-        driver::handle::{MeshHandle, Stopped},
+        driver::handle::{MeshHandle, Stopped, View},
         stores::is_limit,
     },
+    telemetry::metrics::Metrics,
 };
 
 pub mod events;
@@ -55,6 +56,8 @@ pub struct Ha {
     pub policy: PolicyKind,
     /// What it was told at its start.
     pub about: status::About,
+    /// What it has counted.
+    pub metrics: Arc<Metrics>,
     /// Cancelled by `POST /ha/shutdown`, and by whoever else ends the process; while it is, this node is draining.
     pub shutdown: CancellationToken,
 }
@@ -99,13 +102,20 @@ async fn health(State(ha): State<Ha>) -> (StatusCode, Json<Value>) {
 }
 
 async fn cluster(State(ha): State<Ha>) -> Json<status::Status> {
-    Json(status::cluster(
-        &ha.mesh.view(),
-        &ha.mesh.leadership(),
-        &ha.mesh.rights(),
-        &ha.registry.routing().load(),
-        &ha.about,
-    ))
+    Json(picture(&ha, &ha.mesh.view()))
+}
+
+/// The cluster as this gateway sees it at this moment.
+fn picture(ha: &Ha, view: &View) -> status::Status {
+    status::cluster(&status::Sources {
+        view,
+        leadership: ha.mesh.leadership(),
+        rights: ha.mesh.rights(),
+        routing: &ha.registry.routing().load(),
+        in_force: limits(ha).shown().in_force,
+        about: &ha.about,
+        metrics: &ha.metrics,
+    })
 }
 
 async fn list_workers(State(ha): State<Ha>) -> Json<Value> {
@@ -119,7 +129,7 @@ async fn show_worker(State(ha): State<Ha>, Named(key): Named) -> Result<Json<wor
 }
 
 async fn follow(State(ha): State<Ha>) -> Response {
-    match events::subscribe(&ha.mesh, &ha.registry.routing().load(), &ha.about, ha.shutdown.clone()) {
+    match events::subscribe(&ha.mesh, &|view| picture(&ha, view), ha.shutdown.clone()) {
         Some(events) => events.into_response(),
         None => GatewayError::TooManyStreams.into_response(),
     }

@@ -66,7 +66,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (sharing, shared) =
         Sharing::start(mesh.handle.clone(), mesh.shared, registry.routing(), registry.activity(), metrics.clone());
     tokio::spawn(shared);
-    let routes = control_routes(&config, &mesh.handle, &registry, &shutdown);
+    let routes = control_routes(&config, &mesh.handle, &registry, &metrics, &shutdown);
     let (suspicions, sessions, placer) = (registry.suspicions(), mesh.sessions.clone(), sharing.placer.clone());
     let reports = Reports { suspicions, sessions, placer, limits: registry.limits(), traces: traces.clone() };
     let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), reports, routes, &tls)?;
@@ -117,12 +117,14 @@ fn control_routes(
     config: &Config,
     mesh: &MeshHandle,
     registry: &Registry,
+    metrics: &Arc<Metrics>,
     shutdown: &CancellationToken,
 ) -> axum::Router {
     let (mesh, registry, auth) = (mesh.clone(), registry.clone(), Arc::new(config.auth.clone()));
     let admin = Admin { mesh: mesh.clone(), registry: registry.clone(), auth: auth.clone() };
     let about = ha::status::About::of(&config.mesh);
-    let ha = Ha { mesh, registry, auth, policy: config.policy, about, shutdown: shutdown.clone() };
+    let ha =
+        Ha { mesh, registry, auth, policy: config.policy, about, metrics: metrics.clone(), shutdown: shutdown.clone() };
     admin::router(admin).merge(ha::router(ha))
 }
 

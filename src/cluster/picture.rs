@@ -22,6 +22,8 @@ pub(super) struct Status {
     pub(super) term: u64,
     pub(super) quorum: bool,
     pub(super) voters: Vec<String>,
+    pub(super) limits: Option<Limits>,
+    pub(super) cache: Option<Cache>,
     pub(super) gateway: Gateway,
 }
 
@@ -40,6 +42,33 @@ pub(super) struct Node {
     pub(super) status: String,
     pub(super) address: String,
     pub(super) zone: String,
+    pub(super) sees: Option<Sees>,
+    pub(super) lag_seconds: Option<f64>,
+}
+
+/// What a node holds the others for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Sees {
+    pub(super) not_alive: BTreeMap<String, String>,
+}
+
+/// The limit of all requests.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Limits {
+    pub(super) rights: String,
+    pub(super) limit_per_second: u64,
+    pub(super) burst: u64,
+    pub(super) concurrent: u64,
+}
+
+/// Tokens of prompts, and those that a cache had.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Cache {
+    pub(super) prompt_tokens: u64,
+    pub(super) cached_tokens: u64,
 }
 
 /// One store in it.
@@ -70,6 +99,7 @@ pub(super) struct Worker {
     pub(super) url: String,
     pub(super) models: Vec<String>,
     pub(super) state: String,
+    pub(super) load: Option<u64>,
     pub(super) observers: BTreeMap<String, Observer>,
 }
 

@@ -29,6 +29,9 @@ pub(super) async fn run(client: &Client, args: &StatusArgs) -> anyhow::Result<Ex
     Ok(exit(problems.is_empty()))
 }
 
+/// A shorter lag is that of a round trip, and not worth a word.
+const LAG_SHOWN_SECONDS: f64 = 1.0;
+
 /// What makes a cluster degraded, a sentence each with what to do. A node that is LEAVING does so on purpose, and a
 /// worker that is draining too.
 pub(super) fn problems(status: &Status, workers: &[Worker]) -> Vec<String> {
@@ -44,6 +47,7 @@ pub(super) fn problems(status: &Status, workers: &[Worker]) -> Vec<String> {
         };
         problems.push(format!("node {} is {}: {advice}", plain(&node.name), plain(&node.status)));
     }
+    problems.extend(disagreements(&status.nodes));
     if !status.quorum {
         problems.push(format!(
             "no quorum of the {} voters: requests are routed, but nobody leads until {} of them are back",
@@ -92,7 +96,7 @@ fn text(picture: &Picture, problems: &[String]) -> String {
         for node in nodes {
             let here = if node.name == status.node_name { "  this gateway" } else { "" };
             let (name, state, address) = (plain(&node.name), plain(&node.status), plain(&node.address));
-            let _ = writeln!(out, "  {name:<20} {state:<10} {address}{here}");
+            let _ = writeln!(out, "  {name:<20} {state:<10} {address}{here}{}", sight(node));
         }
     }
     let ready = workers.iter().filter(|worker| worker.state == "ready").count();
@@ -100,8 +104,12 @@ fn text(picture: &Picture, problems: &[String]) -> String {
     for worker in workers {
         let (id, state, url) = (plain(&worker.id), plain(&worker.state), plain(&worker.url));
         let models: Vec<String> = worker.models.iter().map(|model| plain(model)).collect();
-        let _ = writeln!(out, "  {id:<20} {state:<10} {url}  {}", models.join(", "));
+        let load = worker.load.map_or_else(String::new, |load| format!("  {load} in flight"));
+        let open = worker.observers.values().filter(|seen| seen.breaker == "open").count();
+        let breaker = if open > 0 { format!("  breaker open at {open}") } else { String::new() };
+        let _ = writeln!(out, "  {id:<20} {state:<10} {url}  {}{load}{breaker}", models.join(", "));
     }
+    out.push_str(&limits_and_cache(status));
     out.push_str("stores\n");
     for (name, store) in &status.stores {
         let sync = store.last_sync.as_deref().map_or("never".to_owned(), plain);
@@ -113,6 +121,52 @@ fn text(picture: &Picture, problems: &[String]) -> String {
         for problem in problems {
             let _ = writeln!(out, "  {problem}");
         }
+    }
+    out
+}
+
+/// Who is DOWN to one node and ALIVE to this gateway: the two cannot reach each other.
+fn disagreements(nodes: &[Node]) -> Vec<String> {
+    let alive: Vec<&Node> = nodes.iter().filter(|node| node.status == "ALIVE").collect();
+    let is_down = |from: &Node, to: &Node| {
+        from.sees.as_ref().is_some_and(|sees| sees.not_alive.get(&to.name).is_some_and(|state| state == "DOWN"))
+    };
+    let pairs = alive.iter().flat_map(|from| alive.iter().map(move |to| (from, to)));
+    let advice = "check the network between the two, both ways, for UDP and TCP on the mesh port";
+    let tell = |(from, to): (&&Node, &&Node)| {
+        format!("node {} is ALIVE here and DOWN to {}: {advice}", plain(&to.name), plain(&from.name))
+    };
+    pairs.filter(|(from, to)| is_down(from, to)).map(tell).collect()
+}
+
+/// Whom a node holds for something else than ALIVE, and how far it is behind; nothing where there is nothing of the kind.
+fn sight(node: &Node) -> String {
+    let mut out = String::new();
+    for (name, state) in node.sees.iter().flat_map(|sees| &sees.not_alive) {
+        let _ = write!(out, "  sees {} {}", plain(name), plain(state));
+    }
+    if let Some(lag) = node.lag_seconds.filter(|lag| *lag >= LAG_SHOWN_SECONDS) {
+        let _ = write!(out, "  {lag:.1} s behind");
+    }
+    out
+}
+
+fn limits_and_cache(status: &Status) -> String {
+    let mut out = String::new();
+    if let Some(limits) = &status.limits {
+        let rate = match limits.limit_per_second {
+            0 => "no rate".to_owned(),
+            rate => format!("{rate} requests/s, burst {}", limits.burst),
+        };
+        let slots = match limits.concurrent {
+            0 => "no bound in flight".to_owned(),
+            slots => format!("{slots} in flight"),
+        };
+        let _ = writeln!(out, "limits   {rate}, {slots}, rights {}", plain(&limits.rights));
+    }
+    if let Some(cache) = status.cache.as_ref().filter(|cache| cache.prompt_tokens > 0) {
+        let share = 100.0 * cache.cached_tokens as f64 / cache.prompt_tokens as f64;
+        let _ = writeln!(out, "cache    {share:.1} % of prompt tokens at this gateway");
     }
     out
 }
@@ -172,6 +226,18 @@ pub(super) mod tests {
             ("draining", status(|_| {}), vec![worker("ready", ""), worker("draining", "")], vec![]),
             ("down", status(node("DOWN")), well.clone(), vec!["node n2 is DOWN: start it again"]),
             ("suspected", status(node("SUSPECTED")), well.clone(), vec!["node n2 is SUSPECTED: it answers no probe"]),
+            (
+                "nodes that disagree",
+                status(|body| body["nodes"][1]["sees"] = json!({"alive": 2, "not_alive": {"n3": "DOWN"}})),
+                well.clone(),
+                vec!["node n3 is ALIVE here and DOWN to n2: check the network between the two"],
+            ),
+            (
+                "doubt that passes",
+                status(|body| body["nodes"][1]["sees"] = json!({"alive": 2, "not_alive": {"n3": "SUSPECTED"}})),
+                well.clone(),
+                vec![],
+            ),
             ("starting", status(node("INIT")), well.clone(), vec!["node n2 is INIT: it has not reached a peer"]),
             (
                 "no quorum",
@@ -204,9 +270,17 @@ pub(super) mod tests {
 
     #[test]
     fn the_text_groups_nodes_by_zone_and_steers_no_terminal() {
-        let status = status(|body| body["nodes"][2]["address"] = json!("\u{1b}[31m:1"));
+        let status = status(|body| {
+            body["nodes"][2]["address"] = json!("\u{1b}[31m:1");
+            body["nodes"][1]["sees"] = json!({"alive": 2, "not_alive": {"n3": "DOWN\u{1b}"}});
+            body["nodes"][1]["lag_seconds"] = json!(2.25);
+            body["nodes"][2]["lag_seconds"] = json!(0.9);
+            body["limits"] = json!({"rights": "lent", "limit_per_second": 100, "burst": 200, "concurrent": 0});
+            body["cache"] = json!({"prompt_tokens": 200, "cached_tokens": 150});
+        });
         let url = "http://h:1".parse().unwrap();
-        let workers = vec![worker("ready", "closed")];
+        let mut workers = vec![worker("ready", "closed"), worker("ready", "open")];
+        workers[0].load = Some(3);
         let problems = vec!["all of it".to_owned()];
         let picture = Picture { url, raw: Value::Null, status, workers };
         let expected = "\
@@ -217,9 +291,12 @@ nodes    in zone a
   n1                   ALIVE      10.0.0.1:39527  this gateway
   n3                   ALIVE      \u{fffd}[31m:1
 nodes    in zone b
-  n2                   ALIVE      10.0.0.2:39527
-workers  1 of 1 ready
-  w-1                  ready      http://w:1  m
+  n2                   ALIVE      10.0.0.2:39527  sees n3 DOWN\u{fffd}  2.2 s behind
+workers  2 of 2 ready
+  w-1                  ready      http://w:1  m  3 in flight
+  w-1                  ready      http://w:1  m  breaker open at 1
+limits   100 requests/s, burst 200, no bound in flight, rights lent
+cache    75.0 % of prompt tokens at this gateway
 stores
   workers              1 entries, last sync 2024-01-15T10:30:00Z, root 00000000000000ab
 problems

@@ -148,6 +148,15 @@ fn line(event: &str, data: &Value) -> String {
                 .collect();
             format!("worker  {} {} {} ({})", text("id"), text("change"), text("url"), seen.join(", "))
         }
+        "sight" => {
+            let doubted = data["sees"]["not_alive"].as_object().into_iter().flatten();
+            let doubted =
+                doubted.map(|(name, state)| format!(", {} {}", plain(name), plain(state.as_str().unwrap_or("?"))));
+            match data["sees"]["alive"].as_u64() {
+                Some(alive) => format!("sight   {} sees {alive} ALIVE{}", text("name"), doubted.collect::<String>()),
+                None => format!("sight   {} is not heard", text("name")),
+            }
+        }
         "policy" => format!("policy  {} of model {}", text("policy"), text("model")),
         other => format!("{:<7} {}", plain(other), plain(&data.to_string())),
     }
@@ -203,6 +212,12 @@ mod tests {
                 json!({"name": "n2", "status": null, "previous": null, "address": "h:1"}),
                 "node    n2 new -> forgotten (h:1)",
             ),
+            (
+                "sight",
+                json!({"name": "n2", "sees": {"alive": 2, "not_alive": {"n3": "DOWN"}}}),
+                "sight   n2 sees 2 ALIVE, n3 DOWN",
+            ),
+            ("sight", json!({"name": "n2", "sees": null}), "sight   n2 is not heard"),
             ("leader", json!({"leader": "n1", "term": 4}), "leader  n1 in term 4"),
             (
                 "worker",

@@ -210,6 +210,8 @@ impl Task {
                 let view = self.routing.load();
                 placements.iter().for_each(|placement| take_in(&view, placement, now));
             }
+            // The mesh keeps those for itself.
+            Message::Sight(_) => {}
             Message::Ask => {
                 let is_known = self.transfers.iter().any(|transfer| transfer.to.as_ref() == Some(&peer));
                 // A peer that asks again while its answer is gathered gets two at the worst; what it knows then stays.

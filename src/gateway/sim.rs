@@ -473,7 +473,7 @@ impl Gateway {
                     self.index.record(placement.names.iter().copied(), holder, tick);
                 }
             }
-            Message::Ask => {}
+            Message::Ask | Message::Sight(_) => {}
         }
     }
 }

@@ -12,6 +12,7 @@
 //! | `leader` | `{"leader","term"}`; `leader` null while this node knows of none |
 //! | `worker` | `{"id","url","change","observers"}`; `change` is `added`, `changed` or `removed`, `observers` maps nodes to states |
 //! | `clock` | `{"name","skewed","skew_seconds"}` when a peer's clock is more than 0.5 s from ours, and when it is less than 0.25 s again; `skew_seconds` is by how much it leads |
+//! | `sight` | `{"name","sees"}` when a peer holds members for something else than before; `sees` as in `/ha/status` |
 //! | `policy` | `{"model","policy","config"}` |
 
 use std::{
@@ -29,11 +30,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    gateway::view::RoutingView,
     ha::{policies, status},
     mesh::{
         driver::handle::{MeshHandle, NodeView, View},
         node::NodeName,
+        routing::Sight,
         stores::WorkerView,
     },
 };
@@ -62,21 +63,17 @@ struct Subscriber {
     _place: OwnedSemaphorePermit,
 }
 
-/// A stream of events; none when [`STREAMS_MAX`] are open.
+/// A stream of events, of which the first has `picture`; none when [`STREAMS_MAX`] are open.
 #[must_use]
 pub fn subscribe(
     mesh: &MeshHandle,
-    routing: &RoutingView,
-    about: &status::About,
+    picture: &dyn Fn(&View) -> status::Status,
     ended: CancellationToken,
 ) -> Option<Sse<impl Stream<Item = Result<Event, Infallible>> + use<>>> {
     let place = PLACES.clone().try_acquire_owned().ok()?;
     let mut view = mesh.watch();
     let seen = view.borrow_and_update().clone();
-    let first = Change {
-        event: "status",
-        data: json!(status::cluster(&seen, &mesh.leadership(), &mesh.rights(), routing, about)),
-    };
+    let first = Change { event: "status", data: json!(picture(&seen)) };
     let subscriber = Subscriber { view, seen, ended, _place: place };
     let changes = stream::once(async move { vec![first] }).chain(stream::unfold(subscriber, next));
     let events = changes.flat_map(|changes| stream::iter(changes.into_iter().map(|change| Ok(event(&change)))));
@@ -120,6 +117,13 @@ pub fn between(old: &View, new: &View) -> Vec<Change> {
             let skew_seconds = link.skew_ms.map(|skew_ms| skew_ms as f64 / 1e3);
             let data = json!({ "name": name.as_str(), "skewed": link.is_skewed, "skew_seconds": skew_seconds });
             changes.push(Change { event: "clock", data });
+        }
+    }
+    if !Arc::ptr_eq(&old.sights, &new.sights) {
+        let sights = |view: &View| view.sights.iter().map(|(name, sight)| (name.clone(), sight.clone())).collect();
+        for (name, _, new) in differences::<_, Sight>(sights(old), sights(new)) {
+            let data = json!({ "name": name.as_str(), "sees": new.as_ref().map(status::Sees::of) });
+            changes.push(Change { event: "sight", data });
         }
     }
     // A list in which nothing changed is the same.
@@ -234,6 +238,7 @@ mod tests {
             routing: RoutingFacts::default(),
             last_sync: None,
             links: Arc::default(),
+            sights: Arc::default(),
             roots: Roots::default(),
             leader: None,
             term: 0,

@@ -1,6 +1,9 @@
 //! `/ha/status` and `/ha/health`: who is in the cluster.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Instant, SystemTime},
+};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -8,14 +11,17 @@ use serde_json::{Value, json};
 use crate::{
     config::Mesh,
     gateway::view::RoutingView,
+    ha::rate_limit::InForce,
     mesh::{
         driver::{
-            handle::{Leadership, View},
+            handle::{Leadership, NodeView, View},
             rights::RightsView,
         },
         node::NodeStatus,
         quota::local::WithoutQuorum,
+        routing::Sight,
     },
+    telemetry::metrics::Metrics,
 };
 
 /// Answer of `GET /ha/status`. The keys are those of the manual.
@@ -41,6 +47,8 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// How cluster-wide limits fare at this gateway.
     pub limits: Limits,
+    /// What workers' caches spared the requests of this gateway.
+    pub cache: Cache,
     /// The process that answers.
     pub gateway: Gateway,
 }
@@ -52,6 +60,39 @@ pub struct Limits {
     pub without_quorum: &'static str,
     /// By whose word it admits them now: `lent`, `local` or `none`, also where nothing is limited.
     pub rights: &'static str,
+    /// Requests per second of all gateways together; 0: no limit. Limits of some requests are not shown here.
+    pub limit_per_second: u64,
+    /// Most of them at once; 0 without a limit.
+    pub burst: u64,
+    /// Requests in flight of all gateways together; 0: no bound.
+    pub concurrent: u32,
+}
+
+/// Tokens as workers reported them, since this gateway's start.
+#[derive(Debug, Serialize)]
+pub struct Cache {
+    /// Of prompts.
+    pub prompt_tokens: u64,
+    /// Of these, how many a worker's cache had: their share is the share of hits.
+    pub cached_tokens: u64,
+}
+
+/// What a node holds the members for.
+#[derive(Debug, Serialize)]
+pub struct Sees {
+    /// Members that are ALIVE to it, itself included.
+    pub alive: u32,
+    /// Members that are not, and what they are to it; at most 256.
+    pub not_alive: BTreeMap<String, &'static str>,
+}
+
+impl Sees {
+    /// As a node told.
+    #[must_use]
+    pub fn of(sight: &Sight) -> Self {
+        let not_alive = sight.doubted.iter().map(|(name, status)| (name.to_string(), status.as_str()));
+        Self { alive: sight.alive, not_alive: not_alive.collect() }
+    }
 }
 
 /// The process that answers.
@@ -110,6 +151,11 @@ pub struct Node {
     pub address: String,
     /// Its availability zone; empty when it has told none.
     pub zone: String,
+    /// What it holds the members for by its own word, some 200 ms old; null while this node does not hear it, as above 32
+    /// nodes of all but its neighbours.
+    pub sees: Option<Sees>,
+    /// For how long changes that this node sends it have been waiting for its answer, in seconds; null where it sends none.
+    pub lag_seconds: Option<f64>,
 }
 
 /// The replicated stores.
@@ -164,21 +210,47 @@ fn warnings(voters: usize) -> Vec<String> {
     }
 }
 
+/// What a picture of the cluster is made from.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// What the mesh knows.
+    pub view: &'a View,
+    /// Who leads.
+    pub leadership: Leadership,
+    /// What this gateway holds of limits.
+    pub rights: RightsView,
+    /// What requests are routed by.
+    pub routing: &'a RoutingView,
+    /// The limit of all requests.
+    pub in_force: InForce,
+    /// What the process was told at its start.
+    pub about: &'a About,
+    /// What it has counted.
+    pub metrics: &'a Metrics,
+}
+
+/// What a node of the view holds the members for.
+fn sees(view: &View, node: &NodeView) -> Option<Sees> {
+    if node.name == view.node {
+        return Some(Sees::of(&Sight::of(view.nodes.iter().map(|node| (&node.name, node.status)))));
+    }
+    view.sights.get(&node.name).map(Sees::of)
+}
+
 /// The cluster as this node sees it.
 #[must_use]
-pub fn cluster(
-    view: &View,
-    leadership: &Leadership,
-    rights: &RightsView,
-    routing: &RoutingView,
-    about: &About,
-) -> Status {
+pub fn cluster(sources: &Sources<'_>) -> Status {
+    let Sources { view, leadership, rights, routing, in_force, about, metrics } = sources;
+    let lags = metrics.replication_lags();
     let nodes = view.nodes.iter().map(|node| Node {
         name: node.name.to_string(),
         status: node.status.as_str(),
         address: node.address.clone(),
         zone: node.zone.clone(),
+        sees: sees(view, node),
+        lag_seconds: lags.get(&node.name).map(|lag| (lag.as_secs_f64() * 1e3).round() / 1e3),
     });
+    let (prompt_tokens, cached_tokens) = metrics.cached_tokens();
     let store =
         |entry_count, root| Store { entry_count, last_sync: view.last_sync.map(rfc3339), root: format!("{root:016x}") };
     Status {
@@ -193,7 +265,11 @@ pub fn cluster(
         limits: Limits {
             without_quorum: about.without_quorum.as_str(),
             rights: rights.standing_of_any(Instant::now()),
+            limit_per_second: in_force.limit_per_second,
+            burst: in_force.burst,
+            concurrent: in_force.concurrent,
         },
+        cache: Cache { prompt_tokens, cached_tokens },
         gateway: about.gateway(),
         stores: Stores {
             workers: store(view.workers.len(), view.roots.workers),

@@ -45,6 +45,7 @@ fn fixture() -> Fixture {
             transport: "udp",
             without_quorum: quota::local::WithoutQuorum::Local,
         },
+        metrics: Metrics::new(),
         shutdown: CancellationToken::new(),
     };
     Fixture { script, mesh, ha }
@@ -82,8 +83,9 @@ async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
         "node_name": "node1",
         "node_count": 2,
         "nodes": [
-            {"name": "node1", "status": "ALIVE", "address": "node1:39527", "zone": ""},
-            {"name": "node2", "status": "DOWN", "address": "node2:39527", "zone": ""},
+            {"name": "node1", "status": "ALIVE", "address": "node1:39527", "zone": "",
+             "sees": {"alive": 1, "not_alive": {"node2": "DOWN"}}, "lag_seconds": null},
+            {"name": "node2", "status": "DOWN", "address": "node2:39527", "zone": "", "sees": null, "lag_seconds": null},
         ],
         "stores": {
             "workers": {"entry_count": 1, "last_sync": null, "root": "00000000000000ff"},
@@ -95,7 +97,8 @@ async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
         "quorum": false,
         "voters": [],
         "warnings": [],
-        "limits": {"without_quorum": "local", "rights": "none"},
+        "limits": {"without_quorum": "local", "rights": "none", "limit_per_second": 0, "burst": 0, "concurrent": 0},
+        "cache": {"prompt_tokens": 0, "cached_tokens": 0},
     });
     set_status(&f, 1, NodeStatus::Down);
     // What the process says of itself differs from run to run.
@@ -149,7 +152,7 @@ async fn workers_show_every_observer() {
     eventually(&f.ha.registry, |roster| roster.is_ready(&id)).await;
     tokio::task::yield_now().await;
     let worker = json!({
-        "id": id.as_str(), "url": "http://w", "models": ["m"], "state": "ready",
+        "id": id.as_str(), "url": "http://w", "models": ["m"], "state": "ready", "in_flight": 0, "load": 0,
         "observers": {
             "node1": {"state": "ready", "models": ["m"], "breaker": "closed"},
             "node2": {"state": "not_ready", "models": ["m"], "breaker": "closed"},

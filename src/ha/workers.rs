@@ -27,6 +27,10 @@ pub struct Shown {
     pub models: Vec<String>,
     /// As this gateway sees it, else as most others do.
     pub state: &'static str,
+    /// Requests that this gateway has in flight there.
+    pub in_flight: usize,
+    /// Those of all gateways together; of the others as they said within the last second.
+    pub load: usize,
     /// What each gateway sees, by node name.
     pub observers: BTreeMap<String, Observer>,
 }
@@ -74,6 +78,8 @@ fn shown(view: &View, roster: &Roster, worker: &WorkerView) -> Shown {
         url: worker.spec.url.clone(),
         models: models.to_vec(),
         state: state.as_str(),
+        in_flight: own.map_or(0, |entry| entry.worker.in_flight()),
+        load: own.map_or(0, |entry| entry.worker.load()),
         observers: observers.collect(),
     }
 }

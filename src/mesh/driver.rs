@@ -27,6 +27,7 @@ pub mod handle;
 pub mod sessions;
 
 mod sharing;
+mod sights;
 mod spans;
 
 use std::{
@@ -509,6 +510,7 @@ impl Driver {
             rate_limits: self.stores.rate_limits(),
             last_sync: self.net.as_ref().and_then(Net::last_sync),
             links: self.net.as_ref().map(Net::links).unwrap_or_default(),
+            sights: self.net.as_ref().map(Net::sights).unwrap_or_default(),
             roots: Roots {
                 workers: self.stores.map(Namespace::Workers).root(),
                 policies: self.stores.map(Namespace::Policies).root(),
@@ -574,6 +576,7 @@ impl View {
             rate_limits: Vec::new(),
             last_sync: None,
             links: Arc::default(),
+            sights: Arc::default(),
             roots: Roots::default(),
         }
     }

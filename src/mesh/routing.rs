@@ -4,7 +4,9 @@
 //! repeated: a hint that is lost costs a request its best worker. Above 32 nodes, where pipes lead to some of the nodes
 //! alone, the others go without: they find running conversations at their homes all the same.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::mesh::node::{NodeName, NodeStatus};
 
 /// Workers in one message at most.
 pub const LOADS_MAX: usize = 4096;
@@ -18,6 +20,9 @@ pub const NAMES_MAX: usize = 4096;
 /// Models in one message at most.
 pub const MODELS_MAX: usize = 64;
 
+/// Members in doubt that one message names at most.
+pub const DOUBTS_MAX: usize = 256;
+
 /// One hint.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Message {
@@ -27,6 +32,17 @@ pub enum Message {
     Placements(Vec<Placement>),
     /// The sender has just started: it wants the placements that the receiver used last.
     Ask,
+    /// What the sender holds its members for.
+    Sight(Sight),
+}
+
+/// What one node holds the members for.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Sight {
+    /// Members that are ALIVE to it, itself included.
+    pub alive: u32,
+    /// Members that are not, and what they are instead; at most [`DOUBTS_MAX`].
+    pub doubted: BTreeMap<NodeName, NodeStatus>,
 }
 
 /// A prompt that went to a worker, as names of its prefixes.

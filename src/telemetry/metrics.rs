@@ -304,6 +304,7 @@ impl Metrics {
 
     /// `smg_router_tokens_total{token_type}`: prompt, cached, completion.
     pub fn router_tokens(&self, prompt: u64, cached: u64, completion: u64) {
+        self.caches.add_tokens(prompt, cached);
         for (counter, tokens) in self.router_tokens.iter().zip([prompt, cached, completion]) {
             counter.add(tokens);
         }

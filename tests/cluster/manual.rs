@@ -27,6 +27,7 @@ async fn basic_configuration_forms_a_cluster_within_5_s() {
         assert_eq!(
             keys(&status),
             BTreeSet::from([
+                "cache",
                 "gateway",
                 "leader",
                 "limits",
@@ -40,7 +41,10 @@ async fn basic_configuration_forms_a_cluster_within_5_s() {
                 "warnings"
             ])
         );
-        assert_eq!(keys(&status["nodes"][0]), BTreeSet::from(["address", "name", "status", "zone"]));
+        assert_eq!(
+            keys(&status["nodes"][0]),
+            BTreeSet::from(["address", "lag_seconds", "name", "sees", "status", "zone"])
+        );
         assert_eq!(keys(&status["stores"]), BTreeSet::from(["policies", "routing", "workers"]));
         assert_eq!(keys(&status["stores"]["workers"]), BTreeSet::from(["entry_count", "last_sync", "root"]));
         assert_eq!(status["node_name"], gateway.name.as_str());

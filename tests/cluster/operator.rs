@@ -53,6 +53,13 @@ async fn status_watch_doctor_and_leave_tell_the_truth() {
     let text = until(1, &["status", "--url", &urls, "--json"]).await;
     let report: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(report["healthy"], false);
+    // By the word of another gateway, too.
+    eventually(s(15), "node2 says that node3 is DOWN", async || {
+        let report: Value = serde_json::from_str(&cluster(&["status", "--url", &urls, "--json"]).await.1).unwrap();
+        let sees = &report["status"]["nodes"][1]["sees"];
+        sees["alive"] == 2 && sees["not_alive"]["node3"] == "DOWN" && report["status"]["nodes"][2]["sees"].is_null()
+    })
+    .await;
     eventually(s(15), "status says which node is down", async || {
         cluster(&["status", "--url", &urls]).await.1.contains("node node3 is DOWN: start it again")
     })

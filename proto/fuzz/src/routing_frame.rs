@@ -1,7 +1,8 @@
 //! Routing hints: what is taken is within its bounds, reads the same once written again, and fits a frame.
 
 use smg::mesh::{
-    routing::{LOADS_MAX, Message, NAMES_MAX, PLACEMENTS_MAX, Placement},
+    node::NodeStatus,
+    routing::{DOUBTS_MAX, LOADS_MAX, Message, NAMES_MAX, PLACEMENTS_MAX, Placement, Sight},
     wire::routing,
 };
 
@@ -13,6 +14,7 @@ pub(super) fn run(frame: &[u8]) {
             assert!(placements.len() <= PLACEMENTS_MAX);
             assert!(placements.iter().all(|placement| (1..=NAMES_MAX).contains(&placement.names.len())));
         }
+        Message::Sight(sight) => assert!(sight.doubted.len() <= DOUBTS_MAX),
         Message::Ask => {}
     }
     assert_eq!(routing::decode(&routing::encode(&message)).ok(), Some(message));
@@ -27,7 +29,9 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         names,
     };
     let placements = vec![placement("m", vec![2, u64::MAX]), placement("n", vec![7; 40]), placement("m", vec![9])];
-    [Message::Ask, Message::Loads(vec![(1, 2), (u32::MAX, 3)]), Message::Placements(placements)]
+    let doubted = ["n2", "n3"].iter().filter_map(|name| Some((name.parse().ok()?, NodeStatus::Down)));
+    let sight = Message::Sight(Sight { alive: 3, doubted: doubted.collect() });
+    [Message::Ask, sight, Message::Loads(vec![(1, 2), (u32::MAX, 3)]), Message::Placements(placements)]
         .map(|message| routing::encode(&message).to_vec())
         .into()
 }

@@ -60,6 +60,7 @@ impl FakeMesh {
             rate_limits: Vec::new(),
             last_sync: None,
             links: Arc::default(),
+            sights: Arc::default(),
             roots: Roots::default(),
             synced: true,
         };

@@ -19,7 +19,7 @@ use crate::mesh::{
     election::Leader,
     node::{NodeName, NodeStatus},
     quota::{Tokens, Usage, share::LimitId},
-    routing::Message,
+    routing::{Message, Sight},
     stores::{
         Finding, PolicySpec, SessionKey, Stores, WorkerId, WorkerObservation, WorkerPatch, WorkerSpec, WorkerView,
     },
@@ -60,6 +60,8 @@ pub struct View {
     pub rate_limits: Vec<(String, PolicySpec)>,
     /// The ways to the peers that this node sends its state to; none before something was measured there.
     pub links: Arc<BTreeMap<NodeName, Link>>,
+    /// What the peers hold the members for, by their own word; nothing of those that this node does not hear.
+    pub sights: Arc<BTreeMap<NodeName, Sight>>,
     /// When this node's state was last known equal to, or changed by, a peer's; none before the first exchange.
     pub last_sync: Option<SystemTime>,
     /// By which nodes tell that they hold the same.

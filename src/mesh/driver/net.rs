@@ -41,7 +41,7 @@ use crate::{
         node::{NodeName, NodeStatus},
         quota::share::LimitId,
         replication::{self, Replicator, SyncEvent, topology::Topology},
-        routing::Message,
+        routing::{Message, Sight},
         stores::Stores,
         swim::{Event, MemberChange, Swim, SwimConfig, Transmit, Via},
         wire::membership,
@@ -288,6 +288,7 @@ impl Net {
         self.drain_membership(now, stores, &mut outcome);
         self.drain_replication(now, stores, &mut outcome);
         self.drain_pipes(now);
+        outcome.changed |= self.sharing.settle(now, &self.streams, &self.swim);
         outcome.changed |= self.absent.mask(now, stores);
         if self.sync_due.is_some_and(|at| at <= now) {
             self.on_synced(&mut outcome);
@@ -299,7 +300,8 @@ impl Net {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let masks = self.absent.poll_timeout();
         let machines = [self.swim.poll_timeout(), self.chair.poll_timeout(), self.replicator.poll_timeout()];
-        let others = [self.pipes.poll_timeout(), masks, self.sync_due, self.unbuilt];
+        let others =
+            [self.pipes.poll_timeout(), self.sharing.sights.poll_timeout(), masks, self.sync_due, self.unbuilt];
         machines.into_iter().chain(others).flatten().min()
     }
 
@@ -322,6 +324,10 @@ impl Net {
 
     pub(super) fn links(&self) -> Arc<BTreeMap<NodeName, Link>> {
         self.links.all()
+    }
+
+    pub(super) fn sights(&self) -> Arc<BTreeMap<NodeName, Sight>> {
+        self.sharing.sights.all()
     }
 
     pub(super) fn last_sync(&self) -> Option<SystemTime> {
@@ -369,7 +375,7 @@ impl Net {
                 }
                 // The stream plane has checked the name already; what it lets through parses.
                 if let Ok(peer) = hello.node.parse::<NodeName>() {
-                    self.sharing.opened(pipe, peer.clone(), dialed);
+                    self.sharing.opened(now, pipe, peer.clone(), dialed);
                     self.replicator.handle_connected(now, pipe_id(pipe), peer, hello.boot_epoch_ms, dialed);
                 }
             }
@@ -560,6 +566,7 @@ impl Net {
 
     /// Chooses the peers that this node pushes its state to. See [`replication::topology`].
     fn retarget(&mut self, now: Instant) {
+        self.sharing.sights.touch(now);
         let mut ring: Vec<(&str, &NodeName, SocketAddr)> = self
             .swim
             .members()

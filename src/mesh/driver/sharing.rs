@@ -1,6 +1,6 @@
 //! Routing hints on the pipes: out to the peers that this node dialed, in to whoever makes use of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use bytes::Bytes;
 use smg_transport::grpc::{Lane, PipeId, Streams};
@@ -8,7 +8,13 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::{
-    mesh::{node::NodeName, routing::Message, wire::routing},
+    mesh::{
+        driver::sights::Sights,
+        node::NodeName,
+        routing::Message,
+        swim::Swim,
+        wire::routing::{self, DecodeError},
+    },
     telemetry::metrics::Metrics,
 };
 
@@ -21,19 +27,36 @@ pub(super) struct Sharing {
     /// With whether this node dialed it: two nodes that dialed each other have two pipes, and each uses its own.
     pipes: BTreeMap<PipeId, (NodeName, bool)>,
     inbox: mpsc::Sender<(NodeName, Message)>,
+    pub(super) sights: Sights,
+    /// What is known of who sees whom has changed.
+    changed: bool,
 }
 
 impl Sharing {
     pub(super) fn new(inbox: mpsc::Sender<(NodeName, Message)>) -> Self {
-        Self { pipes: BTreeMap::new(), inbox }
+        Self { pipes: BTreeMap::new(), inbox, sights: Sights::default(), changed: false }
     }
 
-    pub(super) fn opened(&mut self, pipe: PipeId, node: NodeName, dialed: bool) {
+    pub(super) fn opened(&mut self, now: Instant, pipe: PipeId, node: NodeName, dialed: bool) {
+        self.sights.touch(now);
         self.pipes.insert(pipe, (node, dialed));
     }
 
     pub(super) fn closed(&mut self, pipe: PipeId) {
-        self.pipes.remove(&pipe);
+        if let Some((node, false)) = self.pipes.remove(&pipe)
+            && !self.pipes.values().any(|(other, dialed)| *other == node && !dialed)
+        {
+            self.changed |= self.sights.gone(&node);
+        }
+    }
+
+    /// Says what this node sees, when that is due; whether something else is known of what others see.
+    pub(super) fn settle(&mut self, now: Instant, streams: &Streams, swim: &Swim) -> bool {
+        let members = swim.members().map(|member| (&member.name, member.status));
+        if let Some(sight) = self.sights.take(now, members) {
+            self.send(streams, None, &routing::encode(&Message::Sight(sight)));
+        }
+        std::mem::take(&mut self.changed)
     }
 
     /// Sends a frame to one peer or to all. A pipe without room loses it.
@@ -47,9 +70,12 @@ impl Sharing {
     }
 
     /// Takes a frame in.
-    pub(super) fn received(&self, metrics: &Metrics, pipe: PipeId, frame: &[u8]) {
+    pub(super) fn received(&mut self, metrics: &Metrics, pipe: PipeId, frame: &[u8]) {
         let Some((peer, _)) = self.pipes.get(&pipe) else { return };
         match routing::decode(frame) {
+            Ok(Message::Sight(sight)) => self.changed |= self.sights.heard(peer, sight),
+            // Later versions may say more.
+            Err(DecodeError::UnknownKind) => debug!(peer = %peer, "routing frame of no known kind"),
             Ok(message) => {
                 if self.inbox.try_send((peer.clone(), message)).is_err() {
                     debug!(peer = %peer, "routing hint lost: nobody takes them");

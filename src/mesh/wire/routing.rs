@@ -4,7 +4,10 @@ use bytes::Bytes;
 use prost::Message as _;
 use smg_proto::routing as pb;
 
-use crate::mesh::routing::{LOADS_MAX, MODELS_MAX, Message, NAMES_MAX, PLACEMENTS_MAX, Placement};
+use crate::mesh::{
+    node::{NodeName, NodeStatus},
+    routing::{DOUBTS_MAX, LOADS_MAX, MODELS_MAX, Message, NAMES_MAX, PLACEMENTS_MAX, Placement, Sight},
+};
 
 /// Largest frame in bytes.
 pub const FRAME_BYTES_MAX: usize = 64 << 10;
@@ -42,6 +45,11 @@ pub fn encode(message: &Message) -> Bytes {
         }
         Message::Placements(placements) => pb::frame::Kind::Placements(placements_to_proto(placements)),
         Message::Ask => pb::frame::Kind::Ask(pb::Ask {}),
+        Message::Sight(sight) => {
+            let of = |(name, status): (&NodeName, &NodeStatus)| (name.to_string(), number(*status));
+            let (doubted, statuses) = sight.doubted.iter().map(of).unzip();
+            pb::frame::Kind::Sight(pb::Sight { alive: sight.alive, doubted, statuses })
+        }
     };
     pb::Frame { kind: Some(kind) }.encode_to_vec().into()
 }
@@ -83,7 +91,29 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
         }
         pb::frame::Kind::Placements(placements) => placements_from_proto(placements),
         pb::frame::Kind::Ask(pb::Ask {}) => Ok(Message::Ask),
+        pb::frame::Kind::Sight(sight) => sight_from_proto(sight),
     }
+}
+
+fn number(status: NodeStatus) -> u32 {
+    NodeStatus::ALL.iter().position(|known| *known == status).unwrap_or_default() as u32
+}
+
+fn sight_from_proto(sight: pb::Sight) -> Result<Message, DecodeError> {
+    let pb::Sight { alive, doubted, statuses } = sight;
+    if doubted.len() > DOUBTS_MAX || doubted.len() != statuses.len() {
+        return Err(DecodeError::OutOfBounds("doubted"));
+    }
+    let mut found = Sight { alive, ..Sight::default() };
+    for (name, number) in doubted.into_iter().zip(statuses) {
+        let name = name.parse::<NodeName>().map_err(|_| DecodeError::OutOfBounds("name"))?;
+        let status = usize::try_from(number).ok().and_then(|number| NodeStatus::ALL.get(number).copied());
+        let status = status.filter(|status| *status != NodeStatus::Alive).ok_or(DecodeError::OutOfBounds("status"))?;
+        if found.doubted.insert(name, status).is_some() {
+            return Err(DecodeError::OutOfBounds("doubted"));
+        }
+    }
+    Ok(Message::Sight(found))
 }
 
 fn placements_from_proto(placements: pb::Placements) -> Result<Message, DecodeError> {
@@ -127,6 +157,11 @@ mod tests {
         for message in [
             Message::Ask,
             Message::Loads(vec![]),
+            Message::Sight(Sight::default()),
+            Message::Sight(Sight {
+                alive: 3,
+                doubted: [("a".parse().unwrap(), NodeStatus::Down), ("b".parse().unwrap(), NodeStatus::Init)].into(),
+            }),
             Message::Loads(vec![(1, 2), (u32::MAX, 3)]),
             Message::Placements(vec![placement(vec![9]), other.clone(), placement(vec![5, 6]), other]),
         ] {
@@ -137,6 +172,10 @@ mod tests {
     #[test]
     fn what_is_out_of_bounds_is_refused() {
         let loads = |workers, in_flight| pb::frame::Kind::Loads(pb::Loads { workers, in_flight });
+        let sight = |doubted: &[&str], statuses: &[u32]| {
+            let doubted = doubted.iter().map(|&name| name.to_owned()).collect();
+            pb::frame::Kind::Sight(pb::Sight { alive: 1, doubted, statuses: statuses.to_vec() })
+        };
         let of = |models: &[&str], placement: pb::Placement| {
             let models = models.iter().map(|&model| model.to_owned()).collect();
             pb::frame::Kind::Placements(pb::Placements { models, placements: vec![placement] })
@@ -146,6 +185,11 @@ mod tests {
         for (case, kind) in [
             ("loads of different lengths", loads(vec![1], vec![])),
             ("too many loads", loads(vec![1; LOADS_MAX + 1], vec![1; LOADS_MAX + 1])),
+            ("more doubted than statuses", sight(&["a"], &[])),
+            ("doubted twice", sight(&["a", "a"], &[3, 3])),
+            ("doubted and ALIVE", sight(&["a"], &[1])),
+            ("no status", sight(&["a"], &[5])),
+            ("no name of a node", sight(&[""], &[3])),
             ("no such model", of(&[], good.clone())),
             ("no name of a model", of(&[""], good.clone())),
             ("long name of a model", of(&[&long], good.clone())),

@@ -1,6 +1,12 @@
 //! Metrics of cache-aware routing.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use opentelemetry::{
     KeyValue, StringValue,
@@ -26,6 +32,8 @@ pub(super) struct Caches {
     ratio: BoundHistogram<f64>,
     shared: Family<&'static str, BoundCounter<u64>>,
     source: Source<Vec<CacheSample>>,
+    /// Tokens of prompts, and those of them that a cache had.
+    tokens: [AtomicU64; 2],
 }
 
 impl Caches {
@@ -35,7 +43,14 @@ impl Caches {
         let ratio = meter.f64_histogram(def::CACHE_MATCH.name).with_description(def::CACHE_MATCH.help);
         let ratio = ratio.with_boundaries(def::RATIO_BUCKETS.to_vec()).build().bind(&[]);
         let [branches, shared] = [&def::CACHE_BRANCH, &def::CACHE_SHARED].map(|which| counters_by_one(meter, which));
-        Self { branches, ratio, shared, source }
+        Self { branches, ratio, shared, source, tokens: Default::default() }
+    }
+
+    /// Counts for [`Metrics::cached_tokens`].
+    pub(super) fn add_tokens(&self, prompt: u64, cached: u64) {
+        for (sum, tokens) in self.tokens.iter().zip([prompt, cached]) {
+            sum.fetch_add(tokens, Ordering::Relaxed);
+        }
     }
 }
 
@@ -51,6 +66,13 @@ impl Metrics {
     /// `smg_cache_aware_placements_total{direction}`: sent, received, dropped.
     pub fn cache_shared(&self, direction: &'static str, placements: usize) {
         self.caches.shared.with(&direction, |counter| counter.add(placements as u64));
+    }
+
+    /// Tokens of prompts that workers reported, and those of them that a cache had.
+    #[must_use]
+    pub fn cached_tokens(&self) -> (u64, u64) {
+        let [prompt, cached] = &self.caches.tokens;
+        (prompt.load(Ordering::Relaxed), cached.load(Ordering::Relaxed))
     }
 
     /// Source of `smg_cache_aware_index_bytes{model}` and `smg_cache_aware_index_evictions_total{model}`; called at each

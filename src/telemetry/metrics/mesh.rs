@@ -146,6 +146,14 @@ impl Metrics {
         peers.waiting = waiting().map(|(peer, since)| (peer.clone(), since)).collect();
     }
 
+    /// For how long frames to each peer have been waiting for an ack; zero where none do. As of a second ago at most.
+    #[must_use]
+    pub fn replication_lags(&self) -> BTreeMap<NodeName, Duration> {
+        let lag = |since: &Option<Instant>| since.map_or(Duration::ZERO, |since| since.elapsed());
+        let peers = self.mesh_replication.peers();
+        peers.waiting.iter().map(|(peer, since)| (peer.clone(), lag(since))).collect()
+    }
+
     /// `smg_mesh_store_entries{store}` and `smg_mesh_store_bytes{store}`.
     pub fn mesh_store(&self, store: Namespace, entries: usize, bytes: usize) {
         let (to_entries, to_bytes) = &self.mesh_replication.stores[store.index()];

@@ -1,0 +1,133 @@
+//! Who sees whom: what each peer last said of the members, and when this node says so itself.
+//!
+//! A node says which members it does not hold for ALIVE, on the lane of hints, [`GATHER`] after something about members or
+//! pipes has changed, and every [`REPEAT`] while there are any. Nobody repeats that all is well. What a peer said is kept
+//! until its pipe ends: of one that cannot be heard nothing is known. Above 32 nodes pipes lead to some of the nodes, so each
+//! knows what those see. It is for people: nothing is decided by it.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::mesh::{
+    node::{NodeName, NodeStatus},
+    routing::{DOUBTS_MAX, Sight},
+};
+
+/// From a change to telling of it: what happens at the same time goes together.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// Between two messages while a member is not ALIVE: a hint may be lost.
+const REPEAT: Duration = Duration::from_secs(5);
+
+/// What peers see; at most one for each peer with a pipe to this node.
+#[derive(Debug, Default)]
+pub(super) struct Sights {
+    heard: Arc<BTreeMap<NodeName, Sight>>,
+    due: Option<Instant>,
+}
+
+impl Sights {
+    /// What the members are, or who hears of it, has changed.
+    pub(super) fn touch(&mut self, now: Instant) {
+        let due = now + GATHER;
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    /// When [`take`](Self::take) has something.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// What is to be said now, of these members; none before it is due.
+    pub(super) fn take<'a>(
+        &mut self,
+        now: Instant,
+        members: impl Iterator<Item = (&'a NodeName, NodeStatus)>,
+    ) -> Option<Sight> {
+        self.due.take_if(|due| *due <= now)?;
+        let sight = Sight::of(members);
+        self.due = (!sight.doubted.is_empty()).then_some(now + REPEAT);
+        Some(sight)
+    }
+
+    /// A peer said what it sees; whether that is news.
+    pub(super) fn heard(&mut self, peer: &NodeName, sight: Sight) -> bool {
+        if self.heard.get(peer) == Some(&sight) {
+            return false;
+        }
+        Arc::make_mut(&mut self.heard).insert(peer.clone(), sight);
+        true
+    }
+
+    /// A peer cannot be heard any more; whether something was known of it.
+    pub(super) fn gone(&mut self, peer: &NodeName) -> bool {
+        self.heard.contains_key(peer) && Arc::make_mut(&mut self.heard).remove(peer).is_some()
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Arc<BTreeMap<NodeName, Sight>> {
+        self.heard.clone()
+    }
+}
+
+impl Sight {
+    /// What these members are to who tells; of those in doubt the first [`DOUBTS_MAX`].
+    #[must_use]
+    pub fn of<'a>(members: impl Iterator<Item = (&'a NodeName, NodeStatus)>) -> Self {
+        let mut sight = Self::default();
+        for (name, status) in members {
+            if status == NodeStatus::Alive {
+                sight.alive += 1;
+            } else if sight.doubted.len() < DOUBTS_MAX {
+                sight.doubted.insert(name.clone(), status);
+            }
+        }
+        sight
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_changes_is_told_once_and_doubt_again_and_again() {
+        let (start, name): (_, NodeName) = (Instant::now(), "n2".parse().unwrap());
+        let (mut sights, mut status) = (Sights::default(), NodeStatus::Alive);
+        let mut told = Vec::new();
+        for tick in 0..200_u32 {
+            let now = start + tick * Duration::from_millis(100);
+            match tick {
+                0 | 1 => sights.touch(now),
+                20 => (status, ()) = (NodeStatus::Down, sights.touch(now)),
+                150 => (status, ()) = (NodeStatus::Alive, sights.touch(now)),
+                _ => {}
+            }
+            if let Some(sight) = sights.take(now, [(&name, status)].into_iter()) {
+                assert_eq!(
+                    (sight.alive, sight.doubted.len()),
+                    if status == NodeStatus::Alive { (1, 0) } else { (0, 1) }
+                );
+                told.push(tick);
+            }
+        }
+        assert_eq!(told, [2, 22, 72, 122, 152]);
+        assert_eq!(sights.poll_timeout(), None, "nobody repeats that all is well");
+    }
+
+    #[test]
+    fn peers_that_cannot_be_heard_leave_nothing_and_lists_are_bounded() {
+        let peer: NodeName = "n2".parse().unwrap();
+        let mut sights = Sights::default();
+        assert!(sights.heard(&peer, Sight::default()));
+        assert!(!sights.heard(&peer, Sight::default()), "no news");
+        assert!(sights.gone(&peer) && !sights.gone(&peer));
+        assert!(sights.all().is_empty());
+        let names: Vec<NodeName> = (0..DOUBTS_MAX + 9).map(|n| format!("n{n}").parse().unwrap()).collect();
+        assert_eq!(Sight::of(names.iter().map(|name| (name, NodeStatus::Down))).doubted.len(), DOUBTS_MAX);
+    }
+}
