@@ -106,7 +106,9 @@ impl RateLimits {
             Err(refused) => refused,
         };
         let now = Instant::now();
-        if let Some(waiting) = self.unleased.enter(&refused, queue, now) {
+        let waiting = self.unleased.enter(&refused, queue, now);
+        let has_waited = waiting.is_some();
+        if let Some(waiting) = waiting {
             let _queued = Queued::new(metrics, now);
             let mut look = waiting.next_look(&refused, now);
             while let Some(next) = look {
@@ -125,7 +127,7 @@ impl RateLimits {
         let (decision, result) =
             if admitted.is_ok() { ("allowed", "within_rate") } else { ("rejected", "rate_exceeded") };
         metrics.rate_limit(decision, result);
-        admitted.map(|left| Passed { left, has_waited: true })
+        admitted.map(|left| Passed { left, has_waited })
     }
 }
 

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 /// Between two rebuilds of the routing table at least.
 pub const REBUILD_SPACING: Duration = Duration::from_millis(10);
 
-/// A rebuild also comes no sooner than this many times what the last one took after it: with tens of thousands of workers
-/// they cost a twentieth of a core at most, while the mesh tells of changes to them. Breakers wait for no rebuild.
+/// A rebuild also comes no sooner than this many times what the last one took after it, so that rebuilds cost a twentieth of a
+/// core while the mesh tells of changes to thousands of workers; where one takes more than 25 ms it is more, for
+/// [`REBUILD_SPACING_MAX`]. Breakers wait for no rebuild.
 const REBUILD_PAUSE: u32 = 20;
 
 /// However many workers there are, what is known of them is used after this.

@@ -84,8 +84,6 @@ impl Demand {
             // What is in use is no sample of a rate but a fact: it is wanted at once, and forgotten slowly. Where all of a share is
             // in use and more is refused, the demand so doubles with each question.
             self.per_second = self.per_second.max(newest);
-        }
-        if in_use.is_some() {
             self.refused = self.refused * (-elapsed / REFUSED_OVER.as_secs_f64()).exp() + refused as f64;
         }
         (self.usage, self.at) = (usage, now);
