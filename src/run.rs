@@ -21,7 +21,7 @@ use crate::{
         admin::{self, Admin},
         plane::{Plane, Reports},
         registry::{self, Registry},
-        sharing::Sharing,
+        sharing::{Sharing, placer::Placer},
         tls,
     },
     ha::{self, Ha},
@@ -67,7 +67,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Sharing::start(mesh.handle.clone(), mesh.shared, registry.routing(), registry.activity(), metrics.clone());
     tokio::spawn(shared);
     let routes = control_routes(&config, &mesh.handle, &registry, &metrics, &shutdown);
-    let (suspicions, sessions, placer) = (registry.suspicions(), mesh.sessions.clone(), sharing.placer.clone());
+    let (suspicions, sessions) = (registry.suspicions(), mesh.sessions.clone());
+    // Without a mesh there is nobody to tell.
+    let placer = if config.mesh.enabled { sharing.placer.clone() } else { Placer::default() };
     let reports = Reports { suspicions, sessions, placer, limits: registry.limits(), traces: traces.clone() };
     let plane = Plane::start(config.clone(), registry.routing(), metrics.clone(), reports, routes, &tls)?;
     tokio::spawn(footprint::shrink_once_started());

@@ -22,7 +22,8 @@ use crate::{
     config::Config,
     gateway::{
         admission::Admission, budget::RetryBudget, connection::Connection, error::GatewayError, handshake::Handshakes,
-        headers, health::Suspicions, limits::RateLimits, pool::Pool, refusal, sharing::Placer, view::RoutingView,
+        headers, health::Suspicions, limits::RateLimits, pool::Pool, refusal, sharing::placer::Placer,
+        view::RoutingView,
     },
     mesh::driver::sessions::Sessions,
     telemetry::{metrics::Metrics, traces::Traces},

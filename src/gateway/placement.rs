@@ -40,10 +40,12 @@ pub(crate) fn note(core: &Core, route: &Route, facts: Facts<'_>, chosen: &mut Ch
     let seen = index.record(names, holder, facts.tick).min(verdict.blocks);
     verdict.matched = verdict.matched.max(seen);
     core.metrics.cache_aware(verdict.branch.as_str(), verdict.matched, verdict.blocks);
-    let names = if verdict.is_surprise { surprise(prompt, seen) } else { Vec::new() };
+    let placer = &core.shared().placer;
+    let is_told = verdict.is_surprise && placer.is_heard();
+    let names = if is_told { surprise(prompt, seen) } else { Vec::new() };
     if !names.is_empty() {
         let (model, worker, generation) = (route.label.clone(), holder.tag, holder.generation);
-        core.shared().placer.place(Placement { model, worker, generation, age_ms: 0, names });
+        placer.place(Placement { model, worker, generation, age_ms: 0, names });
     }
 }
 

@@ -6,8 +6,9 @@
 //! peer's load is gone before it is DOWN. *Transfers*: a gateway that has just started asks one peer after the other for
 //! what they used last, and meanwhile serves with what hashing gives; one that ends hands over the same unasked.
 //!
-//! Bounds: [`outbox`] holds [`outbox::WAITING_MAX`] surprises and sends [`outbox::BYTES_PER_SECOND`] in all, the copies
-//! for each peer counted; [`TRANSFERS_MAX`] transfers run at a time, each of [`TRANSFER_NAMES_MAX`] names per model.
+//! Bounds: [`placer`] holds [`placer::PLACED_MAX`] surprises of the cores and [`outbox`] [`outbox::WAITING_MAX`], of
+//! which it sends [`outbox::BYTES_PER_SECOND`] in all, the copies for each peer counted; [`TRANSFERS_MAX`] transfers run
+//! at a time, each of [`TRANSFER_NAMES_MAX`] names per model.
 
 use std::{future::pending, sync::Arc, time::Duration};
 
@@ -32,9 +33,16 @@ pub mod loads;
 
 pub mod outbox;
 
+pub mod placer;
+
 pub mod transfer;
 
-use self::{loads::Loads, outbox::Outbox, transfer::Transfer};
+use self::{
+    loads::Loads,
+    outbox::Outbox,
+    placer::{Placed, Placer, Waiting},
+    transfer::Transfer,
+};
 
 /// How long the first surprise after a silence waits for more: a follow-up may come through the next gateway at once.
 pub const GATHER: Duration = Duration::from_millis(2);
@@ -47,9 +55,6 @@ pub const LOAD_INTERVAL: Duration = Duration::from_millis(150);
 
 /// How long a peer's word about its loads counts.
 pub const LOAD_TTL: Duration = Duration::from_secs(1);
-
-/// Placements from the cores that wait to be taken; further ones are lost.
-pub const PLACED_MAX: usize = 4096;
 
 /// Gateways that are brought up to date at a time; further ones ask again.
 pub const TRANSFERS_MAX: usize = 4;
@@ -68,24 +73,6 @@ const ASKS_MAX: u32 = 7;
 const LOOK_INTERVAL: Duration = Duration::from_millis(25);
 const LOOK_FOR: Duration = Duration::from_secs(10);
 
-/// Where the request path reports surprises. Cheap to clone; never waits.
-#[derive(Clone, Debug)]
-pub struct Placer(mpsc::Sender<Placement>);
-
-impl Default for Placer {
-    /// Reports that nobody hears.
-    fn default() -> Self {
-        Self(mpsc::channel(1).0)
-    }
-}
-
-impl Placer {
-    /// Reports a surprise; lost when [`PLACED_MAX`] wait.
-    pub fn place(&self, placement: Placement) {
-        let _ = self.0.try_send(placement);
-    }
-}
-
 /// Holds the task's end in hand: asks it to hand over what this gateway knows.
 #[derive(Debug)]
 pub struct Sharing {
@@ -103,7 +90,7 @@ impl Sharing {
         activity: watch::Receiver<bool>,
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send) {
-        let (placer, placed) = mpsc::channel(PLACED_MAX);
+        let (placer, placed) = Placer::new();
         let (hand_over, leaving) = mpsc::channel(1);
         let now = Instant::now();
         let task = Task {
@@ -122,7 +109,7 @@ impl Sharing {
             handed: None,
             flush_due: None,
         };
-        (Self { placer: Placer(placer), hand_over }, task.run())
+        (Self { placer, hand_over }, task.run())
     }
 
     /// Sends the others what this gateway knows and they may not, within `wait`.
@@ -153,7 +140,7 @@ struct Task {
     lookout: Lookout,
     metrics: Arc<Metrics>,
     shared: mpsc::Receiver<(NodeName, Message)>,
-    placed: mpsc::Receiver<Placement>,
+    placed: Arc<Placed>,
     leaving: mpsc::Receiver<oneshot::Sender<()>>,
     outbox: Outbox,
     loads: Loads,
@@ -175,10 +162,7 @@ impl Task {
                     // The driver has stopped, and the process is about to.
                     None => return,
                 },
-                Some(placement) = self.placed.recv() => {
-                    if !self.outbox.push(placement) {
-                        self.metrics.cache_shared("dropped", 1);
-                    }
+                () = self.placed.begun() => {
                     self.flush_due.get_or_insert_with(|| Instant::now() + GATHER);
                 }
                 Some(done) = self.leaving.recv() => self.on_leaving(done),
@@ -236,6 +220,7 @@ impl Task {
 
     /// Sends what is due: surprises, then a piece of each transfer.
     fn flush(&mut self) {
+        self.take_placed();
         let peers = self.peers();
         if peers == 0 {
             self.transfers.clear();
@@ -262,6 +247,17 @@ impl Task {
         }
         let waits = !self.outbox.is_empty() || !self.transfers.is_empty();
         self.flush_due = waits.then(|| Instant::now() + BATCH_INTERVAL);
+    }
+
+    /// Puts what the cores reported behind what waits to be sent.
+    fn take_placed(&mut self) {
+        let Waiting { placements, mut lost } = self.placed.take();
+        for placement in placements {
+            lost += usize::from(!self.outbox.push(placement));
+        }
+        if lost > 0 {
+            self.metrics.cache_shared("dropped", lost);
+        }
     }
 
     /// Other gateways that hear this one.
