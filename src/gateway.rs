@@ -37,7 +37,6 @@ pub mod cors;
 pub mod budget;
 
 pub mod backoff;
-mod batch;
 
 pub mod body;
 

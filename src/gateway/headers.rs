@@ -16,6 +16,8 @@ pub const REQUEST_ID_BYTES_MAX: usize = 128;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Tokens per second, or requests in flight.
 const RATE_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -57,38 +59,44 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     names.filter_map(|token| token.parse().ok()).collect()
 }
 
-/// Headers of the request to `worker`, made from the client's.
-#[must_use]
+/// What the gateway adds to the headers of a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Added<'a> {
+    /// The header that carries the request id, and the id.
+    pub request_id: (&'a HeaderName, &'a HeaderValue),
+    /// The client's `Authorization` is none of the gateway's.
+    pub keeps_authorization: bool,
+    /// Which span the worker continues (W3C Trace Context §3), and whether it belongs to a context of the client's: what
+    /// a client says of a context that is not continued goes no further.
+    pub context: Option<(&'a HeaderValue, bool)>,
+}
+
+/// Gives `each` the headers of the request to `worker`, made from the client's, but for those that frame its body.
 pub fn to_worker(
     client: &HeaderMap,
     worker: &Worker,
-    request_id: (&HeaderName, &HeaderValue),
-    keeps_authorization: bool,
-) -> HeaderMap {
+    added: Added<'_>,
+    mut each: impl FnMut(&HeaderName, &HeaderValue),
+) {
     let named = named_by_connection(client);
-    let keeps_authorization = keeps_authorization && worker.authorization.is_none();
-    let mut headers = HeaderMap::with_capacity(client.len() + 4);
-    headers.insert(header::HOST, worker.host.clone());
+    let keeps_authorization = added.keeps_authorization && worker.authorization.is_none();
+    let is_replaced = |name: &HeaderName| {
+        name == added.request_id.0
+            || *name == header::AUTHORIZATION && !keeps_authorization
+            || added.context.is_some_and(|(_, is_clients)| *name == TRACEPARENT || *name == TRACESTATE && !is_clients)
+    };
+    each(&header::HOST, &worker.host);
     for (name, value) in client {
-        let is_dropped =
-            is_ours(name) || (*name == header::AUTHORIZATION && !keeps_authorization) || named.contains(name);
-        if !is_dropped && name != request_id.0 {
-            headers.append(name.clone(), value.clone());
+        if !(is_ours(name) || is_replaced(name) || named.contains(name)) {
+            each(name, value);
         }
     }
-    headers.insert(request_id.0.clone(), request_id.1.clone());
+    each(added.request_id.0, added.request_id.1);
     if let Some(authorization) = &worker.authorization {
-        headers.insert(header::AUTHORIZATION, authorization.clone());
+        each(&header::AUTHORIZATION, authorization);
     }
-    headers
-}
-
-/// Tells the worker which span it continues (W3C Trace Context §3). What a client says of a context that is not continued
-/// goes no further.
-pub fn trace(headers: &mut HeaderMap, traceparent: &HeaderValue, is_clients: bool) {
-    headers.insert(HeaderName::from_static("traceparent"), traceparent.clone());
-    if !is_clients {
-        headers.remove("tracestate");
+    if let Some((traceparent, _)) = added.context {
+        each(&TRACEPARENT, traceparent);
     }
 }
 
@@ -198,9 +206,38 @@ mod tests {
         pairs.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
 
+    fn sent(
+        client: &HeaderMap,
+        worker: &Worker,
+        keeps_authorization: bool,
+        context: Option<(&HeaderValue, bool)>,
+    ) -> HeaderMap {
+        let id = (HeaderName::from_static("x-request-id"), HeaderValue::from_static("id"));
+        let added = Added { request_id: (&id.0, &id.1), keeps_authorization, context };
+        let mut sent = HeaderMap::new();
+        to_worker(client, worker, added, |name, value| {
+            sent.append(name.clone(), value.clone());
+        });
+        sent
+    }
+
+    #[test]
+    fn contexts_of_traces() {
+        let client = map(&["traceparent: theirs", "tracestate: a=b"]);
+        let ours = HeaderValue::from_static("ours");
+        for (case, context, parent, state) in [
+            ("no tracing", None, "theirs", Some("a=b")),
+            ("theirs is continued", Some((&ours, true)), "ours", Some("a=b")),
+            ("another begins", Some((&ours, false)), "ours", None),
+        ] {
+            let headers = sent(&client, &worker(None), true, context);
+            assert_eq!(headers.get_all("traceparent").iter().collect::<Vec<_>>(), [parent], "{case}");
+            assert_eq!(headers.get("tracestate").map(|value| value.to_str().unwrap()), state, "{case}");
+        }
+    }
+
     #[test]
     fn request_headers() {
-        let id = (HeaderName::from_static("x-request-id"), HeaderValue::from_static("id"));
         for (case, line, expected) in [
             ("plain ones pass", "accept: x", Some("x")),
             ("custom ones pass", "x-custom: x", Some("x")),
@@ -218,7 +255,7 @@ mod tests {
         ] {
             let mut client = map(&[line]);
             client.insert(header::CONNECTION, HeaderValue::from_static("close, X-Named"));
-            let headers = to_worker(&client, &worker(None), (&id.0, &id.1), true);
+            let headers = sent(&client, &worker(None), true, None);
             let name = line.split_once(": ").unwrap().0;
             assert_eq!(headers.get(name).map(|value| value.to_str().unwrap()), expected, "{case}");
             assert!(!headers.contains_key(header::CONNECTION), "{case}");
@@ -234,9 +271,8 @@ mod tests {
             ("worker has a key", Some("own"), true, Some("own")),
             ("both", Some("own"), false, Some("own")),
         ] {
-            let id = (HeaderName::from_static("x-request-id"), HeaderValue::from_static("id"));
             let client = map(&["authorization: client"]);
-            let headers = to_worker(&client, &worker(own), (&id.0, &id.1), keeps);
+            let headers = sent(&client, &worker(own), keeps, None);
             let values: Vec<_> = headers.get_all(header::AUTHORIZATION).iter().collect();
             assert_eq!(values, expected.iter().collect::<Vec<_>>(), "{case}");
         }

@@ -13,9 +13,9 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Response, Uri, header, response::Parts, uri::PathAndQuery};
+use http::{HeaderValue, Method, Response, header, response::Parts};
 use http_body::{Body as _, Frame};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use rand::Rng;
 use tokio::time::{sleep, timeout_at};
@@ -32,7 +32,7 @@ use crate::gateway::{
     limits::unleased::{Passed, Queue},
     placement,
     policy::{Chosen, Facts},
-    pool::{self, Sender},
+    pool,
     prefix::{self, Prompt},
     relay::{Lease, Relay},
     scan,
@@ -41,9 +41,10 @@ use crate::gateway::{
     steering,
     stored::{self, Learner},
     tenure::Tenure,
+    upstream::{Reply, RequestHead},
     usage,
     view::{Lookup, Route},
-    worker::Worker,
+    worker::{InFlight, Worker},
 };
 
 /// A complete answer up to this size is read before the client gets its head, so that a short one can be a 502.
@@ -346,7 +347,7 @@ async fn attempts(
         let failure = match begin_traced(inbound, worker, permit, outbound, finish, retries).await {
             Ok(begun) => {
                 if let Some(held) = held {
-                    held.on_answer(core, worker, begun.response.status());
+                    held.on_answer(core, worker, begun.parts.status);
                 }
                 return answer(inbound, outbound, begun, finish).await;
             }
@@ -401,7 +402,8 @@ fn refusal(route: &Route, last: Option<Failure>, now: Instant) -> GatewayError {
 
 /// A worker's response that has begun.
 struct Begun {
-    response: Response<Incoming>,
+    parts: Parts,
+    reply: Reply,
     lease: Lease,
     /// Read ahead where the time to it is bounded.
     first: Option<Frame<Bytes>>,
@@ -423,7 +425,7 @@ async fn begin_traced(
     let begun = begin(inbound, worker, permit, outbound).await;
     if let Some(trace) = finish.trace() {
         match &begun {
-            Ok(begun) => trace.on_attempt_answered(begun.response.status().as_u16()),
+            Ok(begun) => trace.on_attempt_answered(begun.parts.status.as_u16()),
             Err(failure) => trace.on_attempt_failed(failure.label()),
         }
     }
@@ -434,20 +436,19 @@ async fn begin_traced(
 /// (`--ttft-timeout-secs`) up to that byte.
 async fn begin(inbound: &Inbound, worker: &Arc<Worker>, permit: Permit, outbound: &Outbound) -> Result<Begun, Failure> {
     let Some(ttft) = inbound.core.config().requests.ttft_timeout.filter(|_| outbound.is_stream) else {
-        let (response, lease) = attempt(inbound, worker, permit, outbound.deadline, outbound).await?;
-        return Ok(Begun { response, lease, first: None });
+        return attempt(inbound, worker, permit, outbound.deadline, outbound).await;
     };
     let due = outbound.deadline.min(Instant::now() + ttft);
     let begun = async {
-        let (mut response, mut lease) = attempt(inbound, worker, permit, due, outbound).await?;
-        let frame = if response.status().is_success() { response.body_mut().frame().await } else { None };
-        let first = frame.transpose().map_err(|error| {
+        let mut begun = attempt(inbound, worker, permit, due, outbound).await?;
+        let frame = if begun.parts.status.is_success() { begun.reply.frame().await } else { None };
+        begun.first = frame.transpose().map_err(|error| {
             tracing::debug!(worker = %worker.id, %error, "no first byte");
-            lease.in_flight.settle(Outcome::Failure, Instant::now());
+            begun.lease.in_flight.settle(Outcome::Failure, Instant::now());
             Failure::Reset
         })?;
-        lease.in_flight.give_until(outbound.deadline);
-        Ok(Begun { response, lease, first })
+        begun.lease.in_flight.give_until(outbound.deadline);
+        Ok(begun)
     };
     timeout_at(due.into(), begun).await.unwrap_or(Err(Failure::FirstByte))
 }
@@ -459,17 +460,17 @@ async fn attempt(
     permit: Permit,
     due: Instant,
     outbound: &Outbound,
-) -> Result<(Response<Incoming>, Lease), Failure> {
+) -> Result<Begun, Failure> {
     let core = &inbound.core;
     let mut in_flight = worker.begin_permitted(permit, due);
-    if let Some(mut sender) = core.pool.checkout(worker, inbound.started) {
-        match send(&mut sender, request(inbound, worker, outbound)).await {
-            Ok(response) => return Ok((response, Lease { core: core.clone(), in_flight, sender })),
+    if let Some(wire) = core.pool.checkout(worker, inbound.started) {
+        match wire.exchange(head(inbound, worker, outbound), outbound.body.clone()).await {
+            Ok((parts, reply)) => return Ok(begun(core, in_flight, parts, reply)),
             Err(error) => tracing::trace!(worker = %worker.id, %error, "pooled connection was stale"),
         }
     }
-    let mut sender = match core.pool.connect(worker).await {
-        Ok(sender) => sender,
+    let wire = match core.pool.connect(worker).await {
+        Ok(wire) => wire,
         Err(error) => {
             tracing::debug!(worker = %worker.id, %error, "no connection");
             if pool::is_of_this_machine(&error) {
@@ -480,8 +481,8 @@ async fn attempt(
             return Err(Failure::Connect);
         }
     };
-    match send(&mut sender, request(inbound, worker, outbound)).await {
-        Ok(response) => Ok((response, Lease { core: core.clone(), in_flight, sender })),
+    match wire.exchange(head(inbound, worker, outbound), outbound.body.clone()).await {
+        Ok((parts, reply)) => Ok(begun(core, in_flight, parts, reply)),
         Err(error) => {
             tracing::debug!(worker = %worker.id, %error, "no response");
             in_flight.settle(Outcome::Failure, Instant::now());
@@ -490,33 +491,24 @@ async fn attempt(
     }
 }
 
-async fn send(sender: &mut Sender, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-    sender.send_request(request).await
+fn begun(core: &Rc<Core>, in_flight: InFlight, parts: Parts, reply: Reply) -> Begun {
+    Begun { parts, reply, lease: Lease { core: core.clone(), in_flight }, first: None }
 }
 
-/// The client's request as the worker gets it.
-fn request(inbound: &Inbound, worker: &Worker, outbound: &Outbound) -> Request<Full<Bytes>> {
+/// The head of the client's request as the worker gets it.
+fn head(inbound: &Inbound, worker: &Worker, outbound: &Outbound) -> RequestHead {
     let parts = &inbound.parts;
-    let mut request = Request::new(Full::new(outbound.body.clone()));
-    // A client's HEAD asks the worker for a GET: some do not know HEAD, and hyper leaves the body out.
-    *request.method_mut() = if parts.method == Method::HEAD { Method::GET } else { parts.method.clone() };
-    *request.uri_mut() = uri(parts.uri.path_and_query(), &worker.path_prefix);
-    let (name, value) = &inbound.request_id;
-    let is_open = inbound.core.config().auth.api_keys.is_empty();
-    *request.headers_mut() = headers::to_worker(&parts.headers, worker, (name, value), is_open);
-    if let Some((traceparent, is_clients)) = &*outbound.context.borrow() {
-        headers::trace(request.headers_mut(), traceparent, *is_clients);
-    }
-    request
-}
-
-fn uri(path: Option<&PathAndQuery>, prefix: &str) -> Uri {
-    let Some(path) = path else { return Uri::from_static("/") };
-    if prefix.is_empty() {
-        return Uri::from(path.clone());
-    }
-    let joined = PathAndQuery::try_from(format!("{prefix}{path}"));
-    Uri::from(joined.unwrap_or_else(|_| path.clone()))
+    // A client's HEAD asks the worker for a GET: some do not know HEAD, and the body is left out on the way to the client.
+    let method = if parts.method == Method::HEAD { &Method::GET } else { &parts.method };
+    let mut head = RequestHead::new(method, &worker.path_prefix, parts.uri.path_and_query());
+    let context = outbound.context.borrow();
+    let added = headers::Added {
+        request_id: (&inbound.request_id.0, &inbound.request_id.1),
+        keeps_authorization: inbound.core.config().auth.api_keys.is_empty(),
+        context: context.as_ref().map(|(traceparent, is_clients)| (traceparent, *is_clients)),
+    };
+    headers::to_worker(&parts.headers, worker, added, |name, value| head.header(name, value));
+    head
 }
 
 /// The worker's response as the client gets it. Of a request that is no stream the body is read first, so that a
@@ -527,22 +519,21 @@ async fn answer(
     begun: Begun,
     finish: &mut Finish,
 ) -> Result<Response<Body>, GatewayError> {
-    let Begun { response, mut lease, first: mut prelude } = begun;
-    let (mut parts, mut incoming) = response.into_parts();
+    let Begun { mut parts, mut reply, mut lease, first: mut prelude } = begun;
     lease.on_status(parts.status);
     headers::from_worker(&mut parts.headers);
-    parts.extensions.clear();
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let is_sse = content_type.starts_with(b"text/event-stream");
     let learner = learner(inbound, &parts, &lease);
-    let is_long = incoming.size_hint().lower() > READ_AHEAD_BYTES_MAX as u64;
-    if !(outbound.is_stream && parts.status.is_success() || is_sse || is_long) {
-        let (read, is_whole) = read_ahead(&mut lease, &mut incoming).await?;
+    let is_long = reply.exact_len().is_some_and(|len| len > READ_AHEAD_BYTES_MAX as u64);
+    let is_empty = prelude.is_none() && reply.is_end();
+    if is_empty || !(outbound.is_stream && parts.status.is_success() || is_sse || is_long) {
+        let (read, is_whole) = read_ahead(&mut lease, &mut reply).await?;
         if is_whole {
             if let Some(learner) = learner {
                 learner.on_whole(&read);
             }
-            lease.give_back();
+            lease.give_back(&mut reply);
             if let Some(usage) = usage::find(&read).filter(|_| parts.status.is_success()) {
                 finish.on_usage(usage);
             }
@@ -551,7 +542,7 @@ async fn answer(
         prelude = (!read.is_empty()).then(|| Frame::data(read));
     }
     let connection = inbound.connection.clone();
-    let mut relay = Relay::new(incoming, prelude, lease, connection, outbound.deadline, is_sse);
+    let mut relay = Relay::new(reply, prelude, lease, connection, outbound.deadline, is_sse);
     if let Some(learner) = learner.filter(|_| is_sse) {
         relay.teach(learner);
     }
@@ -566,11 +557,11 @@ fn learner(inbound: &Inbound, parts: &Parts, lease: &Lease) -> Option<Learner> {
 }
 
 /// Reads until the body ends, true, or is too long to be held back, false.
-async fn read_ahead(lease: &mut Lease, incoming: &mut Incoming) -> Result<(Bytes, bool), GatewayError> {
+async fn read_ahead(lease: &mut Lease, reply: &mut Reply) -> Result<(Bytes, bool), GatewayError> {
     let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
-    let mut is_whole = incoming.is_end_stream();
+    let mut is_whole = reply.is_end();
     while !is_whole {
-        let Some(frame) = incoming.frame().await else {
+        let Some(frame) = reply.frame().await else {
             is_whole = true;
             break;
         };
@@ -586,7 +577,7 @@ async fn read_ahead(lease: &mut Lease, incoming: &mut Incoming) -> Result<(Bytes
             whole.extend_from_slice(&std::mem::take(&mut first));
             whole.extend_from_slice(&data);
         }
-        is_whole = incoming.is_end_stream();
+        is_whole = reply.is_end();
         if first.len() + whole.len() > READ_AHEAD_BYTES_MAX {
             break;
         }

@@ -1,14 +1,10 @@
 //! A worker's response body on its way to the client: each frame as it comes, and the truth when it breaks.
 //!
-//! The client's reading drives the worker's writing: a frame is taken from the worker when the client's connection
-//! has room for it, so nothing is held but one batch and the two bounded connection buffers.
-//!
-//! Frames that came from the worker together leave together: hyper hands them over one by one, with a turn of the
-//! connection's task between two, and each would cost a write of its own. After a frame the relay therefore lets the
-//! other tasks of its core run, and sends what there is when that brought no further one (`gateway::batch`).
+//! The client's reading drives the worker's writing: a frame is read from the worker when the client's connection has
+//! room for it, so nothing is held but what one read brought and the bounded buffer of the client's connection. What
+//! came from the worker together is one frame and leaves together.
 
 use std::{
-    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
     time::Instant,
@@ -16,12 +12,11 @@ use std::{
 
 use bytes::Bytes;
 use http::StatusCode;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::{Frame, SizeHint};
 
 use crate::gateway::{
-    batch::Batch, body::BodyError, breaker::Outcome, connection::Connection, core::Core, error::GatewayError,
-    finish::Finish, pool::Sender, stored::Learner, usage::Tally, worker::InFlight,
+    body::BodyError, breaker::Outcome, connection::Connection, core::Core, error::GatewayError, finish::Finish,
+    stored::Learner, upstream::Reply, usage::Tally, worker::InFlight,
 };
 
 mod clock;
@@ -30,11 +25,10 @@ use clock::Clock;
 
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
-/// A connection to a worker in use for one request.
+/// A worker in use for one request.
 pub(crate) struct Lease {
     pub(crate) core: Rc<Core>,
     pub(crate) in_flight: InFlight,
-    pub(crate) sender: Sender,
 }
 
 impl Lease {
@@ -56,22 +50,22 @@ impl Lease {
     }
 
     /// The response was read to its end: the connection can serve another request.
-    pub(crate) fn give_back(mut self) {
+    pub(crate) fn give_back(mut self, reply: &mut Reply) {
         let now = Instant::now();
         self.in_flight.settle(Outcome::Success, now);
-        self.core.pool.put(self.in_flight.worker(), self.sender, now);
+        if let Some(wire) = reply.take_wire() {
+            self.core.pool.put(self.in_flight.worker(), wire, now);
+        }
     }
 }
 
 /// A response body that is relayed. Dropping it before its end closes the connection to the worker, which is how a
 /// worker learns that the client left.
 pub(crate) struct Relay {
-    incoming: Incoming,
+    /// None: closed.
+    reply: Option<Reply>,
     /// What was read ahead of the relay.
     prelude: Option<Frame<Bytes>>,
-    batch: Batch,
-    /// The end of the body, behind what was held when it came.
-    trailers: Option<Frame<Bytes>>,
     lease: Option<Lease>,
     connection: Rc<Connection>,
     clock: Clock,
@@ -89,8 +83,6 @@ pub(crate) struct Relay {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
     Open,
-    /// The worker broke off; what it sent before was handed over.
-    Cut,
     /// The error event was handed over; it must leave before the abort.
     Flushing,
     Broken,
@@ -101,7 +93,7 @@ impl Relay {
     /// A body that continues `prelude` with what comes from the worker until `deadline`, or until nothing comes for
     /// `--stream-idle-timeout-secs`.
     pub(crate) fn new(
-        incoming: Incoming,
+        reply: Reply,
         prelude: Option<Frame<Bytes>>,
         lease: Lease,
         connection: Rc<Connection>,
@@ -111,10 +103,8 @@ impl Relay {
         connection.relay_began(deadline);
         let clock = Clock::new(deadline, lease.core.config().requests.stream_idle_timeout);
         Self {
-            incoming,
+            reply: Some(reply),
             prelude,
-            batch: Batch::default(),
-            trailers: None,
             lease: Some(lease),
             connection,
             clock,
@@ -138,10 +128,9 @@ impl Relay {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>, finish: Option<&mut Finish>) -> Polled {
         match self.state {
             State::Open => self.poll_open(cx, finish),
-            State::Cut => self.on_break(&GatewayError::WorkerTruncated, "truncated", finish),
             State::Flushing => self.poll_flushing(cx),
             State::Broken => Poll::Ready(Some(Err(BodyError::Relay))),
-            State::Done => Poll::Ready(self.trailers.take().map(Ok)),
+            State::Done => Poll::Ready(None),
         }
     }
 
@@ -150,46 +139,33 @@ impl Relay {
             self.on_frame(&frame, finish);
             return Poll::Ready(Some(Ok(frame)));
         }
-        if self.batch.is_empty() && finish.as_ref().is_some_and(|finish| finish.poll_lost(cx).is_ready()) {
+        if finish.as_ref().is_some_and(|finish| finish.poll_lost(cx).is_ready()) {
             return self.on_lost(finish);
         }
         // First of all: a worker that always has more is no reason to go on.
-        // What is held leaves before it, within a few turns.
-        if self.batch.is_empty() && self.clock.poll_due(cx).is_ready() {
+        if self.clock.poll_due(cx).is_ready() {
             return self.on_break(&GatewayError::WorkerTimeout, "timeout", finish);
         }
-        self.poll_incoming(cx, finish)
+        self.poll_reply(cx, finish)
     }
 
-    fn poll_incoming(&mut self, cx: &mut Context<'_>, mut finish: Option<&mut Finish>) -> Polled {
-        loop {
-            let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => frame,
-                Poll::Ready(Some(Err(_))) => {
-                    let Some(held) = self.batch.take() else {
-                        return self.on_break(&GatewayError::WorkerTruncated, "truncated", finish);
-                    };
-                    self.state = State::Cut;
-                    return Poll::Ready(Some(Ok(Frame::data(held))));
-                }
-                Poll::Ready(None) => {
-                    self.on_end(finish);
-                    return Poll::Ready(self.batch.take().map(|held| Ok(Frame::data(held))));
-                }
-                Poll::Pending if self.batch.is_empty() && self.clock.poll_idle(cx).is_ready() => {
-                    return self.on_break(&GatewayError::StreamIdle, "idle", finish);
-                }
-                Poll::Pending => return self.batch.poll_settled(cx).map(|held| Some(Ok(Frame::data(held)))),
-            };
-            self.clock.on_frame();
-            self.on_frame(&frame, finish.as_deref_mut());
-            match frame.into_data() {
-                Ok(data) => self.batch.push(data),
-                Err(trailers) => return self.on_trailers(trailers, finish),
+    fn poll_reply(&mut self, cx: &mut Context<'_>, finish: Option<&mut Finish>) -> Polled {
+        let Some(reply) = &mut self.reply else { return Poll::Ready(None) };
+        match reply.poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.clock.on_frame();
+                self.on_frame(&frame, finish);
+                Poll::Ready(Some(Ok(frame)))
             }
-            if self.state == State::Done || self.batch.is_full() {
-                return Poll::Ready(self.batch.take().map(|held| Ok(Frame::data(held))));
+            Poll::Ready(Some(Err(_))) => self.on_break(&GatewayError::WorkerTruncated, "truncated", finish),
+            Poll::Ready(None) => {
+                self.on_end(finish);
+                Poll::Ready(None)
             }
+            Poll::Pending if self.clock.poll_idle(cx).is_ready() => {
+                self.on_break(&GatewayError::StreamIdle, "idle", finish)
+            }
+            Poll::Pending => Poll::Pending,
         }
     }
 
@@ -209,19 +185,9 @@ impl Relay {
                 finish.on_first_byte();
             }
         }
-        if self.incoming.is_end_stream() {
+        if self.reply.as_ref().is_some_and(Reply::is_end) {
             self.on_end(finish);
         }
-    }
-
-    /// Trailers end the body, behind what is held.
-    fn on_trailers(&mut self, trailers: Frame<Bytes>, finish: Option<&mut Finish>) -> Polled {
-        if self.state == State::Open {
-            self.on_end(finish);
-        }
-        let Some(held) = self.batch.take() else { return Poll::Ready(Some(Ok(trailers))) };
-        self.trailers = Some(trailers);
-        Poll::Ready(Some(Ok(Frame::data(held))))
     }
 
     fn on_end(&mut self, finish: Option<&mut Finish>) {
@@ -229,8 +195,8 @@ impl Relay {
         if let (Some(tally), Some(finish)) = (self.tally.take(), finish) {
             finish.on_stream_end(&tally);
         }
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
+        if let (Some(lease), Some(reply)) = (self.lease.take(), &mut self.reply) {
+            lease.give_back(reply);
         }
     }
 
@@ -239,7 +205,6 @@ impl Relay {
         if let Some(lease) = &mut self.lease {
             lease.in_flight.settle(Outcome::Neutral, Instant::now());
         }
-        // Closes the connection to the worker.
         self.lease = None;
         self.on_break(&GatewayError::SlotLost, "slot_lost", finish)
     }
@@ -249,6 +214,8 @@ impl Relay {
         if let Some(mut lease) = self.lease.take() {
             lease.on_break(worker_error);
         }
+        // Closes the connection to the worker.
+        self.reply = None;
         if let Some(finish) = finish {
             finish.on_broken(error.code());
         }
@@ -271,18 +238,13 @@ impl Relay {
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.state == State::Done && self.trailers.is_none()
-            || self.state == State::Open
-                && self.prelude.is_none()
-                && self.batch.is_empty()
-                && self.incoming.is_end_stream()
+        self.state == State::Done
+            || self.state == State::Open && self.prelude.is_none() && self.reply.as_ref().is_none_or(Reply::is_end)
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        let rest = self.incoming.size_hint();
         let ahead = self.prelude.as_ref().and_then(Frame::data_ref).map_or(0, |bytes| bytes.len() as u64);
-        let ahead = ahead + self.batch.len() as u64;
-        match rest.exact() {
+        match self.reply.as_ref().and_then(Reply::exact_len) {
             Some(rest) => SizeHint::with_exact(rest + ahead),
             None => SizeHint::default(),
         }

@@ -12,13 +12,14 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{Method, Request, StatusCode, Uri};
-use http_body_util::Full;
+use http::{Method, StatusCode, header, uri::PathAndQuery};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
-    gateway::{error::GatewayError, headers, service::Inbound, view::RoutingView, worker::Worker},
+    gateway::{
+        error::GatewayError, headers, service::Inbound, upstream::RequestHead, view::RoutingView, worker::Worker,
+    },
     mesh::{
         driver::sessions::Sessions,
         stores::{SessionKey, WorkerId},
@@ -120,18 +121,20 @@ const SAYS_NO: [StatusCode; 4] =
 
 /// The status of a `GET` of the id, on a connection of its own: the body is of no interest and is not read.
 async fn status(inbound: &Inbound, worker: &Worker, id: &str) -> Option<StatusCode> {
-    let mut sender = inbound.core.pool.connect(worker).await.ok()?;
-    let mut request = Request::new(Full::new(Bytes::new()));
-    *request.method_mut() = Method::GET;
-    *request.uri_mut() = Uri::try_from(format!("{}/v1/responses/{id}", worker.path_prefix)).ok()?;
-    let (name, value) = &inbound.request_id;
-    let is_open = inbound.core.config().auth.api_keys.is_empty();
-    let mut headers = headers::to_worker(&inbound.parts.headers, worker, (name, value), is_open);
-    for of_body in [http::header::CONTENT_TYPE, http::header::CONTENT_ENCODING, http::header::RANGE] {
-        headers.remove(of_body);
-    }
-    *request.headers_mut() = headers;
-    Some(sender.send_request(request).await.ok()?.status())
+    let wire = inbound.core.pool.connect(worker).await.ok()?;
+    let path = PathAndQuery::try_from(format!("/v1/responses/{id}")).ok()?;
+    let mut head = RequestHead::new(&Method::GET, &worker.path_prefix, Some(&path));
+    let added = headers::Added {
+        request_id: (&inbound.request_id.0, &inbound.request_id.1),
+        keeps_authorization: inbound.core.config().auth.api_keys.is_empty(),
+        context: None,
+    };
+    headers::to_worker(&inbound.parts.headers, worker, added, |name, value| {
+        if ![header::CONTENT_TYPE, header::CONTENT_ENCODING, header::RANGE].contains(name) {
+            head.header(name, value);
+        }
+    });
+    Some(wire.exchange(head, Bytes::new()).await.ok()?.0.status)
 }
 
 /// Reads the id in the answer of a `POST /v1/responses` while it passes, and tells the cluster who has it.

@@ -1,4 +1,4 @@
-//! Connections to workers: TCP, and TLS over it where the worker's URL says `https`.
+//! Connections to workers: TCP, and TLS over it where the worker's URL says `https`; HTTP/1.1 over either.
 
 use std::{cell::RefCell, io, sync::Arc};
 
@@ -8,6 +8,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::gateway::{byte_stream::ByteStream, worker::Worker};
+
+mod framing;
+mod head;
+mod reply;
+mod wire;
+
+pub(crate) use self::{head::RequestHead, reply::Reply, wire::Wire};
 
 /// Workers whose sessions one core remembers, for shorter handshakes; the least recently used goes.
 const SESSIONS_MAX: usize = 64;
@@ -41,13 +48,13 @@ impl TlsSessions {
 ///
 /// # Errors
 /// When there is no connection, or the worker's certificate is not good for its host: nothing was sent then.
-pub(crate) async fn connect(worker: &Worker, sessions: &TlsSessions) -> io::Result<ByteStream> {
+pub(crate) async fn connect(worker: &Worker, sessions: &TlsSessions) -> io::Result<Wire> {
     let stream = reach(worker).await?;
     if !worker.tls {
-        return Ok(ByteStream::Plain(stream));
+        return Ok(Wire::new(ByteStream::Plain(stream)));
     }
     let connector = sessions.connector(config(worker)?);
-    secure(worker, stream, &connector).await
+    secure(worker, stream, &connector).await.map(Wire::new)
 }
 
 /// The same elsewhere, where a handshake is a handshake.

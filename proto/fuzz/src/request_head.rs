@@ -64,7 +64,11 @@ fn pass_on(client: &HeaderMap) {
     let is_id =
         (1..=headers::REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
     assert!(names.contains(&name) && is_id, "a request id is visible and short");
-    let sent = headers::to_worker(client, &worker, (&name, &id), false);
+    let added = headers::Added { request_id: (&name, &id), keeps_authorization: false, context: None };
+    let mut sent = HeaderMap::new();
+    headers::to_worker(client, &worker, added, |name, value| {
+        sent.append(name.clone(), value.clone());
+    });
     assert_eq!(sent.get_all(header::HOST).iter().count(), 1);
     assert_eq!(sent.get_all(&name).iter().count(), 1);
     let is_clean = |name: &HeaderName| {
