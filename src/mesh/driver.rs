@@ -10,6 +10,7 @@
 mod absent;
 pub mod advertise;
 pub mod data;
+mod expire;
 pub mod identity;
 mod leader;
 pub mod links;
@@ -84,9 +85,6 @@ const VIEW_INTERVAL_MAX: Duration = Duration::from_millis(500);
 
 /// The time of the last exchange alone is shown no later than this: an idle cluster costs its readers nothing more often.
 const SYNC_TIME_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How often old sessions are looked for.
-const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why the mesh ended.
 #[derive(Debug, thiserror::Error)]
@@ -216,7 +214,7 @@ pub async fn start(
         shared: sender,
         pods,
         traces,
-        expire_due: now + EXPIRE_INTERVAL,
+        expire_due: now,
         view,
         leadership,
         rights,
@@ -429,10 +427,7 @@ impl Driver {
                 self.touch(now, SYNC_TIME_INTERVAL);
             }
         }
-        if self.expire_due <= now {
-            self.expire_due = now + EXPIRE_INTERVAL;
-            self.stores.expire_sessions(unix_ms());
-        }
+        self.expire(now);
         self.offer_hash_key();
         if let Some(net) = self.net.as_ref().filter(|net| net.synced()) {
             self.told.run(now, unix_ms(), &self.limits.limits, &|limit| net.pooled(limit), &mut self.stores);

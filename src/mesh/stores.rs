@@ -7,6 +7,7 @@
 //! | policies `<model>` | any node, for its operator | LWW-Register |
 //! | sessions, a hash | any node, for its clients | LWW-Register, removed by age and number |
 //! | routing `usage/…`, a limit | each node, for itself | G-Counter, removed a minute after the limit |
+//! | routing `search/…`, a search | each node, for itself | OR-Set of nodes |
 //! | routing `key`, `life/<id>` | any node | register of which the oldest, the highest value counts |
 //! | policies [`RATE_LIMIT`] | any node, for its operator | LWW-Register, removed as in an OR-Set where it is for some requests |
 //!
@@ -18,7 +19,8 @@
 //! - *Discovered workers* are stamped like seeds, see `stores/discovered.rs`.
 //! - *Losing dots.* Several nodes naming one worker make concurrent dots. Each node retracts those of its own dots, of
 //!   any epoch, that lose against another live one; the winner is never retracted, so one dot stays. A flag's dot that
-//!   loses against an entry of the API stays beside it, one per node: it says that a removal must leave a marker.
+//!   loses against an entry of the API or of a search stays beside it, one per node: it says that a removal must leave a
+//!   marker, and that the entry does not go with its pod.
 //! - *Observations* whose worker is gone are invisible; their writer removes them when it learns of the removal, and
 //!   whoever forgets the writer ([`Stores::forget_node`]) removes them for it.
 //! - *Bad values* are kept and passed on as opaque bytes (a newer version may know them), hidden from views, counted.
@@ -40,18 +42,23 @@ mod discovered;
 mod exchange;
 mod policies;
 mod routing;
+mod searches;
+mod seeds;
 mod sessions;
 mod tokens;
 mod usage;
 mod workers;
 
-use self::workers::WorkerKey;
 pub use self::{
     discovered::{Finding, PodMark},
     policies::{PolicySpec, RATE_LIMIT, is_limit},
     routing::HASH_KEY_BYTES,
     sessions::{RESPONSES_MAX, SESSION_RENEW_MS, SESSION_TTL_MS, SESSIONS_MAX, Session, SessionKey},
     workers::{WorkerId, WorkerObservation, WorkerOrigin, WorkerPatch, WorkerSpec, WorkerState, WorkerView},
+};
+use self::{
+    seeds::{is_seed, retract_losers},
+    workers::WorkerKey,
 };
 
 /// Changes waiting to be polled at most; beyond that they become one [`StoreEvent::ManyChanged`].
@@ -145,6 +152,7 @@ pub struct Stores {
     ages: sessions::Ages,
     /// What was taken over of counts of usage, by key and earlier epoch of this node.
     taken: BTreeMap<(Vec<u8>, u64), u64>,
+    missing: searches::Missing,
 }
 
 impl Stores {
@@ -161,6 +169,7 @@ impl Stores {
             waiting: BTreeSet::new(),
             ages: sessions::Ages::default(),
             taken: BTreeMap::new(),
+            missing: searches::Missing::default(),
         }
     }
 
@@ -217,29 +226,6 @@ impl Stores {
 
     // --- workers ---
 
-    /// Registers a worker that a flag names. It has no effect on an entry that exists, the marker of a removed worker
-    /// included, and loses against every such entry that is yet unknown here.
-    pub fn seed_worker(&mut self, spec: WorkerSpec) -> WorkerId {
-        let id = WorkerId::of_url(&spec.url);
-        let key = WorkerKey::spec(&id);
-        match self.stored_worker(&id) {
-            Some(_) if self.is_seeded(&id) => {}
-            // Said through the API before: what it said stays, and its removal must leave a marker from now on.
-            Some(known) => {
-                let spec = WorkerSpec { origin: WorkerOrigin::Seed, ..known.spec };
-                self.write_worker(0, &id, spec, known.removed);
-            }
-            None => {
-                let spec = WorkerSpec { origin: WorkerOrigin::Seed, ..spec };
-                if let Ok(payload) = state::encode_worker(&StoredWorker { spec, removed: false }) {
-                    self.maps[Namespace::Workers.index()].write_own(&key, Timestamp::ZERO, &payload);
-                    self.push_event(StoreEvent::WorkerChanged(id.clone()));
-                }
-            }
-        }
-        id
-    }
-
     /// Registers or replaces a worker. A spec beyond the bounds of `state.proto` is not stored.
     ///
     /// The origin of a worker that a flag or a search names stays.
@@ -254,7 +240,7 @@ impl Stores {
     /// One that some flag or search names leaves a marker; any other leaves nothing.
     pub fn remove_worker(&mut self, wall_ms: u64, id: &WorkerId) -> bool {
         let Some(known) = self.stored_worker(id).filter(|known| !known.removed) else { return false };
-        if self.is_seeded(id) {
+        if self.is_lasting(id) {
             let spec = WorkerSpec { api_key: None, models: Vec::new(), draining: false, ..known.spec };
             self.write_worker(wall_ms, id, spec, true);
         } else {
@@ -314,6 +300,7 @@ impl Stores {
     pub fn reap_node(&mut self, name: &NodeName) {
         self.masked.remove(name);
         self.reap_usage(name);
+        self.reap_searches(name);
         for (key, id) in self.seen_by(name) {
             self.maps[Namespace::Workers.index()].remove(&key);
             self.push_event(StoreEvent::WorkerChanged(id));
@@ -470,11 +457,6 @@ impl Stores {
         decode_spec(map, map.get(&WorkerKey::spec(id)))
     }
 
-    /// Whether some flag or search names the worker, so that a removal must leave a marker.
-    fn is_seeded(&self, id: &WorkerId) -> bool {
-        self.lasting_origin(id).is_some()
-    }
-
     fn observation(&self, node: &NodeName, live: Dots<'_>) -> Option<Result<WorkerObservation, ValueError>> {
         if self.masked.contains(node) {
             return None;
@@ -552,25 +534,13 @@ impl Stores {
     }
 }
 
-/// The newest value of a worker entry that this version can read.
+/// The newest value of a worker entry that this version can read. What a search found and a flag names too is the flag's.
 fn decode_spec(map: &Map, live: Dots<'_>) -> Option<StoredWorker> {
-    lww_register::newest(map, live).and_then(|live| state::decode_worker(live.payload).ok())
-}
-
-/// Kills this node's dots of a worker entry that lose. See the rules in the module's head.
-fn retract_losers(map: &mut Map, node: &NodeName, key: &Key) {
-    let Some(winner) = lww_register::read(map, key) else { return };
-    let is_own = |actors: &ActorTable, live: LiveRef<'_>| actors.actor(live.dot.actor).node == *node;
-    let origin = state::decode_worker(winner.payload).map(|known| known.spec.origin);
-    let witness = match origin {
-        Ok(WorkerOrigin::Seed | WorkerOrigin::Discovered(_)) => None,
-        Ok(WorkerOrigin::Api) | Err(_) => {
-            let seeds = map.get(key).filter(|live| live.stamp == Timestamp::ZERO && is_own(map.actors(), *live));
-            lww_register::newest(map, seeds).map(|live| live.dot)
-        }
-    };
-    let winner = winner.dot;
-    map.retract(key, |actors, live| live.dot != winner && Some(live.dot) != witness && is_own(actors, live));
+    let mut known = lww_register::newest(map, live).and_then(|live| state::decode_worker(live.payload).ok())?;
+    if matches!(known.spec.origin, WorkerOrigin::Discovered(_)) && live.into_iter().any(|live| is_seed(&live)) {
+        known.spec.origin = WorkerOrigin::Seed;
+    }
+    Some(known)
 }
 
 /// The newest dot of the one node that may write the key: by epoch first, so that a restarted node outbids its past even

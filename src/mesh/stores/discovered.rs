@@ -7,8 +7,9 @@
 //!   zone that it lacks, and that one of the API goes with the pod from then on. Finding is idempotent.
 //! - An operator's removal leaves a marker, as that of a flag's worker does, so the worker stays away as long as its pod is
 //!   found. The marker names the pod: another pod at the same address is another worker, and replaces it.
-//! - When the pod is gone, the entry or marker goes without a trace. Only the pod that it names can take it away, so news
-//!   of an old pod that come late do not hurt the one that has its address now.
+//! - When the pod is gone, the entry goes without a trace, and the marker a day later ([`searches`](super::searches)). Only
+//!   the pod that it names can take it away, so news of an old pod that come late do not hurt the one that has its address
+//!   now. An entry that a flag names too stays.
 //! - A complete list takes away what it lacks, of the same search alone: a gateway that was told to look elsewhere takes
 //!   nothing from the others.
 
@@ -61,15 +62,16 @@ impl Stores {
             Finding::Found(spec) => self.find_worker(wall_ms, spec),
             Finding::Gone(id, mark) => {
                 if self.mark_of(&id).is_some_and(|known| known.pod == mark.pod) {
-                    self.erase_worker(&id);
+                    self.lose_pod(wall_ms, &id);
                 }
             }
             Finding::Only { search, pods } => {
-                let is_gone = |mark: PodMark| mark.search == search && !pods.contains(&mark.pod);
-                let mut gone = self.spec_ids();
-                gone.retain(|id| self.mark_of(id).is_some_and(is_gone));
-                for id in gone {
-                    self.erase_worker(&id);
+                for id in self.spec_ids() {
+                    match self.mark_of(&id).filter(|mark| mark.search == search) {
+                        Some(mark) if pods.contains(&mark.pod) => self.missing.found(&id),
+                        Some(_) => self.lose_pod(wall_ms, &id),
+                        None => {}
+                    }
                 }
             }
         }
@@ -90,6 +92,7 @@ impl Stores {
         let (spec, removed) = match self.lasting_origin(&id) {
             Some(WorkerOrigin::Seed) => return,
             Some(WorkerOrigin::Discovered(of)) if of.pod == mark.pod => {
+                self.missing.found(&id);
                 if !known.spec.zone.is_empty() || spec.zone.is_empty() {
                     return;
                 }
@@ -147,7 +150,8 @@ impl Stores {
         }
     }
 
-    fn mark_of(&self, id: &WorkerId) -> Option<PodMark> {
+    /// The pod that the entry or marker goes with, and the search that found it.
+    pub(super) fn mark_of(&self, id: &WorkerId) -> Option<PodMark> {
         match self.lasting_origin(id) {
             Some(WorkerOrigin::Discovered(mark)) => Some(mark),
             Some(WorkerOrigin::Seed | WorkerOrigin::Api) | None => None,
@@ -166,4 +170,4 @@ impl Stores {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

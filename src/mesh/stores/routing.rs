@@ -5,13 +5,14 @@
 //!   and whoever wrote another retracts it.
 //! - `life/<worker>`: how often the worker has lost its cache. The highest counts: two gateways that see one restart at
 //!   the same time write the same number. It goes with the worker.
+//! - `search/…`: who searches for workers, see [`searches`].
 //! - `usage/…`: what limits were used for, see [`usage`].
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{Namespace, StoreEvent, Stores, WorkerId, usage};
+use super::{Namespace, StoreEvent, Stores, WorkerId, searches, usage};
 use crate::mesh::{
     crdt::map::{Dots, LiveRef, Map},
     wire::state,
@@ -71,7 +72,7 @@ impl Stores {
 
     /// A remote change: a younger key of this node loses.
     pub(super) fn on_routing_key(&mut self, key: &[u8]) {
-        if usage::is_usage(key) {
+        if usage::is_usage(key) || searches::is_search(key) {
             return;
         }
         if key == KEY {

@@ -49,9 +49,9 @@ fn keys(stores: &Stores) -> usize {
     stores.map(Namespace::Workers).len()
 }
 
-/// All that a gateway has, in one chunk.
-fn snapshot(stores: &Stores) -> Body {
-    let map = stores.map(Namespace::Workers);
+/// All that a gateway has of a namespace, in one chunk.
+fn snapshot(stores: &Stores, namespace: Namespace) -> Body {
+    let map = stores.map(namespace);
     let mut actors: Vec<_> = map.actors().iter().map(|(actor, id)| (id, actor.clone())).collect();
     actors.sort();
     let context: Vec<_> = map.seen().iter().collect();
@@ -65,13 +65,15 @@ fn snapshot(stores: &Stores) -> Body {
 }
 
 /// Both have what either had. A second round brings which of its own dots each has retracted in the first.
-fn exchange(a: &mut Stores, b: &mut Stores) {
-    for _ in 0..2 {
-        let (of_a, of_b) = (snapshot(a), snapshot(b));
-        a.apply(200, Namespace::Workers, &mut VersionVector::default(), of_b).unwrap();
-        b.apply(200, Namespace::Workers, &mut VersionVector::default(), of_a).unwrap();
+pub(in super::super) fn exchange(a: &mut Stores, b: &mut Stores) {
+    for namespace in [Namespace::Workers, Namespace::Routing] {
+        for _ in 0..2 {
+            let (of_a, of_b) = (snapshot(a, namespace), snapshot(b, namespace));
+            a.apply(200, namespace, &mut VersionVector::default(), of_b).unwrap();
+            b.apply(200, namespace, &mut VersionVector::default(), of_a).unwrap();
+        }
+        assert_eq!(a.map(namespace).root(), b.map(namespace).root());
     }
-    assert_eq!(a.map(Namespace::Workers).root(), b.map(Namespace::Workers).root());
 }
 
 #[test]
@@ -104,7 +106,7 @@ fn what_an_operator_removed_stays_away_as_long_as_its_pod_lives() {
     assert_eq!(origin(&stores), Some(found("b").origin), "another pod at the address");
     assert!(stores.remove_worker(120, &id));
     only(&mut stores, 1, &[]);
-    assert_eq!(keys(&stores), 0, "the marker goes with its pod");
+    assert_eq!(keys(&stores), 1, "the marker waits for a day");
 }
 
 #[test]
@@ -140,6 +142,52 @@ fn entries_of_the_api_go_with_their_pod_and_those_of_flags_stay() {
     }
 }
 
+/// In every order of who knows what when: one gateway finds the pod, the flag of another names its URL.
+#[test]
+fn what_a_flag_names_stays_when_its_pod_goes() {
+    let id = WorkerId::of_url(URL);
+    for (case, finder, namer, meets_first) in [
+        ("named at the start, found later", "n1", "n2", false),
+        ("the same, and the other actor wins", "n2", "n1", false),
+        ("found first", "n1", "n2", true),
+        ("found first, and the other actor wins", "n2", "n1", true),
+    ] {
+        let (mut a, mut b) = (stores(finder), stores(namer));
+        find(&mut a, "a");
+        if meets_first {
+            exchange(&mut a, &mut b);
+        }
+        b.seed_worker(found("a"));
+        exchange(&mut a, &mut b);
+        let root = b.map(Namespace::Workers).root();
+        b.seed_worker(found("a"));
+        find(&mut a, "a");
+        exchange(&mut a, &mut b);
+        assert_eq!(b.map(Namespace::Workers).root(), root, "{case}: saying it again writes nothing");
+        assert_eq!((origin(&a), origin(&b)), (Some(WorkerOrigin::Seed), Some(WorkerOrigin::Seed)), "{case}");
+        gone(&mut a, "a");
+        only(&mut b, 1, &[]);
+        exchange(&mut a, &mut b);
+        assert_eq!((origin(&a), origin(&b)), (Some(WorkerOrigin::Seed), Some(WorkerOrigin::Seed)), "{case}");
+        assert!(b.remove_worker(110, &id));
+        exchange(&mut a, &mut b);
+        a.seed_worker(found("a"));
+        find(&mut a, "other");
+        exchange(&mut a, &mut b);
+        assert_eq!((origin(&a), origin(&b)), (None, None), "{case}: an operator's removal holds");
+    }
+}
+
+#[test]
+fn a_flag_that_names_what_was_removed_brings_it_not_back() {
+    let mut stores = stores("n1");
+    find(&mut stores, "a");
+    assert!(stores.remove_worker(110, &WorkerId::of_url(URL)));
+    stores.seed_worker(found("a"));
+    only(&mut stores, 1, &[]);
+    assert_eq!((origin(&stores), keys(&stores)), (None, 1));
+}
+
 #[test]
 fn a_list_takes_away_what_its_own_search_found() {
     let mut stores = stores("n1");
@@ -171,7 +219,7 @@ fn gateways_that_find_one_pod_agree() {
     gone(&mut a, "a");
     gone(&mut b, "a");
     exchange(&mut a, &mut b);
-    assert_eq!((keys(&a), keys(&b)), (0, 0));
+    assert_eq!((keys(&a), keys(&b)), (1, 1), "the marker");
 }
 
 /// One gateway learns late that a pod is gone, whose address another has by then.
