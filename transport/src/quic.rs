@@ -25,8 +25,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, TokioRuntime, TransportConfig,
-    VarInt,
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls_pki_types::CertificateDer;
@@ -152,7 +151,7 @@ impl QuicTransport {
         socket.bind(&addr.into())?;
         let ids = Ids::new();
         let tally = Arc::new(Tally::new(ids));
-        let socket = Arc::new(Watched::new(TokioRuntime.wrap_udp_socket(socket.into())?, tally.clone()));
+        let socket = Arc::new(Watched::new(socket.into(), tally.clone())?);
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(ids), Some(server), socket, runtime)?;
         let (news, told) = mpsc::channel(NEWS_MAX);

@@ -6,22 +6,21 @@
 //! - **Ordering, loss.** As UDP gives them: none promised. A full buffer at either end drops.
 //! - **Hints.** An unconnected socket hears of ICMP errors only through its error queue (`ip(7)`, `IP_RECVERR`). On
 //!   Linux it is read and gives [`Incoming::Unreachable`]; elsewhere there are no hints.
+//! - **Waking.** The socket is watched for what comes in alone. Watched for room as well, as the runtime's own sockets are, it
+//!   would wake the process after each datagram that has left it.
 //! - **Addresses.** A socket bound to `::` takes both families; IPv4 peers appear under their IPv4 address. From a
 //!   wildcard address the kernel picks the source by its route, which on a host with several need not be the one asked.
 
 use std::{
     fmt, io,
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::{
-    io::{Interest, Ready},
-    net::UdpSocket,
-};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{Interest, Ready, unix::AsyncFd};
 use tokio_util::sync::ReusableBoxFuture;
 
 use crate::{Incoming, Received, SendError, Transport};
@@ -49,7 +48,7 @@ const POLL_ROUNDS_MAX: usize = 32;
 
 /// Datagrams over one UDP socket. See the [module](self) for what it promises.
 pub struct UdpTransport {
-    socket: Arc<UdpSocket>,
+    socket: Arc<AsyncFd<UdpSocket>>,
     local_addr: SocketAddr,
     receive: Mutex<Receive>,
 }
@@ -75,8 +74,8 @@ impl UdpTransport {
         error_queue::enable(&socket, addr)?;
         socket.bind(&addr.into())?;
 
-        let socket = Arc::new(UdpSocket::from_std(socket.into())?);
-        let local_addr = socket.local_addr()?;
+        let socket = Arc::new(watch(socket.into(), Interest::READABLE | Interest::ERROR)?);
+        let local_addr = UdpSocket::local_addr(socket.get_ref())?;
         let receive = Mutex::new(Receive {
             buffer: Box::new([0; DATAGRAM_BYTES_MAX + 1]),
             readiness: ReusableBoxFuture::new(readiness(Arc::clone(&socket))),
@@ -112,7 +111,7 @@ impl UdpTransport {
 
     fn next_datagram(&self, buffer: &mut [u8; DATAGRAM_BYTES_MAX + 1]) -> io::Result<Option<Incoming>> {
         for _ in 0..POLL_ROUNDS_MAX {
-            match self.socket.try_recv_from(buffer.as_mut_slice()) {
+            match self.socket.try_io(Interest::READABLE, |socket| socket.recv_from(buffer.as_mut_slice())) {
                 Ok((len, from)) if len > DATAGRAM_BYTES_MAX => {
                     return Ok(Some(Incoming::Rejected { from: canonical(from), reason: "oversize", times: 1 }));
                 }
@@ -133,7 +132,7 @@ impl UdpTransport {
     #[cfg(target_os = "linux")]
     fn next_hint(&self) -> io::Result<Option<Incoming>> {
         for _ in 0..POLL_ROUNDS_MAX {
-            match self.socket.try_io(Interest::ERROR, || error_queue::read(&self.socket)) {
+            match self.socket.try_io(Interest::ERROR, error_queue::read) {
                 Ok(Some(peer)) => return Ok(Some(Incoming::Unreachable(canonical(peer)))),
                 Ok(None) => {}
                 Err(error) if is_fatal(&error) => return Err(error),
@@ -164,12 +163,10 @@ impl Transport for UdpTransport {
         if payload.len() > DATAGRAM_BYTES_MAX {
             return Err(too_large);
         }
-        let to = self.socket_addr(peer).into();
-        // Not `UdpSocket::try_send_to`: it fails before the runtime has first seen the socket writable.
-        let socket = SockRef::from(&*self.socket);
+        let to = self.socket_addr(peer);
         let mut attempt = 1;
         loop {
-            let Err(error) = socket.send_to(payload, &to) else { return Ok(()) };
+            let Err(error) = self.socket.get_ref().send_to(payload, to) else { return Ok(()) };
             match error.kind() {
                 io::ErrorKind::WouldBlock => return Err(SendError::Full),
                 // Most likely left by an earlier datagram to anybody: taking the error cleared it, this one did not leave.
@@ -214,8 +211,16 @@ pub(crate) fn socket(addr: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-async fn readiness(socket: Arc<UdpSocket>) -> io::Result<Ready> {
-    socket.ready(Interest::READABLE | Interest::ERROR).await
+/// Has the runtime watch a socket for these things alone; must be called within one.
+pub(crate) fn watch(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    #[allow(unsafe_code, reason = "the safe ways to watch a socket watch it for room too, or are deprecated")]
+    // SAFETY: the socket owns its descriptor and is moved in; it names the same one until it is dropped with the whole.
+    let watched = unsafe { AsyncFd::register_with_interest(socket, interest) };
+    Ok(watched?)
+}
+
+async fn readiness(socket: Arc<AsyncFd<UdpSocket>>) -> io::Result<Ready> {
+    Ok(socket.ready(Interest::READABLE | Interest::ERROR).await?.ready())
 }
 
 /// The address as peers and members know it: IPv4 where it is one, without a flow label.

@@ -1,5 +1,8 @@
 //! The socket under QUIC, and a tally of the packets that QUIC drops without a word.
 //!
+//! The socket is watched for what comes in alone, or the process would wake after each packet that has left it. So nobody is
+//! told when there is room again: what finds none is lost, as if by the network.
+//!
 //! QUIC never answers what it cannot attribute, and counts it nowhere. So the socket looks at the clear bits of each
 //! packet that arrives (RFC 9000 §17) and tallies those that lead nowhere; dropping them stays QUIC's own work.
 //!
@@ -17,7 +20,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     hash::{BuildHasher, RandomState},
     io::{self, IoSliceMut},
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker, ready},
@@ -26,12 +29,13 @@ use std::{
 use futures_util::task::AtomicWaker;
 use quinn::{
     AsyncUdpSocket, ConnectionId, ConnectionIdGenerator as _, UdpPoller,
-    udp::{RecvMeta, Transmit},
+    udp::{RecvMeta, Transmit, UdpSocketState},
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use rand::RngExt as _;
+use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::udp::canonical;
+use crate::udp::{self, canonical};
 
 /// Packets that are remembered at least, to know a replay by; 64 KiB or so.
 pub(super) const REMEMBERED_MAX: usize = 4096;
@@ -54,9 +58,14 @@ pub(super) const VERSION: u32 = 1;
 /// A socket whose incoming packets are tallied.
 #[derive(Debug)]
 pub(super) struct Watched {
-    socket: Arc<dyn AsyncUdpSocket>,
+    socket: AsyncFd<UdpSocket>,
+    state: UdpSocketState,
     tally: Arc<Tally>,
 }
+
+/// There is always room, or what finds none is lost.
+#[derive(Debug)]
+struct Room;
 
 /// What was seen to lead nowhere and not told yet.
 #[derive(Debug)]
@@ -78,8 +87,10 @@ struct Seen {
 }
 
 impl Watched {
-    pub(super) fn new(socket: Arc<dyn AsyncUdpSocket>, tally: Arc<Tally>) -> Self {
-        Self { socket, tally }
+    /// Watches a bound socket; must be called within a tokio runtime.
+    pub(super) fn new(socket: UdpSocket, tally: Arc<Tally>) -> io::Result<Self> {
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Self { socket: udp::watch(socket, Interest::READABLE)?, state, tally })
     }
 }
 
@@ -168,11 +179,14 @@ impl Ids {
 
 impl AsyncUdpSocket for Watched {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.socket.clone().create_io_poller()
+        Box::pin(Room)
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
+        match self.state.send(self.socket.get_ref().into(), transmit) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            sent => sent,
+        }
     }
 
     fn poll_recv(
@@ -181,7 +195,12 @@ impl AsyncUdpSocket for Watched {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let received = ready!(self.socket.poll_recv(cx, buffers, meta))?;
+        let received = loop {
+            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
+            if let Ok(received) = ready.try_io(|socket| self.state.recv(socket.get_ref().into(), buffers, meta)) {
+                break received?;
+            }
+        };
         for (buffer, meta) in buffers.iter().zip(&*meta).take(received) {
             self.tally.note(canonical(meta.addr), &buffer[..meta.len], meta.stride);
         }
@@ -189,18 +208,24 @@ impl AsyncUdpSocket for Watched {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.socket.get_ref().local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
+        self.state.max_gso_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
+        self.state.gro_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+        self.state.may_fragment()
+    }
+}
+
+impl UdpPoller for Room {
+    fn poll_writable(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
