@@ -21,6 +21,7 @@ use std::{
 };
 
 use tokio::sync::watch;
+use tracing::warn;
 
 use self::{
     api::Api,
@@ -172,6 +173,9 @@ impl Audience for Workers {
     async fn flush(&mut self) -> Option<usize> {
         // What is held first: a pod that comes and is not Ready gets no request in between.
         self.show_held();
+        while let Some(pod) = self.inventory.poll_portless() {
+            warn!(pod, port = %self.inventory.port(), "pod has no port of this name, it is no worker");
+        }
         while let Some(finding) = self.inventory.poll_finding() {
             self.mesh.find(finding).await.ok()?;
         }

@@ -6,7 +6,7 @@
 //! slower than that the file loses lines, never the requests their time; [`Guard::lines_lost`] counts them. Old files
 //! are left to the operator's rotation.
 //!
-//! `RUST_LOG`, when set, replaces `--log-level`; its syntax is that of `tracing_subscriber::EnvFilter`.
+//! `RUST_LOG`, when set, replaces `--log-level` and what is silent beside it; its syntax is that of `tracing_subscriber::EnvFilter`.
 
 pub mod metrics;
 pub mod push;
@@ -23,6 +23,10 @@ use crate::config;
 
 /// Lines that wait for the log file; when more come, the newest are dropped from it.
 pub const FILE_LINES_MAX: usize = 16_384;
+
+/// The Kubernetes client logs each failed request as an error, without what it failed of; the search says that itself, once a
+/// minute at most.
+const SILENT: &str = "kube_client=off";
 
 /// Why there is no log. Nothing was installed; the next start may succeed once the cause is removed.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +79,8 @@ pub fn init(config: &config::Telemetry) -> Result<Guard, InitError> {
 }
 
 fn filter(rust_log: Option<&str>, log_level: &str) -> Result<EnvFilter, InitError> {
-    let text = rust_log.unwrap_or(log_level);
-    EnvFilter::try_new(text).map_err(|error| InitError::Filter(text.to_owned(), error))
+    let text = rust_log.map_or_else(|| format!("{log_level},{SILENT}"), str::to_owned);
+    EnvFilter::try_new(&text).map_err(|error| InitError::Filter(text, error))
 }
 
 fn line_layer<W>(is_json: bool, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
@@ -110,7 +114,7 @@ mod tests {
     #[test]
     fn rust_log_wins_over_the_flag() {
         for (case, rust_log, level, expected) in [
-            ("flag alone", None, "warn", Ok("warn")),
+            ("flag alone", None, "warn", Ok("kube_client=off,warn")),
             ("variable", Some("smg::mesh=debug"), "warn", Ok("smg::mesh=debug")),
             ("not a filter", Some("smg=loud"), "info", Err("RUST_LOG `smg=loud`")),
         ] {

@@ -4,7 +4,13 @@
 //! the service account of the pod. What is asked is `core/v1` alone, which every version of Kubernetes has; answers are
 //! read here, so that each is bounded.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -24,14 +30,17 @@ pub const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the zone of one node.
 pub const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pods on one page of a list.
+/// Pods on one page of a list; half as many, down to one, where a page proves too large for the server or for us.
 const PAGE_PODS: usize = 500;
 
-/// Pages of a list at most; a longer one is an error. 10 000 pods.
-const PAGES_MAX: usize = 20;
+/// Pods of a list at most; a longer one is an error.
+const PODS_MAX: usize = 10_000;
 
 /// Longest page of a list in bytes.
 const PAGE_BYTES_MAX: usize = 32 << 20;
+
+/// Longest text of a failure that is looked at.
+const STATUS_BYTES_MAX: usize = 64 << 10;
 
 /// Longest event of a watch in bytes; etcd stores no object above 1.5 MiB.
 const EVENT_BYTES_MAX: usize = 4 << 20;
@@ -93,6 +102,8 @@ pub struct Listed {
 pub struct Api {
     client: kube::Client,
     list_timeout: Duration,
+    /// Pods on one page, what was small enough last; shared by clones.
+    page_pods: Arc<AtomicUsize>,
 }
 
 impl std::fmt::Debug for Api {
@@ -111,7 +122,7 @@ impl Api {
         config.connect_timeout = Some(Duration::from_secs(5));
         // The searches have a back-off of their own.
         config.default_retry = false;
-        Ok(Self { client: kube::Client::try_from(config)?, list_timeout: LIST_TIMEOUT })
+        Ok(Self { client: kube::Client::try_from(config)?, list_timeout: LIST_TIMEOUT, page_pods: page_pods() })
     }
 
     /// A client for the server at this URL, which it waits less for.
@@ -120,7 +131,13 @@ impl Api {
         let mut config = kube::Config::new(url.parse().expect("a URL"));
         config.default_retry = false;
         let client = kube::Client::try_from(config).expect("a client without certificates");
-        Self { client, list_timeout: Duration::from_secs(1) }
+        Self { client, list_timeout: Duration::from_secs(1), page_pods: page_pods() }
+    }
+
+    /// The same, which waits as long as that of [`open`](Self::open).
+    #[cfg(test)]
+    pub(super) fn patient(self) -> Self {
+        Self { list_timeout: LIST_TIMEOUT, ..self }
     }
 
     /// Every pod that matches, as it is now.
@@ -129,20 +146,29 @@ impl Api {
     /// When any part of the list is missing.
     pub async fn list(&self, search: &PodSearch) -> Result<Listed, ApiError> {
         let (deadline, mut pods, mut from) = (Instant::now() + self.list_timeout, Vec::new(), String::new());
-        for _ in 0..PAGES_MAX {
-            let mut query = vec![("labelSelector", search.selector()), ("limit", PAGE_PODS.to_string())];
+        loop {
+            let limit = self.page_pods.load(Relaxed);
+            let mut query = vec![("labelSelector", search.selector()), ("limit", limit.to_string())];
             if !from.is_empty() {
-                query.push(("continue", from));
+                query.push(("continue", from.clone()));
             }
             let body = timeout_at(deadline, self.get(&path(search, &query), PAGE_BYTES_MAX)).await;
-            let page: Page = read(&body.map_err(|_| ApiError::Timeout)??)?;
+            let page: Page = match body.map_err(|_| ApiError::Timeout)? {
+                Err(ApiError::TooLong) if limit > 1 => {
+                    self.page_pods.store(limit / 2, Relaxed);
+                    continue;
+                }
+                body => read(&body?)?,
+            };
             pods.extend(page.items.into_iter().filter_map(RawPod::into_pod));
             if page.metadata.r#continue.is_empty() {
                 return Ok(Listed { pods, version: page.metadata.resource_version });
             }
+            if pods.len() >= PODS_MAX {
+                return Err(ApiError::TooLong);
+            }
             from = page.metadata.r#continue;
         }
-        Err(ApiError::TooLong)
     }
 
     /// What changes from `version` on, for about `lasting`.
@@ -193,9 +219,15 @@ impl Api {
         let answer = self.client.send(request).await.map_err(|error| ApiError::Unreachable(error.into()))?;
         match answer.status().as_u16() {
             200 => Ok(answer.into_body()),
+            413 => Err(ApiError::TooLong),
+            500 if is_too_large(answer.into_body()).await => Err(ApiError::TooLong),
             status => Err(status_error(status)),
         }
     }
+}
+
+fn page_pods() -> Arc<AtomicUsize> {
+    Arc::new(AtomicUsize::new(PAGE_PODS))
 }
 
 /// A watch that has begun.
@@ -276,6 +308,14 @@ impl Watch {
         let pod = object.into_pod().ok_or_else(|| ApiError::Malformed("a pod without name or UID".into()))?;
         Ok(Some(change(pod)))
     }
+}
+
+/// Whether a status says that etcd had more to answer than one message takes: `grpc: received message larger than max`,
+/// `rpc error: … trying to send message larger than max`, `etcdserver: request is too large`.
+async fn is_too_large(body: Body) -> bool {
+    let status = Limited::new(body, STATUS_BYTES_MAX).collect().await;
+    let text = status.map(|collected| String::from_utf8_lossy(&collected.to_bytes()).to_ascii_lowercase());
+    text.is_ok_and(|text| text.contains("larger than max") || text.contains("too large"))
 }
 
 fn path(search: &PodSearch, query: &[(&str, String)]) -> String {

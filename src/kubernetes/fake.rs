@@ -40,6 +40,17 @@ pub enum Mode {
     Empties,
 }
 
+/// How it says that a page is too large.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TooLarge {
+    /// By a status 500 that passes on what etcd's client said.
+    Message,
+    /// By a status 413, as a proxy does.
+    Status,
+    /// Not at all: more bytes than are taken in.
+    Bytes,
+}
+
 /// What it knows.
 #[derive(Debug)]
 pub struct Stored {
@@ -48,6 +59,10 @@ pub struct Stored {
     pub zones: BTreeMap<String, String>,
     /// Pods on one page at most.
     pub page_pods: usize,
+    /// A longer page is too large: this is how it says so, with the pods that are not.
+    pub too_large: Option<(TooLarge, usize)>,
+    /// Nodes are not answered for.
+    pub are_nodes_mute: bool,
     /// Complete lists that were answered well.
     pub lists: usize,
     pub selectors: Vec<String>,
@@ -72,6 +87,8 @@ impl Server {
             pods: BTreeMap::new(),
             zones: BTreeMap::new(),
             page_pods: usize::MAX,
+            too_large: None,
+            are_nodes_mute: false,
             lists: 0,
             selectors: Vec::new(),
             version: 1,
@@ -164,6 +181,10 @@ fn list_pods(server: &Server, mode: Mode, query: &HashMap<String, String>) -> Re
     let mut stored = server.stored();
     let from: usize = query.get("continue").map_or(0, |from| from.parse().unwrap());
     let limit: usize = query["limit"].parse().unwrap();
+    match stored.too_large {
+        Some((kind, fits)) if limit > fits => return too_large(kind),
+        _ => {}
+    }
     let limit = limit.min(stored.page_pods);
     let all: Vec<Value> = if mode == Mode::Empties { Vec::new() } else { stored.pods.values().cloned().collect() };
     let items: Vec<Value> = all.iter().skip(from).take(limit).cloned().collect();
@@ -172,6 +193,19 @@ fn list_pods(server: &Server, mode: Mode, query: &HashMap<String, String>) -> Re
     stored.lists += usize::from(end >= all.len());
     let metadata = json!({"resourceVersion": stored.version.to_string(), "continue": more});
     Json(json!({"kind": "PodList", "metadata": metadata, "items": items})).into_response()
+}
+
+fn too_large(kind: TooLarge) -> Response {
+    let message =
+        "rpc error: code = ResourceExhausted desc = grpc: received message larger than max (2516583 vs. 2097152)";
+    match kind {
+        TooLarge::Message => {
+            let body = json!({"kind": "Status", "status": "Failure", "code": 500, "message": message});
+            (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()
+        }
+        TooLarge::Status => status(413),
+        TooLarge::Bytes => vec![b' '; (32 << 20) + 1].into_response(),
+    }
 }
 
 fn watch_pods(server: &Server, mode: Mode, from: u64) -> Response {
@@ -200,6 +234,9 @@ fn watch_pods(server: &Server, mode: Mode, from: u64) -> Response {
 }
 
 async fn node(State(server): State<Server>, Path(node): Path<String>) -> Response {
+    if server.stored().are_nodes_mute {
+        return std::future::pending().await;
+    }
     let stored = server.stored();
     match (stored.mode, stored.zones.get(&node)) {
         (Mode::Works, Some(zone)) => {

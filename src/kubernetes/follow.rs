@@ -3,6 +3,9 @@
 //! A list comes about every `relist`, a fifth sooner or later, so what a watch did not say, because it hangs or lost something, is wrong for so
 //! long at most. After a failure the next list waits 1 s, twice that after each further one, 30 s at most; each wait a
 //! fifth longer or shorter, so that gateways do not ask in step. A failure changes nothing of what is known.
+//!
+//! Zones come last: what a list or a watch says is told first, with the zones that are known, and told again for pods whose
+//! node has one. Asking for them delays the watch by 10 s at most; the next list goes on with the rest.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
@@ -22,6 +25,12 @@ const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
 
 /// Longest wait after a failure.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// Between two warnings of a search that fails.
+const WARN_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long zones are asked for after one list, or one change.
+const ZONES_TIME: Duration = Duration::from_secs(10);
 
 /// Zones of nodes that are remembered; beyond that all are asked for anew.
 const ZONES_MAX: usize = 5_000;
@@ -58,8 +67,31 @@ pub(super) struct Follower<A> {
     /// The zone of a node could not be had: none is asked for before the next list.
     is_zoneless: bool,
     failures: u32,
-    /// Which operation fails and why; the log says it once.
-    failing: Option<(&'static str, &'static str)>,
+    complaints: Complaints,
+}
+
+/// What the log has said of failures.
+#[derive(Debug, Default)]
+pub(super) struct Complaints {
+    /// The operation that it said fails.
+    failing: Option<&'static str>,
+    at: Option<Instant>,
+}
+
+impl Complaints {
+    /// Whether to say now that an operation fails: once in [`WARN_PAUSE`], whatever fails.
+    pub(super) fn on_failure(&mut self, now: Instant, operation: &'static str) -> bool {
+        let is_due = self.at.is_none_or(|at| now.duration_since(at) >= WARN_PAUSE);
+        if is_due {
+            *self = Self { failing: Some(operation), at: Some(now) };
+        }
+        is_due
+    }
+
+    /// Whether to say that it works again.
+    pub(super) fn on_success(&mut self, operation: &'static str) -> bool {
+        self.failing.take_if(|failing| *failing == operation).is_some()
+    }
 }
 
 /// The audience has gone.
@@ -77,7 +109,7 @@ impl<A: Audience> Follower<A> {
             zones: BTreeMap::new(),
             is_zoneless: false,
             failures: 0,
-            failing: None,
+            complaints: Complaints::default(),
         }
     }
 
@@ -86,11 +118,12 @@ impl<A: Audience> Follower<A> {
         loop {
             let outcome = match self.list().await {
                 Ok((listed, is_soon)) => {
-                    if self.tell().await.is_err() {
+                    let version = listed.version;
+                    if self.tell().await.is_err() || self.tell_zones(listed.pods).await.is_err() {
                         return;
                     }
                     let wait = if is_soon { CONFIRM_WAIT } else { jittered(self.relist) };
-                    self.watch(listed.version, Instant::now() + wait).await
+                    self.watch(version, Instant::now() + wait).await
                 }
                 Err(error) => Ok(Err(("list", error))),
             };
@@ -107,9 +140,7 @@ impl<A: Audience> Follower<A> {
         self.metrics.kubernetes_request("list", "ok");
         self.metrics.kubernetes_listed(A::KIND);
         self.is_zoneless = false;
-        for pod in &mut listed.pods {
-            self.find_zone(pod).await;
-        }
+        listed.pods.iter_mut().for_each(|pod| self.recall_zone(pod));
         let is_soon = self.audience.handle_list(&listed.pods);
         self.on_success("list");
         Ok((listed, is_soon))
@@ -140,10 +171,13 @@ impl<A: Audience> Follower<A> {
                     Ok(Ok(Some(mut change))) => {
                         self.failures = 0;
                         if let Change::Put(pod) = &mut change {
-                            self.find_zone(pod).await;
+                            self.recall_zone(pod);
                         }
                         self.audience.handle_change(&change);
                         self.tell().await?;
+                        if let Change::Put(pod) = change {
+                            self.tell_zones(vec![pod]).await?;
+                        }
                     }
                 }
             }
@@ -162,58 +196,74 @@ impl<A: Audience> Follower<A> {
     }
 
     fn on_success(&mut self, operation: &'static str) {
-        if self.failing.is_some_and(|(failing, _)| failing == operation) {
-            self.failing = None;
+        if self.complaints.on_success(operation) {
             info!(kind = A::KIND, operation, "pods are followed again");
         }
     }
 
     async fn on_failure(&mut self, operation: &'static str, error: &ApiError) {
         self.metrics.kubernetes_request(operation, error.reason());
+        // A version that is too old is the way of the API to ask for a list.
         if !matches!(error, ApiError::Gone) {
             self.audience.handle_failure();
-        }
-        // A version that is too old is the way of the API to ask for a list.
-        let failing = (operation, error.reason());
-        if !matches!(error, ApiError::Gone) && self.failing.replace(failing) != Some(failing) {
-            let chain = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-            let source = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-            warn!(kind = A::KIND, operation, %error, source, "pods not followed, what is known stays");
+            if self.complaints.on_failure(Instant::now(), operation) {
+                let chain = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+                let source = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+                warn!(kind = A::KIND, operation, %error, source, "pods not followed, what is known stays");
+            }
         }
         let wait = BACKOFF_MAX.min(BACKOFF_INITIAL * 2_u32.saturating_pow(self.failures.min(5)));
         self.failures += 1;
         sleep(jittered(wait)).await;
     }
 
-    /// Asks for the zone of the pod's node, where the pod does not say it itself.
-    async fn find_zone(&mut self, pod: &mut Pod) {
-        if !A::WANTS_ZONES
-            || pod.is_ending
-            || !pod.is_ready
-            || !pod.zone.is_empty()
-            || pod.node.is_empty()
-            || self.is_zoneless
+    /// Whether the zone of the pod is of interest, and it does not say it itself.
+    fn lacks_zone(pod: &Pod) -> bool {
+        A::WANTS_ZONES && pod.is_ready && !pod.is_ending && pod.zone.is_empty() && !pod.node.is_empty()
+    }
+
+    /// Fills in the zone of the pod's node where it is known.
+    fn recall_zone(&self, pod: &mut Pod) {
+        if Self::lacks_zone(pod)
+            && let Some(zone) = self.zones.get(&pod.node)
         {
-            return;
-        }
-        if let Some(zone) = self.zones.get(&pod.node) {
             pod.zone.clone_from(zone);
-            return;
         }
-        match self.api.zone_of_node(&pod.node).await {
+    }
+
+    /// Asks for the zones of nodes that are not known yet, and tells them.
+    async fn tell_zones(&mut self, pods: Vec<Pod>) -> Result<(), Unheard> {
+        let deadline = Instant::now() + ZONES_TIME;
+        for mut pod in pods.into_iter().filter(Self::lacks_zone) {
+            if !self.zones.contains_key(&pod.node) {
+                if self.is_zoneless || Instant::now() >= deadline {
+                    return Ok(());
+                }
+                self.find_zone(&pod.node).await;
+            }
+            self.recall_zone(&mut pod);
+            if !pod.zone.is_empty() {
+                self.audience.handle_change(&Change::Put(pod));
+                self.tell().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn find_zone(&mut self, node: &str) {
+        match self.api.zone_of_node(node).await {
             Ok(zone) => {
                 self.metrics.kubernetes_request("node", "ok");
-                pod.zone.clone_from(&zone);
                 if self.zones.len() >= ZONES_MAX {
                     self.zones.clear();
                 }
-                self.zones.insert(pod.node.clone(), zone);
+                self.zones.insert(node.into(), zone);
             }
             // It is without a zone meanwhile, which costs no request of a client. Other nodes would fail like it, but where this
             // one is gone.
             Err(error) => {
                 self.metrics.kubernetes_request("node", error.reason());
-                tracing::debug!(node = pod.node, %error, "zone of a node not found");
+                tracing::debug!(node, %error, "zone of a node not found");
                 self.is_zoneless = !matches!(error, ApiError::Refused(404));
             }
         }

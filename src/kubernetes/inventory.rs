@@ -18,7 +18,7 @@ use std::{
 
 use super::pod::Pod;
 use crate::{
-    config::kubernetes::WorkerPods,
+    config::kubernetes::{PodPort, WorkerPods},
     mesh::stores::{Finding, PodMark, WorkerId, WorkerOrigin, WorkerSpec},
 };
 
@@ -30,6 +30,9 @@ pub const EMPTY_WAIT: Duration = Duration::from_secs(60);
 
 /// How long the API may fail before what it said of readiness is no reason any more to send a worker nothing.
 pub const HOLD_MAX: Duration = Duration::from_secs(180);
+
+/// Pods without the named port that are remembered; beyond that no further ones are told.
+pub const PORTLESS_MAX: usize = 1_000;
 
 /// What a watch says of a pod.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -53,6 +56,9 @@ pub struct Inventory {
     /// Since when lists or watches have failed, without a list that came.
     failing_since: Option<Instant>,
     findings: VecDeque<Finding>,
+    /// Pods that lack the named port, each told once; bounded by [`PORTLESS_MAX`].
+    portless: BTreeSet<u64>,
+    untold: VecDeque<String>,
 }
 
 /// A pod that has an address.
@@ -60,6 +66,7 @@ pub struct Inventory {
 struct Known {
     id: WorkerId,
     mark: PodMark,
+    zone: String,
     is_ready: bool,
     /// The last list lacked it.
     is_missing: bool,
@@ -78,6 +85,8 @@ impl Inventory {
             empty_since: None,
             failing_since: None,
             findings: VecDeque::new(),
+            portless: BTreeSet::new(),
+            untold: VecDeque::new(),
         }
     }
 
@@ -109,6 +118,7 @@ impl Inventory {
             !is_gone
         });
         self.findings.extend(gone);
+        self.portless.retain(|pod| live.contains(pod));
         self.sweep(live);
         lacking > 0
     }
@@ -145,6 +155,11 @@ impl Inventory {
         self.findings.pop_front()
     }
 
+    /// The next pod, `ns/name`, that has no port of the name that is looked for; each comes once.
+    pub fn poll_portless(&mut self) -> Option<String> {
+        self.untold.pop_front()
+    }
+
     /// The workers whose pods are not Ready; none any more when no list has come for [`HOLD_MAX`]: what is as old as that
     /// says less than the health checks.
     #[must_use]
@@ -163,6 +178,7 @@ impl Inventory {
 
     fn handle_pod(&mut self, pod: &Pod, is_listed: bool) {
         let mark = self.mark(pod);
+        self.note_port(pod, mark);
         let url = self.url(pod).filter(|_| !pod.is_ending);
         let id = url.as_deref().map(WorkerId::of_url);
         // Another pod of the same name, or the same at another address: a sandbox that was made anew.
@@ -175,9 +191,11 @@ impl Inventory {
             before => before.cloned(),
         };
         let (Some(id), Some(url)) = (id, url) else { return };
-        self.known.insert(pod.name.clone(), Known { id, mark, is_ready: pod.is_ready, is_missing: false });
+        let (zone, is_ready) = (pod.zone.clone(), pod.is_ready);
+        self.known.insert(pod.name.clone(), Known { id, mark, zone, is_ready, is_missing: false });
         // A watch can be behind another gateway's, so what it repeats is not told again; a list is not.
-        if pod.is_ready && (is_listed || before.is_none_or(|known| !known.is_ready)) {
+        let is_news = |known: Known| !known.is_ready || (known.zone.is_empty() && !pod.zone.is_empty());
+        if pod.is_ready && (is_listed || before.is_none_or(is_news)) {
             self.findings.push_back(Finding::Found(WorkerSpec {
                 url,
                 models: Vec::new(),
@@ -189,10 +207,22 @@ impl Inventory {
         }
     }
 
+    fn note_port(&mut self, pod: &Pod, mark: PodMark) {
+        let is_portless = pod.port(&self.pods.port).is_none() && !pod.is_ending;
+        if is_portless && self.portless.len() < PORTLESS_MAX && self.portless.insert(mark.pod) {
+            self.untold.push_back(pod.name.clone());
+        }
+    }
+
     fn give_up(&mut self, name: &str) {
         if let Some(known) = self.known.remove(name) {
             self.findings.push_back(Finding::Gone(known.id, known.mark));
         }
+    }
+
+    /// The port that is looked for.
+    pub(super) fn port(&self) -> &PodPort {
+        &self.pods.port
     }
 
     fn mark(&self, pod: &Pod) -> PodMark {

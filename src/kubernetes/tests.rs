@@ -10,7 +10,7 @@ use std::{
 use super::*;
 use crate::{
     config::kubernetes::PodSearch,
-    kubernetes::fake::{Mode, Server, pod},
+    kubernetes::fake::{Mode, Server, TooLarge, pod},
 };
 
 /// What is known: pod names and their zones.
@@ -50,17 +50,24 @@ struct Search {
     metrics: Arc<Metrics>,
 }
 
+fn search() -> PodSearch {
+    PodSearch { namespace: Some("ns".into()), labels: [("app".to_owned(), "w".to_owned())].into() }
+}
+
 impl Search {
     async fn start(relist: Duration) -> Self {
         let server = Server::start(std::net::Ipv4Addr::LOCALHOST).await;
         server.stored().zones.insert("n1".into(), "z1".into());
         server.put(&pod("a", "10.0.0.1", "n1"));
+        Self::of(server, relist)
+    }
+
+    fn of(server: Server, relist: Duration) -> Self {
         let api = Api::at(&format!("http://{}", server.addr));
         let (shown, seen) = watch::channel(Seen::new());
-        let search = PodSearch { namespace: Some("ns".into()), labels: [("app".to_owned(), "w".to_owned())].into() };
         let metrics = Metrics::new();
         let listener = Listener { seen: Seen::new(), shown };
-        tokio::spawn(Follower::new(api, search, relist, metrics.clone(), listener).run());
+        tokio::spawn(Follower::new(api, search(), relist, metrics.clone(), listener).run());
         Self { server, seen, metrics }
     }
 
@@ -106,6 +113,60 @@ async fn a_list_in_pages_is_complete() {
         search.server.put(&pod(&format!("p{n}"), &format!("10.0.0.{n}"), "n1"));
     }
     search.until("five pods", |seen| seen.len() == 5).await;
+}
+
+#[tokio::test]
+async fn a_page_that_is_too_large_is_asked_for_by_halves() {
+    for kind in [TooLarge::Message, TooLarge::Status, TooLarge::Bytes] {
+        let server = Server::start(std::net::Ipv4Addr::LOCALHOST).await;
+        server.stored().too_large = Some((kind, 3));
+        for n in 1..=5 {
+            server.put(&pod(&format!("p{n}"), &format!("10.0.0.{n}"), "n1"));
+        }
+        let (api, search) = (Api::at(&format!("http://{}", server.addr)).patient(), search());
+        for list in 1..=2 {
+            assert_eq!(api.list(&search).await.unwrap().pods.len(), 5, "{kind:?}");
+            // 500, 250, 125, 62, 31, 15, 7 and 3 and 3; the next list knows.
+            assert_eq!(server.stored().selectors.len(), if list == 1 { 9 } else { 11 }, "{kind:?}");
+        }
+        server.stored().too_large = Some((kind, 0));
+        let error = api.list(&search).await.err().unwrap();
+        assert_eq!(error.reason(), "too_long", "{kind:?}: one pod alone is too large");
+    }
+}
+
+#[test]
+fn a_search_that_fails_complains_once_a_minute() {
+    let (start, mut complaints) = (tokio::time::Instant::now(), follow::Complaints::default());
+    for (case, secs, operation, expected) in [
+        ("the first", 0, "list", true),
+        ("again", 30, "list", false),
+        ("another operation", 59, "watch", false),
+        ("a minute later", 60, "list", true),
+        ("and again", 119, "list", false),
+    ] {
+        assert_eq!(complaints.on_failure(start + Duration::from_secs(secs), operation), expected, "{case}");
+    }
+    assert!(!complaints.on_success("watch"), "nothing was said of it");
+    assert!(complaints.on_success("list"));
+    assert!(!complaints.on_success("list"), "said once");
+    assert!(!complaints.on_failure(start + Duration::from_secs(119), "list"), "and the minute goes on");
+}
+
+/// Who has to wait for zones is still found.
+#[tokio::test]
+async fn findings_come_before_zones() {
+    let server = Server::start(std::net::Ipv4Addr::LOCALHOST).await;
+    server.stored().zones.insert("n1".into(), "z1".into());
+    server.stored().are_nodes_mute = true;
+    server.put(&pod("a", "10.0.0.1", "n1"));
+    let mut followed = Search::of(server, HOUR);
+    followed.until("the list", |seen| *seen == Seen::from([("ns/a".into(), String::new())])).await;
+    assert!(!followed.metrics.encode().contains("operation=\"node\""), "nothing of the node is known yet");
+    // The node that hangs is given up, and the watch begins.
+    followed.until_result("node", "timeout").await;
+    followed.server.put(&pod("b", "10.0.0.2", "n1"));
+    followed.until("a new pod", |seen| seen.len() == 2).await;
 }
 
 #[tokio::test]

@@ -146,7 +146,9 @@ async fn an_api_server_that_fails_takes_no_worker_away() {
     all_show(&[&third], "known from its peers", &ready).await;
     let scrape = all[0].metrics().await;
     assert!(scrape.contains("smg_kubernetes_requests_total{operation=\"list\",result=\"forbidden\"}"), "{scrape}");
-    assert!(all[0].process.log().contains("pods not followed, what is known stays"));
+    let log = all[0].process.log();
+    assert!(log.contains("pods not followed, what is known stays"));
+    assert!(!log.contains("kube_client"), "the search says what failed: {log}");
     cluster.server.set_mode(Mode::Works);
     let mut ending = cluster.pod(101);
     ending["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");

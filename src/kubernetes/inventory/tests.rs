@@ -83,6 +83,44 @@ fn a_port_may_be_named_and_a_pod_without_it_is_no_worker() {
 }
 
 #[test]
+fn a_pod_without_the_named_port_is_told_once() {
+    let mut inventory = inventory();
+    inventory.pods.port = PodPort::Name("api".into());
+    let told = |inventory: &mut Inventory| std::iter::from_fn(|| inventory.poll_portless()).collect::<Vec<_>>();
+    let named = Pod { ports: [("api".to_owned(), 8443)].into(), ..pod("a", 1) };
+    for _ in 0..2 {
+        inventory.handle_list(Instant::now(), &[named.clone(), pod("b", 2)]);
+        inventory.handle_change(&Change::Put(Pod { is_ready: false, ..pod("b", 2) }));
+    }
+    assert_eq!(told(&mut inventory), ["ns/b"]);
+    inventory.handle_change(&Change::Put(Pod { is_ending: true, ..pod("c", 3) }));
+    inventory.handle_change(&Change::Put(pod("b", 4)));
+    assert_eq!(told(&mut inventory), ["ns/b"], "another pod of that name");
+    for n in 0..2 * PORTLESS_MAX {
+        inventory.handle_change(&Change::Put(Pod { uid: format!("many-{n}"), ..pod("m", 5) }));
+    }
+    assert_eq!(told(&mut inventory).len(), PORTLESS_MAX - 2, "bounded");
+    inventory.handle_list(Instant::now(), &[pod("b", 4)]);
+    inventory.handle_change(&Change::Put(pod("d", 6)));
+    assert_eq!(told(&mut inventory), ["ns/d"], "those that are gone make room");
+}
+
+#[test]
+fn a_zone_that_comes_later_is_told() {
+    let mut inventory = inventory();
+    inventory.handle_list(Instant::now(), &[pod("a", 1)]);
+    let with_zone = || Change::Put(Pod { zone: "z".into(), ..pod("a", 1) });
+    for change in [with_zone(), with_zone(), Change::Put(pod("a", 1))] {
+        inventory.handle_change(&change);
+    }
+    let zones = std::iter::from_fn(|| inventory.poll_finding()).map(|finding| match finding {
+        Finding::Found(spec) => spec.zone,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(zones.collect::<Vec<_>>(), ["", "z"]);
+}
+
+#[test]
 fn a_pod_that_one_list_lacks_stays_and_two_lists_take_it_away() {
     let (now, mut inventory) = (Instant::now(), inventory());
     assert!(!inventory.handle_list(now, &[pod("a", 1), pod("b", 2)]));
