@@ -151,8 +151,8 @@ pub struct Node {
     pub address: String,
     /// Its availability zone; empty when it has told none.
     pub zone: String,
-    /// What it holds the members for by its own word, some 200 ms old; null while this node does not hear it, as above 32
-    /// nodes of all but its neighbours.
+    /// What it holds the members for by its own word, some 200 ms old; null while it is DOWN, and while this node does not hear
+    /// it, as above 32 nodes of all but its neighbours.
     pub sees: Option<Sees>,
     /// For how long changes that this node sends it have been waiting for its answer, in seconds; null where it sends none.
     pub lag_seconds: Option<f64>,

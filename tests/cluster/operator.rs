@@ -81,6 +81,25 @@ async fn status_watch_doctor_and_leave_tell_the_truth() {
     eventually(s(20), "watch goes on", async || watch.log().matches("\"event\":\"status\"").count() > 1).await;
 }
 
+/// A process that hangs keeps its connections, and what it saw last is no news of it any more.
+#[tokio::test]
+async fn what_a_node_saw_is_not_shown_while_it_is_down() {
+    let network = Network::new();
+    let nodes = [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], &[]));
+    joined(&nodes.each_ref(), 3, s(10)).await;
+    let third = async || nodes[0].get("/ha/status").await.unwrap().1["nodes"][2].clone();
+    eventually(s(10), "node1 hears node3", async || !third().await["sees"].is_null()).await;
+    nodes[2].process.signal(nix::sys::signal::Signal::SIGSTOP);
+    eventually(s(30), "node3 is DOWN", async || third().await["status"] == "DOWN").await;
+    let shown = third().await;
+    assert!(shown["status"] != "DOWN" || shown["sees"].is_null(), "{shown}");
+    let text = cluster(&["status", "--url", &nodes[0].url("")]).await.1;
+    assert!(text.contains("node node3 is DOWN"), "{text}");
+    nodes[2].process.signal(nix::sys::signal::Signal::SIGCONT);
+    let is_back = async || third().await["status"] == "ALIVE" && !third().await["sees"].is_null();
+    eventually(s(30), "node3 is back, and heard", is_back).await;
+}
+
 #[tokio::test]
 async fn who_cannot_be_asked_and_what_is_wrong_usage() {
     let network = Network::new();

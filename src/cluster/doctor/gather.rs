@@ -244,7 +244,7 @@ fn identities(args: &DoctorArgs, now: OffsetDateTime) -> Vec<Files> {
     found.into_iter().map(|(name, files)| identity(&name, &files, now)).collect()
 }
 
-fn identity(name: &Path, files: &IdentityFiles, now: OffsetDateTime) -> Files {
+pub(super) fn identity(name: &Path, files: &IdentityFiles, now: OffsetDateTime) -> Files {
     let text = |error: anyhow::Error| format!("{error:#}");
     let identity = Identity::load(files).map(|identity| Checked {
         fault: identity.check(now).err().map(|error| text(error.into())),

@@ -327,7 +327,8 @@ impl Net {
     }
 
     pub(super) fn sights(&self) -> Arc<BTreeMap<NodeName, Sight>> {
-        self.sharing.sights.all()
+        let is_there = |name: &NodeName| self.swim.member(name).is_some_and(|it| it.status != NodeStatus::Down);
+        self.sharing.sights.of(is_there)
     }
 
     pub(super) fn last_sync(&self) -> Option<SystemTime> {

@@ -2,7 +2,7 @@
 //!
 //! A node says which members it does not hold for ALIVE, on the lane of hints, [`GATHER`] after something about members or
 //! pipes has changed, and every [`REPEAT`] while there are any. Nobody repeats that all is well. What a peer said is kept
-//! until its pipe ends: of one that cannot be heard nothing is known. Above 32 nodes pipes lead to some of the nodes, so each
+//! until its pipe ends: of one that cannot be heard nothing is known, and what one saw that is DOWN is not shown. Above 32 nodes pipes lead to some of the nodes, so each
 //! knows what those see. It is for people: nothing is decided by it.
 
 use std::{
@@ -67,9 +67,13 @@ impl Sights {
         self.heard.contains_key(peer) && Arc::make_mut(&mut self.heard).remove(peer).is_some()
     }
 
-    /// All of them.
-    pub(super) fn all(&self) -> Arc<BTreeMap<NodeName, Sight>> {
-        self.heard.clone()
+    /// Those of the peers that this is true of.
+    pub(super) fn of(&self, counts: impl Fn(&NodeName) -> bool) -> Arc<BTreeMap<NodeName, Sight>> {
+        if self.heard.keys().all(&counts) {
+            return self.heard.clone();
+        }
+        let heard = self.heard.iter().filter(|(name, _)| counts(name));
+        Arc::new(heard.map(|(name, sight)| (name.clone(), sight.clone())).collect())
     }
 }
 
@@ -120,13 +124,24 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_is_down_is_not_shown_until_it_is_back() {
+        let [down, other] = ["n2", "n3"].map(|name| name.parse::<NodeName>().unwrap());
+        let mut sights = Sights::default();
+        assert!(sights.heard(&down, Sight { alive: 3, ..Sight::default() }));
+        assert!(sights.heard(&other, Sight { alive: 2, ..Sight::default() }));
+        assert_eq!(sights.of(|name| *name != down).keys().collect::<Vec<_>>(), [&other]);
+        assert!(!sights.heard(&other, Sight { alive: 2, ..Sight::default() }));
+        assert_eq!(sights.of(|_| true).len(), 2, "it was wrong that it is DOWN, and need not say it again");
+    }
+
+    #[test]
     fn peers_that_cannot_be_heard_leave_nothing_and_lists_are_bounded() {
         let peer: NodeName = "n2".parse().unwrap();
         let mut sights = Sights::default();
         assert!(sights.heard(&peer, Sight::default()));
         assert!(!sights.heard(&peer, Sight::default()), "no news");
         assert!(sights.gone(&peer) && !sights.gone(&peer));
-        assert!(sights.all().is_empty());
+        assert!(sights.of(|_| true).is_empty());
         let names: Vec<NodeName> = (0..DOUBTS_MAX + 9).map(|n| format!("n{n}").parse().unwrap()).collect();
         assert_eq!(Sight::of(names.iter().map(|name| (name, NodeStatus::Down))).doubted.len(), DOUBTS_MAX);
     }

@@ -256,3 +256,37 @@ fn certificates_are_judged_by_name_and_age() {
     facts.identities = vec![Files { name: "files".to_owned(), identity: Err("no key".to_owned()) }];
     assert_eq!(told(&facts, Level::Problem), ["certificates: files: no key"]);
 }
+
+/// Files as they lie on a disk, from reading to the verdict.
+#[test]
+fn files_of_certificates_are_judged_as_peers_would() {
+    let start = OffsetDateTime::from_unix_timestamp(1_705_314_600).unwrap();
+    let [own, other] = ["east", "east"].map(|cluster| Authority::create(cluster, 3650, start).unwrap());
+    let issue = |node: &str| {
+        let (cluster, node) = ("east".to_owned(), node.to_owned());
+        let request = NodeRequest { cluster, node, dns_names: Vec::new(), ip_addresses: Vec::new(), days: Some(90) };
+        own.issue(&request, start).unwrap()
+    };
+    let (one, two) = (issue("n2"), issue("n2"));
+    let day = |days: i64| start + Duration::days(days);
+    for (case, key, authority, now, expected) in [
+        ("good", &one, &own, day(1), None),
+        ("ended", &one, &own, day(91), Some("expired at 2024-04-14")),
+        ("not valid yet", &one, &own, day(-9), Some("is not valid before")),
+        ("of another authority", &one, &other, day(1), Some("n2")),
+        ("key of another certificate", &two, &own, day(1), Some("tls.key")),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let files = smg_certs::IdentityFiles::in_dir(dir.path());
+        std::fs::write(&files.certificate, &one.chain_pem).unwrap();
+        std::fs::write(&files.key, &key.key_pem).unwrap();
+        std::fs::write(&files.authorities, authority.bundle_pem()).unwrap();
+        let mut facts = facts(|_, _| {});
+        facts.now = Some(now);
+        facts.identities = vec![crate::cluster::doctor::gather::identity(dir.path(), &files, now)];
+        let problems = told(&facts, Level::Problem);
+        assert_eq!(problems.len(), usize::from(expected.is_some()), "{case}: {problems:?}");
+        let holds = |part: &str| problems[0].starts_with("certificates: ") && problems[0].contains(part);
+        assert!(expected.is_none_or(holds), "{case}: {problems:?}");
+    }
+}
