@@ -74,6 +74,24 @@ impl Io {
         polled
     }
 
+    /// Gives what was sniffed, and what is there behind it: a parser that gets so few bytes alone makes more room than it
+    /// needs, and keeps it as long as the connection is open.
+    fn poll_read_prefix(&mut self, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [MaybeUninit::uninit(); HEAD_READ_BYTES_MAX];
+        let room = scratch.len().min(buf.remaining());
+        let mut read = ReadBuf::uninit(&mut scratch[..room]);
+        let len = (self.len - self.at).min(room);
+        read.put_slice(&self.prefix[self.at..self.at + len]);
+        self.at += len;
+        if self.at == self.len
+            && let Poll::Ready(Err(error)) = Pin::new(self.stream.inner_mut()).poll_read(cx, &mut read)
+        {
+            return Poll::Ready(Err(error));
+        }
+        self.connection.on_read();
+        Poll::Ready(hand_over(self.guard.as_mut(), read.filled(), buf))
+    }
+
     /// Reads what may belong to a head, and looks at it.
     fn poll_read_head(&mut self, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut scratch = [MaybeUninit::uninit(); HEAD_READ_BYTES_MAX];
@@ -128,11 +146,7 @@ impl Io {
 impl Read for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         if self.at < self.len {
-            let end = self.len.min(self.at + buf.remaining());
-            let at = std::mem::replace(&mut self.at, end);
-            self.connection.on_read();
-            let Self { prefix, guard, .. } = &mut *self;
-            return Poll::Ready(hand_over(guard.as_mut(), &prefix[at..end], buf));
+            return self.poll_read_prefix(cx, buf);
         }
         if self.guard.is_some() && self.connection.take_overdue_head() {
             // The parser answers, and the answer is replaced.

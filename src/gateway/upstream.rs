@@ -12,6 +12,8 @@ use crate::gateway::{byte_stream::ByteStream, worker::Worker};
 mod framing;
 mod head;
 mod reply;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub(crate) use self::{head::RequestHead, reply::Reply, wire::Wire};
