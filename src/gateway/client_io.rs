@@ -76,7 +76,7 @@ impl Io {
 
     /// Gives what was sniffed, and what is there behind it: a parser that gets so few bytes alone makes more room than it
     /// needs, and keeps it as long as the connection is open.
-    fn poll_read_prefix(&mut self, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read_prefix(&mut self, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut scratch = [MaybeUninit::uninit(); HEAD_READ_BYTES_MAX];
         let room = scratch.len().min(buf.remaining());
         let mut read = ReadBuf::uninit(&mut scratch[..room]);

@@ -45,7 +45,9 @@ pub(crate) fn note(core: &Core, route: &Route, facts: Facts<'_>, chosen: &mut Ch
     let names = if is_told { surprise(prompt, seen) } else { Vec::new() };
     if !names.is_empty() {
         let (model, worker, generation) = (route.label.clone(), holder.tag, holder.generation);
-        placer.place(Placement { model, worker, generation, age_ms: 0, names });
+        if !placer.place(Placement { model, worker, generation, age_ms: 0, names }) {
+            core.metrics.cache_shared("dropped", 1);
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub mod transfer;
 use self::{
     loads::Loads,
     outbox::Outbox,
-    placer::{Placed, Placer, Waiting},
+    placer::{PLACED_MAX, Placer},
     transfer::Transfer,
 };
 
@@ -140,7 +140,7 @@ struct Task {
     lookout: Lookout,
     metrics: Arc<Metrics>,
     shared: mpsc::Receiver<(NodeName, Message)>,
-    placed: Arc<Placed>,
+    placed: mpsc::Receiver<Placement>,
     leaving: mpsc::Receiver<oneshot::Sender<()>>,
     outbox: Outbox,
     loads: Loads,
@@ -162,8 +162,10 @@ impl Task {
                     // The driver has stopped, and the process is about to.
                     None => return,
                 },
-                () = self.placed.begun() => {
-                    self.flush_due.get_or_insert_with(|| Instant::now() + GATHER);
+                // Not while more is gathered: each would wake this task.
+                Some(placement) = self.placed.recv(), if self.flush_due.is_none() => {
+                    self.queue(placement);
+                    self.flush_due = Some(Instant::now() + GATHER);
                 }
                 Some(done) = self.leaving.recv() => self.on_leaving(done),
                 () = at(self.flush_due) => self.flush(),
@@ -220,7 +222,10 @@ impl Task {
 
     /// Sends what is due: surprises, then a piece of each transfer.
     fn flush(&mut self) {
-        self.take_placed();
+        for _ in 0..PLACED_MAX {
+            let Ok(placement) = self.placed.try_recv() else { break };
+            self.queue(placement);
+        }
         let peers = self.peers();
         if peers == 0 {
             self.transfers.clear();
@@ -249,14 +254,10 @@ impl Task {
         self.flush_due = waits.then(|| Instant::now() + BATCH_INTERVAL);
     }
 
-    /// Puts what the cores reported behind what waits to be sent.
-    fn take_placed(&mut self) {
-        let Waiting { placements, mut lost } = self.placed.take();
-        for placement in placements {
-            lost += usize::from(!self.outbox.push(placement));
-        }
-        if lost > 0 {
-            self.metrics.cache_shared("dropped", lost);
+    /// Puts a surprise behind those that wait to be sent.
+    fn queue(&mut self, placement: Placement) {
+        if !self.outbox.push(placement) {
+            self.metrics.cache_shared("dropped", 1);
         }
     }
 
