@@ -60,7 +60,9 @@ impl Pool {
 
     /// Opens a connection to the worker.
     pub(crate) async fn connect(&self, worker: &Worker) -> std::io::Result<Wire> {
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, upstream::connect(worker, &self.sessions));
+        // What a handshake needs is large, and few requests open a connection.
+        let connecting = Box::pin(upstream::connect(worker, &self.sessions));
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, connecting);
         connecting.await.map_err(|_| std::io::ErrorKind::TimedOut)?
     }
 
