@@ -41,6 +41,7 @@ use std::{
 
 use bytes::Bytes;
 use smg_certs::Material;
+use tokio::runtime::Handle;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -153,6 +154,8 @@ struct Shared {
     pipes: Pipes,
     security: Security,
     tasks: TaskTracker,
+    /// Where all of them run, whoever dials.
+    runtime: Handle,
     /// Stops listening and closes every pipe in order.
     closing: CancellationToken,
     /// Cuts every connection.
@@ -175,13 +178,14 @@ impl Streams {
             pipes: Pipes::new(&config),
             security: Security::new(&config),
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
             closing: CancellationToken::new(),
             kill: CancellationToken::new(),
             connections_refused: AtomicU64::new(0),
             connections_unopened: Arc::new(AtomicU64::new(0)),
             config,
         });
-        shared.tasks.spawn(accept::serve(Arc::clone(&shared), listener));
+        shared.tasks.spawn_on(accept::serve(Arc::clone(&shared), listener), &shared.runtime);
         let events = StreamEvents { shared: Arc::clone(&shared), _kill: shared.kill.clone().drop_guard() };
         Ok((Self { shared }, events))
     }
@@ -208,7 +212,8 @@ impl Streams {
         if shared.closing.is_cancelled() {
             shared.pipes.finish(pipe, Some(PipeError::ShutDown));
         } else {
-            shared.tasks.spawn(dial::dial(Arc::clone(shared), pipe, to, traceparent, closing));
+            let dial = dial::dial(Arc::clone(shared), pipe, to, traceparent, closing);
+            shared.tasks.spawn_on(dial, &shared.runtime);
         }
         pipe
     }

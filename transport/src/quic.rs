@@ -12,6 +12,8 @@
 //!   a peer that the owner excludes at its address ([`Transport::exclude`]) is not let in there for as long, and is told so
 //!   at the end of its handshake: before that nobody knows who it is, for an address may be borrowed.
 //! - **MTU.** UDP payloads have at most [`UDP_BYTES`], so datagrams of [`DATAGRAM_BYTES_MAX`] always fit.
+//! - **Waking.** Acknowledgements and other timers of QUIC wait for each other, and nothing waits for a congestion window;
+//!   `pace.rs` says why. A datagram goes out, and comes in, without a thread but the owner's waking.
 //! - **Not used:** 0-RTT, resumption, migration, streams. Names are not sent in clear.
 
 use std::{
@@ -25,12 +27,15 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls_pki_types::CertificateDer;
 use smg_certs::Material;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc},
+};
 
 use crate::{
     Incoming, PeerIdentity, Received, SendError, Transport,
@@ -38,9 +43,11 @@ use crate::{
     udp::{self, DATAGRAM_BYTES_MAX, canonical},
 };
 
+mod pace;
 mod peers;
 mod watch;
 
+use pace::{Pace, Steady};
 use peers::{EXCLUDED, Peers, Sending};
 use watch::{Ids, Tally, VERSION, Watched};
 
@@ -89,13 +96,15 @@ pub struct QuicConfig {
     pub recheck_interval: Duration,
     /// How long an address that was refused is left alone; default [`REFUSED_FOR`].
     pub refused_for: Duration,
+    /// Where hands are shaken, so that the cryptography of strangers holds up nobody; default the runtime of the transport.
+    pub handshakes: Option<Handle>,
 }
 
 impl QuicConfig {
     /// The defaults, for this material.
     #[must_use]
     pub fn new(material: Arc<Material>) -> Self {
-        Self { material, recheck_interval: tls::RECHECK_INTERVAL, refused_for: REFUSED_FOR }
+        Self { material, recheck_interval: tls::RECHECK_INTERVAL, refused_for: REFUSED_FOR, handshakes: None }
     }
 }
 
@@ -125,6 +134,7 @@ struct Shared {
     endpoint: Endpoint,
     client: quinn::ClientConfig,
     config: QuicConfig,
+    handshakes: Handle,
     local_addr: SocketAddr,
     peers: Mutex<Peers>,
     news: mpsc::Sender<Incoming>,
@@ -152,14 +162,16 @@ impl QuicTransport {
         let ids = Ids::new();
         let tally = Arc::new(Tally::new(ids));
         let socket = Arc::new(Watched::new(socket.into(), tally.clone())?);
-        let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(ids), Some(server), socket, runtime)?;
+        let pace = Arc::new(Pace::new(Handle::current()));
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(ids), Some(server), socket, pace.clone())?;
+        let handshakes = config.handshakes.clone().unwrap_or_else(Handle::current);
+        pace.shake_hands_on(handshakes.clone());
         let (news, told) = mpsc::channel(NEWS_MAX);
         let (readers, new) = mpsc::channel(NEW_MAX);
         let local_addr = endpoint.local_addr()?;
         let peers = Mutex::new(Peers::new());
-        let shared = Arc::new(Shared { endpoint, client, config, local_addr, peers, news, readers, tally });
-        tokio::spawn(accept(shared.clone()));
+        let shared = Arc::new(Shared { endpoint, client, config, handshakes, local_addr, peers, news, readers, tally });
+        shared.handshakes.spawn(accept(shared.clone()));
         let inbox = Inbox { news: told, new, reads: FuturesUnordered::new() };
         Ok(Self { shared, inbox: Mutex::new(inbox) })
     }
@@ -183,6 +195,8 @@ fn transport_config() -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(Some(BUFFER_BYTES))
         .datagram_send_buffer_size(BUFFER_BYTES)
+        .congestion_controller_factory(Arc::new(Steady))
+        .ack_frequency_config(Some(pace::acknowledgements()))
         // Peers are near: the first retransmission of a handshake must not wait the 1 s of the default.
         .initial_rtt(Duration::from_millis(100));
     config
@@ -276,7 +290,7 @@ impl Shared {
             Sending::Dial(payload) => {
                 let dialing = self.endpoint.connect_with(self.client.clone(), to, UNSENT_NAME).map_err(unreachable)?;
                 peers.dialing(now, to, payload);
-                tokio::spawn(dial(self.clone(), to, dialing));
+                self.handshakes.spawn(dial(self.clone(), to, dialing));
                 Ok(())
             }
         }

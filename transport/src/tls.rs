@@ -1,6 +1,10 @@
 //! Mutual TLS under both planes: one identity, and one name for each reason to refuse a peer.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant},
+};
 
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -58,6 +62,15 @@ pub(crate) fn identity(material: &Material, chain: &[CertificateDer<'_>]) -> Opt
     material.peer_names(chain).ok().map(|names| PeerIdentity(Arc::new(names)))
 }
 
+/// Connections are checked at multiples of their interval from here on, so that the process wakes once for all of them.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Time until the next check, at most the interval.
+fn until_check(interval: Duration) -> Duration {
+    let into = START.elapsed().as_nanos() % interval.as_nanos().max(1);
+    interval.saturating_sub(Duration::from_nanos(u64::try_from(into).unwrap_or(0)))
+}
+
 /// Waits until the peer's chain is no longer good, and says why.
 pub(crate) async fn until_distrusted(
     material: &Material,
@@ -66,7 +79,7 @@ pub(crate) async fn until_distrusted(
 ) -> &'static str {
     let names = material.peer_names(chain).unwrap_or_default();
     loop {
-        tokio::time::sleep(recheck).await;
+        tokio::time::sleep(until_check(recheck)).await;
         if let Err(error) = material.check_peer(chain, UnixTime::now()) {
             return refusal(&error);
         }

@@ -200,6 +200,15 @@ impl Peers {
         self.by_addr.get(&at).map_or(0, |peer| peer.served.len())
     }
 
+    /// UDP packets sent so far on the connection that carries what is sent there.
+    #[cfg(test)]
+    pub(super) fn packets_sent(&self, at: SocketAddr) -> u64 {
+        match self.by_addr.get(&at).map(|peer| &peer.state) {
+            Some(State::Open(link)) => link.connection.stats().udp_tx.datagrams,
+            _ => 0,
+        }
+    }
+
     fn forget_idle(&mut self, at: SocketAddr) {
         let is_idle =
             |peer: &Peer| peer.served.is_empty() && peer.excluded.is_none() && matches!(peer.state, State::Idle);
