@@ -9,6 +9,7 @@
 
 mod absent;
 pub mod advertise;
+mod alarm;
 pub mod data;
 mod expire;
 pub mod identity;
@@ -30,6 +31,7 @@ pub mod sessions;
 mod sharing;
 mod sights;
 mod spans;
+mod thread;
 
 use std::{
     io,
@@ -40,6 +42,7 @@ use std::{
 
 use futures_util::FutureExt;
 use tokio::{
+    runtime::Handle,
     sync::{mpsc, oneshot, watch},
     task::{JoinHandle, coop::unconstrained},
 };
@@ -49,15 +52,17 @@ use crate::{
     config::Config,
     mesh::{
         driver::{
+            alarm::Alarm,
             data::{Data, DataError, Opened},
             handle::{COMMANDS_MAX, Command, Leadership, LimitUsage, MeshHandle, NodeView, Roots, RoutingFacts, View},
             identity::TlsError,
             leader::Podium,
-            net::{Input, Net, NetError, Outlets},
+            net::{Input, Net, NetError, Outlets, Runtimes},
             picture::Picture,
             rights::{RightsView, SharedLimits},
             sessions::{Sessions, Table},
             sharing::SHARED_MAX,
+            thread::Thread,
         },
         node::NodeName,
         routing::Message,
@@ -102,6 +107,9 @@ pub enum DriverError {
     /// The thread that writes to `--mesh-data-dir` cannot be started; nothing stays bound.
     #[error("cannot start the thread that writes to --mesh-data-dir")]
     DataThread(#[source] io::Error),
+    /// The thread of the mesh cannot be started; nothing stays bound.
+    #[error("cannot start the thread of the mesh")]
+    Thread(#[source] io::Error),
     /// An older live node has this name. This node left; the cluster is unchanged.
     #[error("a live node named {name} is in the cluster already; choose another --mesh-server-name (or POD_NAME)")]
     NameTaken {
@@ -138,6 +146,8 @@ struct Driver {
     shared: mpsc::Sender<(NodeName, Message)>,
     pods: watch::Receiver<Vec<SocketAddr>>,
     traces: Option<MeshTraces>,
+    runtimes: Runtimes,
+    alarm: Alarm,
     expire_due: Instant,
     view: watch::Sender<Arc<View>>,
     leadership: watch::Sender<Leadership>,
@@ -163,11 +173,11 @@ struct Unconfirmed {
     confirm: Box<dyn FnOnce() + Send>,
 }
 
-/// Binds the mesh, when it is enabled, and starts its driver on the current runtime. `pods` are nodes to join through, beside
+/// Binds the mesh, when it is enabled, and starts its driver on a thread of its own, else on the current runtime. `pods` are nodes to join through, beside
 /// those of `--mesh-peer-urls`, as they are found; `traces` is where spans go.
 ///
 /// # Errors
-/// When a socket cannot be bound or no address can be advertised.
+/// When a socket cannot be bound, no address can be advertised or the thread cannot be started.
 pub async fn start(
     config: Arc<Config>,
     metrics: Arc<Metrics>,
@@ -182,16 +192,16 @@ pub async fn start(
     let (rights, watched_rights) = watch::channel(RightsView::default());
     let opened = open_data(&config).await?;
     let boot_epoch_ms = opened.as_ref().map_or_else(unix_ms, |opened| opened.boot_epoch_ms);
-    let net = match config.mesh.enabled {
-        true => {
-            let tls = identity::open(&config.mesh, &node, &metrics)?;
-            let data_dir = config.mesh.data_dir.clone();
-            let podium = Podium::open(leadership.clone(), rights.clone(), data_dir, unix_ms()).await?;
-            let outlets = Outlets { podium, shared: sender.clone(), pods: pods.clone(), traces: traces.clone() };
-            Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, outlets).await?)
-        }
-        false => None,
-    };
+    let thread = Thread::start(config.mesh.enabled).map_err(DriverError::Thread)?;
+    let runtimes = Runtimes { datagrams: thread.handle(), streams: Handle::current() };
+    let mut net = None;
+    if config.mesh.enabled {
+        let tls = identity::open(&config.mesh, &node, &metrics)?;
+        let podium = Podium::open(leadership.clone(), rights.clone(), config.mesh.data_dir.clone(), unix_ms()).await?;
+        let (shared, runtimes) = (sender.clone(), runtimes.clone());
+        let outlets = Outlets { podium, shared, pods: pods.clone(), traces: traces.clone(), runtimes };
+        net = Some(Net::bind(&config.mesh, &node, boot_epoch_ms, &metrics, pod_ip, tls, outlets).await?);
+    }
     let (mut stores, data) = match opened {
         Some(opened) => {
             let (stores, data) = opened.start(now, metrics.clone()).map_err(DriverError::DataThread)?;
@@ -214,6 +224,8 @@ pub async fn start(
         shared: sender,
         pods,
         traces,
+        runtimes,
+        alarm: thread.within(Alarm::new),
         expire_due: now,
         view,
         leadership,
@@ -231,7 +243,7 @@ pub async fn start(
     let handle = MeshHandle::new(commands, watched, watched_leadership).with_rights(watched_rights);
     let sampled = handle.clone();
     metrics.watch_mesh(move || report::sample(&sampled.view(), &sampled.leadership(), &sampled.rights()));
-    Ok(Mesh { handle, sessions, shared, task: tokio::spawn(driver.run(pod_ip)) })
+    Ok(Mesh { handle, sessions, shared, task: thread.run(driver.run(pod_ip)) })
 }
 
 /// Opens `--mesh-data-dir`, off the runtime.
@@ -300,14 +312,6 @@ impl Driver {
 
     /// Waits for one input; none when every handle is gone.
     async fn next_input(&mut self, deadline: Option<Instant>) -> Option<Input> {
-        let timer = async {
-            match deadline {
-                // What goes on at once does not wait for the runtime's clock, but lets other tasks have a turn.
-                Some(at) if at <= Instant::now() => tokio::task::yield_now().await,
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
         let net = async {
             match &mut self.net {
                 Some(net) => net.next_input().await,
@@ -324,7 +328,7 @@ impl Driver {
             command = self.commands.recv() => command.map(Input::Command),
             input = net => Some(input),
             saving = data => Some(Input::Saved(saving)),
-            () = timer => Some(Input::Timer),
+            () = self.alarm.until(deadline) => Some(Input::Timer),
         }
     }
 
@@ -543,37 +547,19 @@ impl Driver {
         self.picture = Picture::of(&self.stores);
         // The directory is that of the name that was taken.
         let podium = Podium { shown: self.leadership.clone(), rights: self.rights.clone(), votes: None };
-        let outlets =
-            Outlets { podium, shared: self.shared.clone(), pods: self.pods.clone(), traces: self.traces.clone() };
+        let outlets = Outlets {
+            podium,
+            shared: self.shared.clone(),
+            pods: self.pods.clone(),
+            traces: self.traces.clone(),
+            runtimes: self.runtimes.clone(),
+        };
         let mut net =
             Net::bind(&self.config.mesh, &self.node, boot_epoch_ms, &self.metrics, pod_ip, None, outlets).await?;
         net.share_limits(Instant::now(), &self.limits);
         self.net = Some(net);
         self.view_due = Some(Instant::now());
         Ok(())
-    }
-}
-
-impl View {
-    /// What is known before the driver has spoken.
-    fn empty(node: NodeName, mesh_enabled: bool) -> Self {
-        Self {
-            node,
-            mesh_enabled,
-            nodes: Vec::new(),
-            synced: false,
-            workers: Arc::default(),
-            policies: Arc::default(),
-            routing: RoutingFacts::default(),
-            leader: None,
-            term: 0,
-            rate_limit: None,
-            rate_limits: Vec::new(),
-            last_sync: None,
-            links: Arc::default(),
-            sights: Arc::default(),
-            roots: Roots::default(),
-        }
     }
 }
 

@@ -179,6 +179,29 @@ pub enum Command {
     Leave(oneshot::Sender<()>),
 }
 
+impl View {
+    /// What is known before the driver has spoken.
+    pub(super) fn empty(node: NodeName, mesh_enabled: bool) -> Self {
+        Self {
+            node,
+            mesh_enabled,
+            nodes: Vec::new(),
+            synced: false,
+            workers: Arc::default(),
+            policies: Arc::default(),
+            routing: RoutingFacts::default(),
+            leader: None,
+            term: 0,
+            rate_limit: None,
+            rate_limits: Vec::new(),
+            last_sync: None,
+            links: Arc::default(),
+            sights: Arc::default(),
+            roots: Roots::default(),
+        }
+    }
+}
+
 /// Handle to the mesh driver; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct MeshHandle {

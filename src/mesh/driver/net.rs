@@ -53,6 +53,7 @@ mod error;
 mod planes;
 
 pub use error::NetError;
+pub(super) use planes::Runtimes;
 
 /// How long a starting node waits for a peer's state before it serves with what it has.
 const SYNC_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -85,7 +86,7 @@ pub(super) struct Outcome {
     pub(super) broken: Option<io::Error>,
 }
 
-/// Where news for the rest of the program go, beside the view, and where pods to join through come from.
+/// Where news for the rest of the program go, beside the view, where pods to join through come from, and where tasks run.
 #[derive(Clone, Debug)]
 pub(super) struct Outlets {
     /// Of the election.
@@ -95,6 +96,7 @@ pub(super) struct Outlets {
     pub(super) pods: watch::Receiver<Vec<SocketAddr>>,
     /// Where spans go, with `--enable-trace`.
     pub(super) traces: Option<MeshTraces>,
+    pub(super) runtimes: Runtimes,
 }
 
 pub(super) struct Net {
@@ -144,7 +146,7 @@ impl Net {
         outlets: Outlets,
     ) -> Result<Self, NetError> {
         let hello = Hello { cluster: config.cluster.clone(), node: node.to_string(), boot_epoch_ms };
-        let (transport, streams, events) = planes::bind(config.bind, &hello, tls.as_ref())?;
+        let (transport, streams, events) = planes::bind(config.bind, &hello, tls.as_ref(), &outlets.runtimes)?;
         let bound = transport.local_addr();
         let advertised = advertise::choose(config, bound, pod_ip).await?;
         info!(node = %node, bound = %bound, addr = %advertised.addr, cluster = %config.cluster, "mesh listening");

@@ -10,7 +10,18 @@ use smg_transport::{
     udp::UdpTransport,
 };
 
+use tokio::runtime::Handle;
+
 use super::NetError;
+
+/// Where the two planes run. They are apart, so that neither a large state nor a stranger's handshake holds up a probe.
+#[derive(Clone, Debug)]
+pub(in crate::mesh::driver) struct Runtimes {
+    /// The mesh task and its datagrams.
+    pub(in crate::mesh::driver) datagrams: Handle,
+    /// Pipes, and the handshakes of both planes.
+    pub(in crate::mesh::driver) streams: Handle,
+}
 
 /// Ports tried when `--mesh-port 0` asks for one that is free on both planes.
 const FREE_PORT_TRIES: usize = 16;
@@ -22,13 +33,15 @@ pub(super) fn bind(
     addr: SocketAddr,
     hello: &Hello,
     tls: Option<&Arc<Material>>,
+    runtimes: &Runtimes,
 ) -> Result<(Arc<dyn Transport>, Streams, StreamEvents), NetError> {
     let mut tries = 0;
     loop {
-        let transport = bind_datagrams(addr, tls.cloned());
+        let transport = bind_datagrams(addr, tls.cloned(), runtimes);
         let transport = transport.map_err(|source| NetError::Bind { addr, plane: "udp", source })?;
         let mut config = StreamConfig::new(transport.local_addr(), hello.clone());
         config.tls = tls.cloned();
+        let _streams = runtimes.streams.enter();
         match Streams::bind(config) {
             Ok((streams, events)) => return Ok((transport, streams, events)),
             Err(_) if addr.port() == 0 && tries < FREE_PORT_TRIES => tries += 1,
@@ -37,9 +50,13 @@ pub(super) fn bind(
     }
 }
 
-fn bind_datagrams(addr: SocketAddr, tls: Option<Arc<Material>>) -> io::Result<Arc<dyn Transport>> {
+fn bind_datagrams(addr: SocketAddr, tls: Option<Arc<Material>>, runtimes: &Runtimes) -> io::Result<Arc<dyn Transport>> {
+    let _datagrams = runtimes.datagrams.enter();
     Ok(match tls {
-        Some(material) => Arc::new(QuicTransport::bind(addr, QuicConfig::new(material))?),
+        Some(material) => {
+            let handshakes = Some(runtimes.streams.clone());
+            Arc::new(QuicTransport::bind(addr, QuicConfig { handshakes, ..QuicConfig::new(material) })?)
+        }
         None => Arc::new(UdpTransport::bind(addr)?),
     })
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use smg_transport::grpc::StreamConfig;
+use tokio::runtime::Handle;
 
 use super::*;
 use crate::mesh::driver::{handle::Leadership, rights::RightsView};
@@ -43,6 +44,7 @@ async fn net(metrics: &Arc<Metrics>) -> Net {
         shared: mpsc::channel(1).0,
         pods: watch::channel(Vec::new()).1,
         traces: None,
+        runtimes: Runtimes { datagrams: Handle::current(), streams: Handle::current() },
     };
     Net::bind(&config, &config.node, 1, metrics, None, None, outlets).await.unwrap()
 }
