@@ -154,46 +154,54 @@ async fn a_scrape_has_the_promised_names_and_labels() {
     check_with_promtool(&scrape);
 }
 
+/// A client's word of every kind, another in each request: a path, a method, a model, a key, a user, a response.
+async fn made_up(gateway: &Gateway, n: usize) {
+    let (http, url) = (&gateway.http, |path: &str| gateway.url(path));
+    let prompt =
+        |model: &str| json!({"model": model, "prompt": format!("{n}"), "max_tokens": 1, "user": format!("user-{n}")});
+    let request = match n % 6 {
+        0 => http.get(url(&format!("/v1/nothing/{n}?key={n}"))),
+        1 => http.request(format!("METHOD{n}").parse().unwrap(), url(&format!("/ha/policies/model-{n}"))),
+        2 => http.post(url("/v1/completions")).json(&prompt(&format!("model-{n}"))),
+        3 => http.get(url(&format!("/v1/responses/response-{n}"))),
+        4 => http.post(url("/v1/completions")).header("x-smg-target-worker", format!("worker-{n}")).json(&prompt("m")),
+        _ => http.post(url("/v1/completions")).header("x-smg-routing-key", format!("key-{n}")).json(&prompt("m")),
+    };
+    let request = request.header("x-request-id", format!("id-{n}")).header("authorization", format!("Bearer key-{n}"));
+    request.send().await.unwrap().bytes().await.unwrap();
+}
+
+/// `SMG_SERIES` requests, 10 000 without it, to the gateways of a cluster in turn, with limits by key and by model in force.
 #[tokio::test]
 async fn ten_thousand_paths_models_and_keys_mint_no_series() {
+    let count = std::env::var("SMG_SERIES").map_or(10_000, |text| text.parse().unwrap());
     let network = Network::new();
     let (_worker, url) = worker(network, 9, "m", &[]);
-    let nodes = [1, 2].map(|n| Gateway::start(network, n, &[1, 2], &["--worker-urls", &url]));
-    joined(&nodes.each_ref(), 2, s(10)).await;
-    let gateway = &nodes[0];
-    eventually(s(10), "ready", async || gateway.is_ready().await).await;
-    traffic(gateway).await;
-    let send = async |n: u32| {
-        let request = match n % 4 {
-            0 => gateway.http.get(gateway.url(&format!("/v1/nothing/{n}?key={n}"))),
-            1 => {
-                let method = format!("METHOD{n}");
-                gateway.http.request(method.parse().unwrap(), gateway.url(&format!("/ha/policies/model-{n}")))
-            }
-            2 => gateway
-                .http
-                .post(gateway.url("/v1/completions"))
-                .json(&json!({"model": format!("model-{n}"), "prompt": "x"})),
-            _ => {
-                let body =
-                    json!({"model": "m", "prompt": format!("{n}"), "max_tokens": 1, "user": format!("user-{n}")});
-                gateway
-                    .http
-                    .post(gateway.url("/v1/completions"))
-                    .header("x-smg-routing-key", format!("key-{n}"))
-                    .json(&body)
-            }
-        };
-        let request =
-            request.header("x-request-id", format!("id-{n}")).header("authorization", format!("Bearer key-{n}"));
-        request.send().await.unwrap().bytes().await.unwrap();
-    };
-    stream::iter(0..10_000).map(send).buffer_unordered(32).for_each(async |()| ()).await;
-    let scrape = gateway.metrics().await;
-    let series = scrape.lines().filter(|line| !line.starts_with('#')).count();
-    assert!(series <= 3000, "{series} series");
-    for made_up in ["model-", "key-", "user-", "id-", "METHOD", "nothing"] {
-        assert!(!scrape.lines().any(|line| !line.starts_with('#') && line.contains(made_up)), "{made_up}: {scrape}");
+    let nodes = [1, 2, 3].map(|n| Gateway::start(network, n, &[1, 2, 3], &["--worker-urls", &url]));
+    joined(&nodes.each_ref(), 3, s(10)).await;
+    for gateway in &nodes {
+        eventually(s(10), "ready", async || gateway.is_ready().await).await;
+        traffic(gateway).await;
     }
-    check_with_promtool(&scrape);
+    for of in [json!({"key": "0123456789abcdef"}), json!({"model": "model-8"})] {
+        let mut limit = json!({"limit_per_second": 1_000_000, "burst": 1_000_000});
+        limit.as_object_mut().unwrap().extend(of.as_object().unwrap().clone());
+        let (code, answer) = nodes[0].post("/ha/rate-limit", limit).await;
+        assert_eq!(code, 200, "{answer}");
+    }
+    let send = async |n: usize| made_up(&nodes[n % nodes.len()], n / nodes.len()).await;
+    stream::iter(0..count).map(send).buffer_unordered(32).for_each(async |()| ()).await;
+    for gateway in &nodes {
+        let scrape = gateway.metrics().await;
+        let series = || scrape.lines().filter(|line| !line.starts_with('#'));
+        println!("{}: {} series", gateway.name, series().count());
+        assert!(series().count() <= 3000, "{}: {} series", gateway.name, series().count());
+        for word in ["model-", "key-", "user-", "id-", "METHOD", "nothing", "response-", "worker-"] {
+            assert!(!series().any(|line| line.contains(word)), "{word}: {scrape}");
+        }
+        for counted in ["error_code=\"model_not_found\"", "path=\"unmatched\""] {
+            assert!(series().any(|line| line.contains(counted)), "they were counted, as one: {counted}: {scrape}");
+        }
+        check_with_promtool(&scrape);
+    }
 }
