@@ -44,6 +44,7 @@ pub(super) struct Node {
     pub(super) zone: String,
     pub(super) sees: Option<Sees>,
     pub(super) lag_seconds: Option<f64>,
+    pub(super) probe_detours: Option<u32>,
 }
 
 /// What a node holds the others for.

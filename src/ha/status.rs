@@ -156,6 +156,9 @@ pub struct Node {
     pub sees: Option<Sees>,
     /// For how long changes that this node sends it have been waiting for its answer, in seconds; null where it sends none.
     pub lag_seconds: Option<f64>,
+    /// Probes by this node in a row that it answered, and none by a datagram: those are lost on the way. 0 when the last was; null
+    /// before there was one.
+    pub probe_detours: Option<u32>,
 }
 
 /// The replicated stores.
@@ -241,7 +244,7 @@ fn sees(view: &View, node: &NodeView) -> Option<Sees> {
 #[must_use]
 pub fn cluster(sources: &Sources<'_>) -> Status {
     let Sources { view, leadership, rights, routing, in_force, about, metrics } = sources;
-    let lags = metrics.replication_lags();
+    let (lags, detours) = (metrics.replication_lags(), metrics.probe_detours());
     let nodes = view.nodes.iter().map(|node| Node {
         name: node.name.to_string(),
         status: node.status.as_str(),
@@ -249,6 +252,7 @@ pub fn cluster(sources: &Sources<'_>) -> Status {
         zone: node.zone.clone(),
         sees: sees(view, node),
         lag_seconds: lags.get(&node.name).map(|lag| (lag.as_secs_f64() * 1e3).round() / 1e3),
+        probe_detours: detours.get(&node.name).copied(),
     });
     let (prompt_tokens, cached_tokens) = metrics.cached_tokens();
     let store =

@@ -84,8 +84,8 @@ async fn the_status_has_exactly_the_keys_of_the_manual_and_the_leader() {
         "node_count": 2,
         "nodes": [
             {"name": "node1", "status": "ALIVE", "address": "node1:39527", "zone": "",
-             "sees": {"alive": 1, "not_alive": {"node2": "DOWN"}}, "lag_seconds": null},
-            {"name": "node2", "status": "DOWN", "address": "node2:39527", "zone": "", "sees": null, "lag_seconds": null},
+             "sees": {"alive": 1, "not_alive": {"node2": "DOWN"}}, "lag_seconds": null, "probe_detours": null},
+            {"name": "node2", "status": "DOWN", "address": "node2:39527", "zone": "", "sees": null, "lag_seconds": null, "probe_detours": null},
         ],
         "stores": {
             "workers": {"entry_count": 1, "last_sync": null, "root": "00000000000000ff"},

@@ -29,7 +29,7 @@ use futures_util::FutureExt as _;
 use cluster::{Cluster, Setup};
 use report::{HEADER, Row};
 use scenarios::{
-    capture, leader, limits, paths,
+    capture, doctor, leader, limits, paths,
     slow::{self, Burden},
     state,
 };
@@ -141,6 +141,12 @@ async fn a_limit_holds_in_every_window_whatever_happens() {
     // How much is used is for an idle machine to show.
     let goal = limits::Use { even: 0.5, shifted: 0.3, killed: 0.3 };
     nobody_dies(&limits::shared(&mut cluster, seconds(4), goal).await);
+}
+
+#[tokio::test]
+async fn the_doctor_names_a_blocked_plane() {
+    let Some(mut cluster) = Cluster::start(3, "doctor", Setup::default()).await else { return };
+    doctor::examined(&mut cluster).await;
 }
 
 /// Everything, when `SMG_NAMESPACES` is set, to `all` or to words of which one is in the name of each scenario wanted.

@@ -1,6 +1,7 @@
 //! What goes wrong, and what must hold then: DESIGN §3's table.
 
 pub mod capture;
+pub mod doctor;
 pub mod leader;
 pub mod limits;
 pub mod paths;

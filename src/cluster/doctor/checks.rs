@@ -14,6 +14,9 @@ use crate::cluster::picture::Status;
 /// followed any more (DESIGN §4).
 const SKEW_MAX_MS: i64 = 500;
 
+/// Probes in a row without an answer by datagram that no loss below 30 % explains (0.51^10 = 0.1 %).
+const DETOURS_MAX: u32 = 10;
+
 /// Descriptors that a busy gateway needs at least: two for each request in flight.
 const DESCRIPTORS_MIN: u64 = 4096;
 
@@ -25,6 +28,7 @@ pub(super) fn all(facts: &Facts) -> Vec<Finding> {
     findings.extend(views(&statuses));
     findings.extend(leadership(&statuses));
     findings.extend(facts.ports.iter().map(|at| port(at, &first.status)));
+    findings.extend(statuses.iter().flat_map(|status| datagrams(status)));
     findings.extend(roots(&answered));
     findings.extend(clocks(&answered));
     if let Some(now) = facts.now {
@@ -149,6 +153,22 @@ fn port(port: &Port, status: &Status) -> Finding {
         return Finding::problem(CHECK, found, advice);
     }
     Finding::ok(CHECK, found)
+}
+
+/// Datagrams between two nodes that are lost, by the word of one of them: nothing from here could tell.
+fn datagrams(status: &Status) -> Vec<Finding> {
+    const CHECK: &str = "planes";
+    let lost = |count: u32| count >= DETOURS_MAX;
+    let nodes = status.nodes.iter().filter(|node| node.status != "DOWN" && node.probe_detours.is_some_and(lost));
+    nodes
+        .map(|node| {
+            let (from, to, count) = (&status.node_name, &node.name, node.probe_detours.unwrap_or_default());
+            let found = format!("datagrams between {from} and {to} are lost: the last {count} probes came by other ways");
+            let advice = "open the mesh port for UDP between them, in both directions: failures are found late without it, \
+                          and no leader is elected";
+            Finding::problem(CHECK, found, advice)
+        })
+        .collect()
 }
 
 /// Roots that differ between gateways although none of them changed within the second look.

@@ -71,7 +71,12 @@ impl Story {
             }
             Event::Rtt { peer, rtt } => {
                 metrics.mesh_probe_rtt(*rtt);
+                metrics.mesh_probed(peer, true);
                 trace!(peer = %peer, rtt_ms = rtt.as_secs_f64() * 1e3, "probe answered");
+            }
+            Event::Detour { peer } => {
+                metrics.mesh_probed(peer, false);
+                debug!(peer = %peer, "probe answered, but by no datagram");
             }
             Event::LocalHealth { score } => {
                 metrics.mesh_local_health(*score);

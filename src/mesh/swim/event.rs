@@ -43,6 +43,11 @@ pub enum Event {
         /// After how long.
         rtt: Duration,
     },
+    /// A probe of the ring reached a peer by its stream or through another node: the ping or the ack by datagram was lost.
+    Detour {
+        /// Whom.
+        peer: NodeName,
+    },
     /// How much this node trusts its own probes changed (Lifeguard §IV.A): 0 is full trust, 8 the least.
     LocalHealth {
         /// The new score.

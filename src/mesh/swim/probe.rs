@@ -228,6 +228,8 @@ impl Swim {
             let rtt = now.saturating_duration_since(sent_at);
             self.members.note(&reached, |member| member.rtt.record(rtt));
             self.events.push_back(Event::Rtt { peer: reached.clone(), rtt });
+        } else if kind == ProbeKind::Ring && (via == Via::Stream || target.is_some()) {
+            self.events.push_back(Event::Detour { peer: reached.clone() });
         }
         self.on_reached(now, &reached, kind);
     }

@@ -132,6 +132,8 @@ definitions! {
     MESH_REFUTATIONS = Counter "smg_mesh_refutations_total" []
         "Times that this node heard itself suspected or called down, and refuted it.";
     MESH_PROBE_RTT = Histogram "smg_mesh_probe_rtt_seconds" [] "Time from a direct probe to its ack.";
+    MESH_DETOURS = Gauge "smg_mesh_probe_detours" ["peer"]
+        "Probes in a row that reached the peer by its stream or through another node alone: datagrams between the two are lost.";
     MESH_LOCAL_HEALTH = Gauge "smg_mesh_local_health_score" []
         "How little this node trusts its own probes: 0 full trust, 8 the least.";
     MESH_GOSSIP = Counter "smg_mesh_gossip_messages_total" ["direction", "kind"] "Membership messages, by direction and kind.";

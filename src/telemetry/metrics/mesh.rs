@@ -119,6 +119,8 @@ struct Peers {
     waiting: Vec<(NodeName, Option<Instant>)>,
     /// Seconds ahead of this node, by the last word.
     skews: BTreeMap<NodeName, f64>,
+    /// Probes in a row that no datagram answered.
+    detours: BTreeMap<NodeName, u32>,
 }
 
 impl Replication {
@@ -131,6 +133,22 @@ impl Metrics {
     /// `smg_mesh_clock_skew_seconds{peer}`. A peer that is forgotten loses its series.
     pub fn mesh_clock_skew(&self, peer: &NodeName, ahead_ms: i64) {
         self.mesh_replication.peers().skews.insert(peer.clone(), ahead_ms as f64 / 1000.0);
+    }
+
+    /// `smg_mesh_probe_detours{peer}`: a probe of the peer was answered, by datagram or by another way. As above.
+    pub fn mesh_probed(&self, peer: &NodeName, by_datagram: bool) {
+        let mut peers = self.mesh_replication.peers();
+        match peers.detours.get_mut(peer) {
+            Some(count) if by_datagram => *count = 0,
+            Some(count) => *count = count.saturating_add(1),
+            None => drop(peers.detours.insert(peer.clone(), u32::from(!by_datagram))),
+        }
+    }
+
+    /// What `smg_mesh_probe_detours` shows.
+    #[must_use]
+    pub fn probe_detours(&self) -> BTreeMap<NodeName, u32> {
+        self.mesh_replication.peers().detours.clone()
     }
 
     /// `smg_mesh_replication_lag_seconds{peer}`: who has frames that wait for an ack, and since when. Asked once a second.
@@ -190,6 +208,7 @@ pub(super) fn observe_replication(meter: &Meter, source: &Source<MeshSample>) ->
             }
         })
         .build();
+    observe_detours(meter, &told, source.clone());
     let lags = told.clone();
     let builder = meter.f64_observable_gauge(def::MESH_LAG.name).with_description(def::MESH_LAG.help);
     let _registered = builder
@@ -201,6 +220,18 @@ pub(super) fn observe_replication(meter: &Meter, source: &Source<MeshSample>) ->
         })
         .build();
     told
+}
+
+fn observe_detours(meter: &Meter, told: &Arc<Replication>, known: Source<MeshSample>) {
+    let told = told.clone();
+    gauge(meter, &def::MESH_DETOURS, move |gauge| {
+        let known = known.load().as_ref().map(|source| source().peers).unwrap_or_default();
+        let mut peers = told.peers();
+        peers.detours.retain(|peer, _| known.iter().any(|(name, _)| name == peer));
+        for (peer, count) in &peers.detours {
+            gauge.observe((*count).into(), &[KeyValue::new("peer", peer.as_str().to_owned())]);
+        }
+    });
 }
 
 fn observe_election(meter: &Meter, source: &Source<MeshSample>) {

@@ -71,6 +71,9 @@ fn busy() -> Arc<Metrics> {
     let (peer, stranger) = ("node2".parse().unwrap(), "forgotten".parse().unwrap());
     metrics.mesh_clock_skew(&peer, -250);
     metrics.mesh_clock_skew(&stranger, 9);
+    for (peer, by_datagram) in [(&peer, true), (&peer, false), (&peer, false), (&stranger, false)] {
+        metrics.mesh_probed(peer, by_datagram);
+    }
     metrics.mesh_replication(Instant::now(), || [(&peer, None)].into_iter());
     metrics.mesh_replication(Instant::now(), || [(&stranger, None)].into_iter());
     metrics.mesh_store(Namespace::Workers, 7, 900);
@@ -168,6 +171,7 @@ fn samples_have_their_values() {
         r#"smg_router_tokens_total{token_type="completion"} 3"#,
         r#"smg_router_tpot_seconds_bucket{endpoint="/v1/chat/completions",model="llama",le="0.03"} 1"#,
         r#"smg_mesh_clock_skew_seconds{peer="node2"} -0.25"#,
+        r#"smg_mesh_probe_detours{peer="node2"} 2"#,
         r#"smg_mesh_replication_lag_seconds{peer="node2"} 0"#,
         r#"smg_mesh_store_entries{store="workers"} 7"#,
         r#"smg_mesh_store_bytes{store="workers"} 900"#,
@@ -239,6 +243,7 @@ fn series_go_with_their_source() {
         "smg_mesh_peer_status{",
         "smg_mesh_members{",
         "smg_mesh_clock_skew_seconds{",
+        "smg_mesh_probe_detours{",
         "smg_mesh_store_entries{",
     ] {
         assert_eq!(lines(&metrics, gone), Vec::<String>::new(), "{gone}");

@@ -106,6 +106,12 @@ fn what_gateways_say_of_one_another_is_judged() {
             "leader: gateways name no leader, or different ones",
         ),
         (
+            "datagrams that are lost",
+            |n, b| b["nodes"][2]["probe_detours"] = json!(if n == 0 { 10 } else { 9 }),
+            Level::Problem,
+            "planes: datagrams between n1 and n3 are lost: the last 10 probes came by other ways",
+        ),
+        (
             "a clock ahead",
             |n, b| {
                 if n == 1 {

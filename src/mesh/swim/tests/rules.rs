@@ -69,6 +69,38 @@ fn design_3_2_after_the_timeout_three_relays_of_other_zones_first_and_the_stream
     assert!(relays.len() == 3 && asked(6) && asked(7), "{relays:?}");
 }
 
+/// Who answers by the stream or through a relay alone is alive, and its datagrams are lost: that is told each time.
+#[test]
+fn a_probe_that_no_datagram_answers_is_a_detour() {
+    let start = Instant::now();
+    for (case, via, is_relayed, at_ms, expected) in [
+        ("by datagram", Via::Datagram, false, 0, "rtt"),
+        ("by datagram, late", Via::Datagram, false, 250, "neither"),
+        ("by the stream", Via::Stream, false, 250, "detour"),
+        ("through a relay", Via::Datagram, true, 250, "detour"),
+    ] {
+        let mut swim = among(start, &[("b", "x"), ("c", "x"), ("d", "x")]);
+        let all = run(&mut swim, start, ms(1500), &[2]);
+        let is_ping = |t: &Transmit| t.to == addr(2) && t.via == Via::Datagram && t.kind == MessageKind::Ping;
+        let (pinged, _, said) = all.iter().find(|(_, t, _)| is_ping(t)).expect("a direct ping");
+        // The same history again, up to the answer.
+        let mut swim = among(start, &[("b", "x"), ("c", "x"), ("d", "x")]);
+        run(&mut swim, start, *pinged + ms(at_ms), &[2]);
+        events(&mut swim);
+        let Body::Ping { seq, .. } = said.body else { panic!("{said:?}") };
+        let (node, by) = if is_relayed { ("c", addr(3)) } else { ("b", addr(2)) };
+        let ack = Body::Ack { seq, target: is_relayed.then(|| name("b")), digest: 0 };
+        let ack = wire::encode("smg", &Packet { node: name(node), ..packet(ack, vec![]) });
+        swim.handle_datagram(start + *pinged + ms(at_ms), by, via, &ack).unwrap();
+        let told = events(&mut swim).into_iter().find_map(|event| match event {
+            Event::Rtt { peer, .. } if peer == name("b") => Some("rtt"),
+            Event::Detour { peer } if peer == name("b") => Some("detour"),
+            _ => None,
+        });
+        assert_eq!(told.unwrap_or("neither"), expected, "{case}");
+    }
+}
+
 #[test]
 fn a_verdict_from_across_a_cut_is_a_suspicion_of_who_was_heard_since() {
     use NodeStatus::{Down, Suspected};
