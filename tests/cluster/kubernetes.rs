@@ -119,10 +119,39 @@ async fn pods_come_and_go_as_workers_of_the_whole_cluster() {
     let lists = server.stored().lists;
     eventually(s(20), "three lists a gateway", async || server.stored().lists > lists + 9).await;
     all_show(&all, "removed by the operator", &[]).await;
+    // Nor when its label was off for a while.
+    server.delete("w-102");
+    let lists = server.stored().lists;
+    eventually(s(20), "two lists a gateway without it", async || server.stored().lists > lists + 6).await;
+    server.put(&cluster.pod(102));
+    let lists = server.stored().lists;
+    eventually(s(20), "two lists a gateway with it", async || server.stored().lists > lists + 6).await;
+    all_show(&all, "still removed", &[]).await;
     let mut other = cluster.pod(102);
     other["metadata"]["uid"] = json!("another");
     server.put(&other);
     all_show(&all, "another pod", &[format!("{url2} ready")]).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_a_flag_names_too_stays_when_its_pod_goes() {
+    let cluster = Cluster::start().await;
+    let (_worker, url) = worker(cluster.network, 101, "m1", &[]);
+    cluster.server.put(&cluster.pod(101));
+    let finder = cluster.finder(1);
+    all_show(&[&finder], "found", &[format!("{url} ready")]).await;
+    let peers = format!("{}:39527", cluster.network.ip(1));
+    let namer = cluster.gateway(2, &peers, &["--worker-urls", &url]);
+    let both = [&finder, &namer];
+    joined(&both, 2, s(10)).await;
+    for gateway in both {
+        let origin = async || gateway.get("/workers").await.map(|(_, listing)| listing["workers"][0]["origin"].clone());
+        eventually(s(10), "the flag's", async || origin().await == Some(json!("seed"))).await;
+    }
+    cluster.server.delete("w-101");
+    let lists = cluster.server.stored().lists;
+    eventually(s(20), "three lists without it", async || cluster.server.stored().lists > lists + 3).await;
+    all_show(&both, "it stays", &[format!("{url} ready")]).await;
 }
 
 #[tokio::test]
