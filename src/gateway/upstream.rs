@@ -56,17 +56,17 @@ pub(crate) async fn connect(worker: &Worker, sessions: &TlsSessions) -> io::Resu
         return Ok(Wire::new(ByteStream::Plain(stream)));
     }
     let connector = sessions.connector(config(worker)?);
-    secure(worker, stream, &connector).await.map(Wire::new)
+    secure(worker, stream, &connector).await
 }
 
 /// The same elsewhere, where a handshake is a handshake.
 ///
 /// # Errors
 /// As [`connect`].
-pub(crate) async fn connect_once(worker: &Worker) -> io::Result<ByteStream> {
+pub(crate) async fn connect_once(worker: &Worker) -> io::Result<Wire> {
     let stream = reach(worker).await?;
     if !worker.tls {
-        return Ok(ByteStream::Plain(stream));
+        return Ok(Wire::new(ByteStream::Plain(stream)));
     }
     secure(worker, stream, &TlsConnector::from(config(worker)?)).await
 }
@@ -82,9 +82,9 @@ fn config(worker: &Worker) -> io::Result<Arc<ClientConfig>> {
     Ok(material.ok_or_else(|| io::Error::other("no authorities to check the worker by"))?.client_config())
 }
 
-async fn secure(worker: &Worker, stream: TcpStream, connector: &TlsConnector) -> io::Result<ByteStream> {
+async fn secure(worker: &Worker, stream: TcpStream, connector: &TlsConnector) -> io::Result<Wire> {
     let host = worker.authority.host().trim_start_matches('[').trim_end_matches(']');
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let stream = connector.connect(name, stream).await?;
-    Ok(ByteStream::Tls(Box::new(stream.into())))
+    Ok(Wire::new(ByteStream::Tls(Box::new(stream.into()))))
 }

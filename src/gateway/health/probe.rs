@@ -2,15 +2,16 @@
 //!
 //! A fresh connection for each look is the point: a kept one says nothing about whether new ones are accepted.
 
-use std::{error::Error as _, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
-use crate::gateway::{upstream, worker::Worker};
-use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 use serde::Deserialize;
+
+use crate::gateway::{
+    upstream::{self, Reply, RequestHead},
+    worker::Worker,
+};
 
 /// Longest `/v1/models` answer in bytes; a longer one counts as none.
 pub const MODELS_BYTES_MAX: usize = 1 << 20;
@@ -50,14 +51,14 @@ pub struct Answer {
 pub enum ProbeError {
     /// No connection: refused, unreachable, or the name is not known.
     #[error("cannot connect")]
-    Connect(#[source] std::io::Error),
+    Connect(#[source] io::Error),
     /// No TLS: the worker's certificate is not trusted or not for its host, it wants one of the gateway, or it speaks no
     /// TLS. Nothing was asked.
     #[error("no tls: {0}")]
     Tls(#[source] rustls::Error),
     /// The connection broke, or what came is not HTTP.
     #[error("http failed")]
-    Http(#[source] hyper::Error),
+    Http(#[source] io::Error),
     /// The path of the check is no URL path.
     #[error("invalid request")]
     Request(#[from] http::Error),
@@ -76,26 +77,17 @@ pub enum ProbeError {
 }
 
 impl ProbeError {
-    fn connect(error: std::io::Error) -> Self {
-        match tls_error(&error) {
-            Some(tls) => Self::Tls(tls),
-            None => Self::Connect(error),
-        }
+    fn connect(error: io::Error) -> Self {
+        tls_error(&error).map_or(Self::Connect(error), Self::Tls)
+    }
+
+    /// Under TLS 1.3 a worker says after the handshake that it wants a certificate (RFC 8446 §4.4.2.4).
+    fn http(error: io::Error) -> Self {
+        tls_error(&error).map_or(Self::Http(error), Self::Tls)
     }
 }
 
-/// Under TLS 1.3 a worker says after the handshake that it wants a certificate (RFC 8446 §4.4.2.4).
-impl From<hyper::Error> for ProbeError {
-    fn from(error: hyper::Error) -> Self {
-        let cause = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
-        match cause.and_then(tls_error) {
-            Some(tls) => Self::Tls(tls),
-            None => Self::Http(error),
-        }
-    }
-}
-
-fn tls_error(error: &std::io::Error) -> Option<rustls::Error> {
+fn tls_error(error: &io::Error) -> Option<rustls::Error> {
     error.get_ref()?.downcast_ref::<rustls::Error>().cloned()
 }
 
@@ -164,35 +156,36 @@ pub(crate) async fn exchange(
     path: &str,
     body_bytes_max: usize,
 ) -> Result<Bytes, ProbeError> {
-    let stream = upstream::connect_once(worker).await.map_err(ProbeError::connect)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let mut request = Request::builder()
-        .method(method)
-        .uri(format!("{}{path}", worker.path_prefix))
-        .header(header::HOST, &worker.host)
-        .header(header::USER_AGENT, USER_AGENT)
-        .header(header::CONNECTION, "close");
+    let path = PathAndQuery::try_from(path).map_err(http::Error::from)?;
+    let wire = upstream::connect_once(worker).await.map_err(ProbeError::connect)?;
+    let mut head = RequestHead::new(&method, &worker.path_prefix, Some(&path));
+    head.header(&header::HOST, &worker.host);
+    head.header(&header::USER_AGENT, &HeaderValue::from_static(USER_AGENT));
+    head.header(&header::CONNECTION, &HeaderValue::from_static("close"));
     if let Some(authorization) = &worker.authorization {
-        request = request.header(header::AUTHORIZATION, authorization);
+        head.header(&header::AUTHORIZATION, authorization);
     }
-    let request = request.body(Empty::<Bytes>::new())?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        if !response.status().is_success() {
-            return Err(ProbeError::Status(response.status()));
-        }
-        if body_bytes_max == 0 {
-            return Ok(Bytes::new());
-        }
-        let body = Limited::new(response.into_body(), body_bytes_max).collect().await.map_err(|_| ProbeError::Body)?;
-        Ok(body.to_bytes())
-    };
-    let mut exchange = std::pin::pin!(exchange);
-    tokio::select! {
-        answer = &mut exchange => answer,
-        // The connection may end before its last bytes are read here; the exchange then finishes on its own.
-        _ = connection => exchange.await,
+    let (parts, reply) = wire.exchange(head, Bytes::new()).await.map_err(ProbeError::http)?;
+    if !parts.status.is_success() {
+        return Err(ProbeError::Status(parts.status));
     }
+    if body_bytes_max == 0 {
+        return Ok(Bytes::new());
+    }
+    collect(reply, body_bytes_max).await
+}
+
+/// A whole body of at most so many bytes.
+async fn collect(mut reply: Reply, bytes_max: usize) -> Result<Bytes, ProbeError> {
+    let mut body = BytesMut::new();
+    while let Some(frame) = reply.frame().await {
+        let Ok(data) = frame.map_err(|_| ProbeError::Body)?.into_data() else { continue };
+        if body.len() + data.len() > bytes_max {
+            return Err(ProbeError::Body);
+        }
+        body.extend_from_slice(&data);
+    }
+    Ok(body.freeze())
 }
 
 fn read_models(body: &[u8]) -> Result<Vec<String>, serde_json::Error> {
