@@ -48,6 +48,10 @@ pub(super) fn problems(status: &Status, workers: &[Worker]) -> Vec<String> {
         problems.push(format!("node {} is {}: {advice}", plain(&node.name), plain(&node.status)));
     }
     problems.extend(disagreements(&status.nodes));
+    for node in status.nodes.iter().filter(|node| node.datagrams_lost().is_some()) {
+        let (from, to) = (plain(&status.node_name), plain(&node.name));
+        problems.push(format!("datagrams between {from} and {to} are lost: open the mesh port for UDP between them"));
+    }
     if !status.quorum {
         problems.push(format!(
             "no quorum of the {} voters: requests are routed, but nobody leads until {} of them are back",
@@ -238,6 +242,13 @@ pub(super) mod tests {
                 well.clone(),
                 vec![],
             ),
+            (
+                "no UDP",
+                status(|body| body["nodes"][1]["probe_detours"] = json!(10)),
+                well.clone(),
+                vec!["datagrams between n1 and n2 are lost: open the mesh port for UDP"],
+            ),
+            ("some loss", status(|body| body["nodes"][1]["probe_detours"] = json!(9)), well.clone(), vec![]),
             ("starting", status(node("INIT")), well.clone(), vec!["node n2 is INIT: it has not reached a peer"]),
             (
                 "no quorum",

@@ -14,9 +14,6 @@ use crate::cluster::picture::Status;
 /// followed any more (DESIGN §4).
 const SKEW_MAX_MS: i64 = 500;
 
-/// Probes in a row without an answer by datagram that no loss below 30 % explains (0.51^10 = 0.1 %).
-const DETOURS_MAX: u32 = 10;
-
 /// Descriptors that a busy gateway needs at least: two for each request in flight.
 const DESCRIPTORS_MIN: u64 = 4096;
 
@@ -158,17 +155,15 @@ fn port(port: &Port, status: &Status) -> Finding {
 /// Datagrams between two nodes that are lost, by the word of one of them: nothing from here could tell.
 fn datagrams(status: &Status) -> Vec<Finding> {
     const CHECK: &str = "planes";
-    let lost = |count: u32| count >= DETOURS_MAX;
-    let nodes = status.nodes.iter().filter(|node| node.status != "DOWN" && node.probe_detours.is_some_and(lost));
-    nodes
-        .map(|node| {
-            let (from, to, count) = (&status.node_name, &node.name, node.probe_detours.unwrap_or_default());
-            let found = format!("datagrams between {from} and {to} are lost: the last {count} probes came by other ways");
-            let advice = "open the mesh port for UDP between them, in both directions: failures are found late without it, \
-                          and no leader is elected";
-            Finding::problem(CHECK, found, advice)
-        })
-        .collect()
+    let lost = status.nodes.iter().filter_map(|node| Some((&node.name, node.datagrams_lost()?)));
+    lost.map(|(to, count)| {
+        let from = &status.node_name;
+        let found = format!("datagrams between {from} and {to} are lost: the last {count} probes came by other ways");
+        let advice = "open the mesh port for UDP between them, in both directions: failures are found late without it, \
+                      and no leader may be elected";
+        Finding::problem(CHECK, found, advice)
+    })
+    .collect()
 }
 
 /// Roots that differ between gateways although none of them changed within the second look.
