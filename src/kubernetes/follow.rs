@@ -231,23 +231,26 @@ impl<A: Audience> Follower<A> {
         }
     }
 
-    /// Asks for the zones of nodes that are not known yet, and tells them.
+    /// Asks for the zones of nodes that are not known yet, and tells them: before the next node is asked for, and in the end.
     async fn tell_zones(&mut self, pods: Vec<Pod>) -> Result<(), Unheard> {
-        let deadline = Instant::now() + ZONES_TIME;
+        let (deadline, mut is_news) = (Instant::now() + ZONES_TIME, false);
         for mut pod in pods.into_iter().filter(Self::lacks_zone) {
             if !self.zones.contains_key(&pod.node) {
                 if self.is_zoneless || Instant::now() >= deadline {
-                    return Ok(());
+                    break;
+                }
+                if std::mem::take(&mut is_news) {
+                    self.tell().await?;
                 }
                 self.find_zone(&pod.node).await;
             }
             self.recall_zone(&mut pod);
             if !pod.zone.is_empty() {
                 self.audience.handle_change(&Change::Put(pod));
-                self.tell().await?;
+                is_news = true;
             }
         }
-        Ok(())
+        if is_news { self.tell().await } else { Ok(()) }
     }
 
     async fn find_zone(&mut self, node: &str) {

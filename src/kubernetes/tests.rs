@@ -153,6 +153,22 @@ fn a_search_that_fails_complains_once_a_minute() {
     assert!(!complaints.on_failure(start + Duration::from_secs(119), "list"), "and the minute goes on");
 }
 
+/// Pods of one node cost one request and are told together, and a node that is gone keeps no other from being asked.
+#[tokio::test]
+async fn zones_follow_for_every_node_that_has_one() {
+    let server = Server::start(std::net::Ipv4Addr::LOCALHOST).await;
+    server.stored().zones.extend([("n1".to_owned(), "z1".to_owned()), ("n3".to_owned(), "z3".to_owned())]);
+    for (name, node) in [("a", "n1"), ("b", "n1"), ("c", "gone"), ("d", "n3")] {
+        server.put(&pod(name, "10.0.0.1", node));
+    }
+    let mut followed = Search::of(server, HOUR);
+    let expected = [("a", "z1"), ("b", "z1"), ("c", ""), ("d", "z3")];
+    let expected: Seen = expected.map(|(name, zone)| (format!("ns/{name}"), zone.to_owned())).into();
+    followed.until("zones", |seen| *seen == expected).await;
+    followed.until_result("node", "ok").await;
+    assert!(followed.metrics.encode().contains(r#"kubernetes_requests_total{operation="node",result="ok"} 2"#));
+}
+
 /// Who has to wait for zones is still found.
 #[tokio::test]
 async fn findings_come_before_zones() {
