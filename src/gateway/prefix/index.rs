@@ -7,9 +7,14 @@
 //! A bucket begins on a cache line: its names are one, its holders four. What recording a prompt's names needs is read ahead, for
 //! [`AHEAD`] names at a time, so that their misses of the cache overlap; one by one they would be the whole cost.
 //!
-//! A name that finds its bucket full takes the slot that was used longest ago, there and then: there is no sweep and no
-//! growth, and the table never holds more than its budget. A prompt's names are used together, so a prefix is at least
+//! A name that finds its bucket full takes the slot that was used longest ago, there and then: there is no sweep, and the
+//! index never holds more than its budget. A prompt's names are used together, so a prefix is at least
 //! as recent as what extends it and leaves no sooner, but for the luck of buckets; a gap costs a shorter match.
+//!
+//! Names are spread over all of a table, so each new one takes a page of memory until there are as many as pages. An index
+//! with a budget of [`GROWING_BYTES_MIN`] or more therefore begins with a table of [`FIRST_BYTES`] and takes the rest into use
+//! when that has filled: 2 000 prompts take 4 MiB of 64, and not 16. Nothing moves then. New names go to the second table, and
+//! a name that finds no room takes the slot of both that was used longest ago.
 //!
 //! # Races
 //!
@@ -19,15 +24,15 @@
 
 use std::{
     fmt,
-    hint::black_box,
     sync::{
         OnceLock,
-        atomic::{
-            AtomicU64, AtomicUsize,
-            Ordering::{Acquire, Relaxed, Release},
-        },
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
+
+mod table;
+
+use self::table::{BUCKET_WORDS, Table, Touched, Word};
 
 /// Words in a cache line.
 const LINE_WORDS: usize = 8;
@@ -41,21 +46,23 @@ pub const HOLDERS: usize = 4;
 /// Bytes of a slot.
 pub const SLOT_BYTES: usize = 8 * (1 + HOLDERS);
 
-/// Buckets in a region: 2560 bytes of the table.
-const REGION_BUCKETS: usize = 8;
+const BUCKET_BYTES: usize = 8 * BUCKET_WORDS;
 
-const BUCKET_WORDS: usize = WAYS * (1 + HOLDERS);
+/// From this budget on an index begins with a part of it.
+const GROWING_BYTES_MIN: usize = 16 << 20;
+
+/// That part.
+const FIRST_BYTES: usize = 4 << 20;
+
+/// Names per bucket of the first table at which the rest is taken into use. Of buckets with 3 names on average one in 260 has
+/// more than its 8 slots (Poisson).
+const FIRST_NAMES: usize = 3;
 
 /// Names whose buckets are read ahead: 80 lines, which fit into the nearest cache.
 pub const AHEAD: usize = 16;
 
-const EMPTY: u64 = 0;
-const BUSY: u64 = 1;
-
 /// Time in quarters of a second, of which 24 bits count: it wraps after 48 days.
 pub type Tick = u32;
-
-const TICK_MASK: u64 = 0xff_ffff;
 
 /// A worker in one life: after a restart, or when its cache was flushed, it has another generation.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -66,50 +73,25 @@ pub struct Holder {
     pub generation: u8,
 }
 
-/// A holder and when it last saw the prefix, as one word.
-#[derive(Clone, Copy, Eq, PartialEq)]
-struct Word(u64);
-
-impl Word {
-    fn new(holder: Holder, tick: Tick) -> Self {
-        Self(u64::from(holder.tag) << 32 | u64::from(holder.generation) << 24 | u64::from(tick) & TICK_MASK)
-    }
-
-    fn holder(self) -> Holder {
-        Holder { tag: (self.0 >> 32) as u32, generation: (self.0 >> 24) as u8 }
-    }
-
-    /// Ticks since; an empty word is as old as can be.
-    fn age(self, now: Tick) -> u64 {
-        if self.0 == 0 { TICK_MASK } else { u64::from(now).wrapping_sub(self.0) & TICK_MASK }
-    }
-}
-
-/// The table of one model.
+/// What is known of one model's prompts.
 pub struct Index {
-    /// The buckets, once there is a name: a table that is empty takes no memory, also where the allocator would clear what
-    /// an earlier one had instead of asking the kernel for clear pages.
-    memory: OnceLock<Memory>,
-    /// One bit per [`REGION_BUCKETS`] buckets that ever held a name: whoever walks the table skips the rest, whose pages
-    /// were never written. A bit for 2560 bytes.
-    used: Box<[AtomicU64]>,
-    buckets: usize,
+    first: Stage,
+    /// None where the budget is small.
+    rest: Option<Stage>,
     entries: AtomicUsize,
     evictions: AtomicU64,
 }
 
-struct Memory {
-    /// The buckets, behind up to a line that brings them into line.
-    words: Box<[AtomicU64]>,
-    /// Where they begin.
-    start: usize,
+/// A part of the budget. Its table is made with its first name: what is empty takes no memory, also where the allocator
+/// would clear what an earlier table had instead of asking the kernel for clear pages.
+struct Stage {
+    buckets: usize,
+    table: OnceLock<Table>,
 }
 
-impl Memory {
+impl Stage {
     fn new(buckets: usize) -> Self {
-        let words: Box<[AtomicU64]> = bytemuck::allocation::zeroed_slice_box(buckets * BUCKET_WORDS + LINE_WORDS - 1);
-        let start = words.as_ptr().align_offset(8 * LINE_WORDS).min(LINE_WORDS - 1);
-        Self { words, start }
+        Self { buckets, table: OnceLock::new() }
     }
 }
 
@@ -165,20 +147,17 @@ impl Candidates {
 }
 
 impl Index {
-    /// A table within a budget of `bytes_max` bytes, at least one bucket. Pages of it that were never written take no
+    /// An index within a budget of `bytes_max` bytes, at least one bucket. Pages of it that were never written take no
     /// memory.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        let buckets = (bytes_max.saturating_sub(8 * LINE_WORDS) / (8 * BUCKET_WORDS)).max(1);
-        let used = (0..buckets.div_ceil(64 * REGION_BUCKETS)).map(|_| AtomicU64::new(0)).collect();
-        let (memory, entries, evictions) = (OnceLock::new(), AtomicUsize::new(0), AtomicU64::new(0));
-        Self { memory, used, buckets, entries, evictions }
-    }
-
-    /// All buckets; none before there was a name.
-    fn table(&self) -> &[AtomicU64] {
-        let Some(Memory { words, start }) = self.memory.get() else { return &[] };
-        &words[*start..start + self.buckets * BUCKET_WORDS]
+        let buckets = |bytes: usize| (bytes.saturating_sub(8 * LINE_WORDS) / BUCKET_BYTES).max(1);
+        let (first, rest) = match bytes_max {
+            0..GROWING_BYTES_MIN => (bytes_max, None),
+            _ => (FIRST_BYTES, Some(Stage::new(buckets(bytes_max - FIRST_BYTES)))),
+        };
+        let (entries, evictions) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Self { first: Stage::new(buckets(first)), rest, entries, evictions }
     }
 
     /// How full it is.
@@ -186,17 +165,13 @@ impl Index {
     pub fn stats(&self) -> Stats {
         let entries = self.entries.load(Relaxed);
         let evictions = self.evictions.load(Relaxed);
-        Stats { entries, bytes: entries * SLOT_BYTES, bytes_max: self.buckets * BUCKET_WORDS * 8, evictions }
+        let buckets = self.first.buckets + self.rest.as_ref().map_or(0, |rest| rest.buckets);
+        Stats { entries, bytes: entries * SLOT_BYTES, bytes_max: buckets * BUCKET_BYTES, evictions }
     }
 
     /// The workers that have seen the prefix of this name; none when it is not here.
     fn holders(&self, name: u64) -> Option<[Word; HOLDERS]> {
-        self.memory.get()?;
-        let bucket = self.bucket(name);
-        let way = (0..WAYS).find(|way| bucket[*way].load(Acquire) == name)?;
-        let words = holder_words(bucket, way);
-        let found = std::array::from_fn(|i| Word(words[i].load(Acquire)));
-        (bucket[way].load(Relaxed) == name).then_some(found)
+        self.tables().find_map(|table| table.holders(name))
     }
 
     /// Notes the workers that have seen the prefix of this name, as `blocks` blocks long; whether it is here.
@@ -234,7 +209,7 @@ impl Index {
     /// the first on, it had seen already.
     pub fn record(&self, names: impl IntoIterator<Item = u64>, holder: Holder, now: Tick) -> usize {
         let (mut seen, mut is_seen, mut added, mut evicted) = (0, true, 0, 0);
-        let (mut names, mut batch) = (names.into_iter(), [EMPTY; AHEAD]);
+        let (mut names, mut batch) = (names.into_iter(), [0; AHEAD]);
         loop {
             let mut filled = 0;
             for (slot, name) in batch.iter_mut().zip(&mut names) {
@@ -254,7 +229,7 @@ impl Index {
             }
         }
         if added > 0 {
-            self.entries.fetch_add(added, Relaxed);
+            self.grow(added + self.entries.fetch_add(added, Relaxed));
         }
         if evicted > 0 {
             self.evictions.fetch_add(evicted, Relaxed);
@@ -262,67 +237,52 @@ impl Index {
         seen
     }
 
-    /// Brings the buckets of these names near: loads that wait for nothing and for which nothing waits.
+    /// Brings what a use of these names needs near.
     fn read_ahead(&self, names: &[u64]) {
-        let lines = names.iter().flat_map(|name| self.bucket(*name).iter().step_by(LINE_WORDS));
-        black_box(lines.fold(0, |all, word| all ^ word.load(Relaxed)));
+        let (last, earlier) = self.last();
+        last.read_ahead(names, BUCKET_WORDS / LINE_WORDS);
+        if let Some(earlier) = earlier {
+            earlier.read_ahead(names, 1);
+        }
     }
 
     fn touch(&self, name: u64, holder: Holder, now: Tick) -> Touched {
-        let bucket = self.bucket(name);
-        let word = Word::new(holder, now);
-        match (0..WAYS).find(|way| bucket[*way].load(Acquire) == name) {
-            Some(way) => touch_holder(holder_words(bucket, way), word, now),
-            None => self.take_slot(name, word, now),
+        let (word, (last, earlier)) = (Word::new(holder, now), self.last());
+        let known = last.touch(name, word, now).or_else(|| earlier?.touch(name, word, now));
+        if let Some(touched) = known {
+            return touched;
+        }
+        // A slot that is free, at best in the last table; else the one of both that was used longest ago.
+        let victim = last.victim(name, now).map(|victim| (last, victim));
+        let is_free = victim.is_some_and(|(_, victim)| victim.age == u64::MAX);
+        let other = earlier.filter(|_| !is_free).and_then(|table| Some((table, table.victim(name, now)?)));
+        match victim.into_iter().chain(other).max_by_key(|(_, victim)| victim.age) {
+            Some((table, victim)) => table.take(victim, name, word),
+            None => Touched::Lost,
         }
     }
 
-    /// Puts a new name into its bucket, at the cost of the one used longest ago when that is full.
-    fn take_slot(&self, name: u64, word: Word, now: Tick) -> Touched {
-        let bucket = self.bucket(name);
-        let mut victim: Option<(u64, usize, u64)> = None;
-        for way in 0..WAYS {
-            let held = bucket[way].load(Acquire);
-            let age = match held {
-                EMPTY => u64::MAX,
-                BUSY => continue,
-                _ => holder_words(bucket, way).iter().map(|word| Word(word.load(Relaxed)).age(now)).min().unwrap_or(0),
-            };
-            if victim.is_none_or(|(oldest, ..)| age > oldest) {
-                victim = Some((age, way, held));
-            }
-        }
-        let Some((_, way, held)) = victim else { return Touched::Lost };
-        if bucket[way].compare_exchange(held, BUSY, Acquire, Relaxed).is_err() {
-            // Another core took it this instant; the next use of the name finds a place.
-            return Touched::Lost;
-        }
-        let words = holder_words(bucket, way);
-        words[0].store(word.0, Relaxed);
-        words[1..].iter().for_each(|word| word.store(0, Relaxed));
-        bucket[way].store(name, Release);
-        self.mark_used(name);
-        if held == EMPTY { Touched::Added } else { Touched::Replaced }
-    }
-
-    /// The bit of a name's region is set, and read alone once it is.
-    fn mark_used(&self, name: u64) {
-        let region = self.bucket_index(name) / REGION_BUCKETS;
-        let (word, bit) = (&self.used[region / 64], 1 << (region % 64));
-        if word.load(Relaxed) & bit == 0 {
-            word.fetch_or(bit, Relaxed);
+    /// The table that new names go to, and the one before it.
+    fn last(&self) -> (&Table, Option<&Table>) {
+        let first = self.first.table.get_or_init(|| Table::new(self.first.buckets));
+        match self.rest.as_ref().and_then(|rest| rest.table.get()) {
+            Some(rest) => (rest, Some(first)),
+            None => (first, None),
         }
     }
 
-    fn bucket_index(&self, name: u64) -> usize {
-        // By multiplication (Lemire 2019, §3): any number of buckets, no division.
-        ((u128::from(name) * self.buckets as u128) >> 64) as usize
+    /// Takes the rest of the budget into use once the first table has so many names that its buckets begin to overflow.
+    fn grow(&self, entries: usize) {
+        if let Some(rest) = &self.rest
+            && entries > self.first.buckets * FIRST_NAMES
+        {
+            rest.table.get_or_init(|| Table::new(rest.buckets));
+        }
     }
 
-    fn bucket(&self, name: u64) -> &[AtomicU64] {
-        let Memory { words, start } = self.memory.get_or_init(|| Memory::new(self.buckets));
-        let at = start + self.bucket_index(name) * BUCKET_WORDS;
-        &words[at..at + BUCKET_WORDS]
+    /// The tables in use, the last first.
+    fn tables(&self) -> impl Iterator<Item = &Table> {
+        [self.rest.as_ref(), Some(&self.first)].into_iter().flatten().filter_map(|stage| stage.table.get())
     }
 
     /// What was used last, at most `count` pairs of name and holder with their age in ticks, the latest first. Two
@@ -351,31 +311,12 @@ impl Index {
     }
 
     fn each(&self, mut seen: impl FnMut(u64, Word)) {
-        let regions = self.table().chunks(REGION_BUCKETS * BUCKET_WORDS).enumerate();
-        let used = regions.filter(|(at, _)| self.used[at / 64].load(Relaxed) >> (at % 64) & 1 == 1);
-        for bucket in used.flat_map(|(_, region)| region.chunks_exact(BUCKET_WORDS)) {
-            for way in 0..WAYS {
-                let name = bucket[way].load(Acquire);
-                if name > BUSY {
-                    let words = holder_words(bucket, way).iter().map(|word| Word(word.load(Relaxed)));
-                    words.filter(|word| word.0 != 0).for_each(|word| seen(name, word));
-                }
-            }
-        }
+        self.tables().for_each(|table| table.each(&mut seen));
     }
 
     /// Forgets everything.
     pub fn clear(&self) {
-        let mut gone = 0;
-        for bucket in self.table().chunks_exact(BUCKET_WORDS) {
-            for slot in &bucket[..WAYS] {
-                let name = slot.load(Relaxed);
-                // A busy slot is being filled by a request that began before; it is forgotten as any other in time.
-                if name > BUSY && slot.compare_exchange(name, EMPTY, Acquire, Relaxed).is_ok() {
-                    gone += 1;
-                }
-            }
-        }
+        let gone = self.tables().map(Table::clear).sum();
         self.entries.fetch_sub(gone, Relaxed);
     }
 }
@@ -396,49 +337,6 @@ const AGES: usize = 4096;
 
 fn age_class(age: u64) -> usize {
     (age as usize).min(AGES - 1)
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Touched {
-    /// The worker had seen it.
-    Known,
-    /// The name was here, of other workers.
-    Joined,
-    /// The name is new.
-    Added,
-    /// The name is new, and another one left for it.
-    Replaced,
-    /// Another core was at the slot.
-    Lost,
-}
-
-fn holder_words(bucket: &[AtomicU64], way: usize) -> &[AtomicU64] {
-    &bucket[WAYS + way * HOLDERS..WAYS + (way + 1) * HOLDERS]
-}
-
-fn touch_holder(words: &[AtomicU64], word: Word, now: Tick) -> Touched {
-    let (mut oldest, mut oldest_age) = (0, 0);
-    for (i, held) in words.iter().enumerate() {
-        let known = Word(held.load(Relaxed));
-        if known.0 >> 32 == word.0 >> 32 {
-            // Unchanged within a tick: the cache line stays shared between the cores.
-            if known != word && known.holder().generation == word.holder().generation {
-                // Old news from a peer do not make an entry older.
-                if word.age(now) <= known.age(now) {
-                    held.store(word.0, Relaxed);
-                }
-                return Touched::Known;
-            }
-            held.store(word.0, Relaxed);
-            return if known == word { Touched::Known } else { Touched::Joined };
-        }
-        let age = if known.0 == 0 { u64::MAX } else { known.age(now) };
-        if age > oldest_age {
-            (oldest, oldest_age) = (i, age);
-        }
-    }
-    words[oldest].store(word.0, Relaxed);
-    Touched::Joined
 }
 
 #[cfg(test)]

@@ -41,10 +41,10 @@ fn buckets_lie_on_cache_lines_within_the_budget() {
     for bytes in [0, 320, 384, 1000, 1 << 12, (1 << 16) + 8, 1 << 20] {
         let index = Index::new(bytes);
         index.record([7], holder(1), 1);
-        assert_eq!(index.table().as_ptr().align_offset(8 * LINE_WORDS), 0, "{bytes}");
-        assert_eq!(index.table().len() * 8, index.stats().bytes_max, "{bytes}");
-        let words = index.memory.get().unwrap().words.len();
-        assert!(words * 8 <= bytes.max(8 * (BUCKET_WORDS + LINE_WORDS)), "{bytes}");
+        let table = index.first.table.get().unwrap();
+        assert_eq!(table.all().as_ptr().align_offset(8 * LINE_WORDS), 0, "{bytes}");
+        assert_eq!(table.all().len() * 8, index.stats().bytes_max, "{bytes}");
+        assert!(table.bytes() <= bytes.max(8 * (BUCKET_WORDS + LINE_WORDS)), "{bytes}");
     }
 }
 
@@ -55,9 +55,9 @@ fn a_table_takes_memory_with_its_first_name() {
     assert!(index.hottest(10, 1).is_empty());
     assert_eq!(index.latest(7, 1), None);
     index.clear();
-    assert!(index.memory.get().is_none(), "nothing was written");
+    assert!(index.first.table.get().is_none(), "nothing was written");
     index.record(names(&[1, 2]), holder(1), 1);
-    assert!(index.memory.get().is_some());
+    assert!(index.first.table.get().is_some());
     assert_eq!(found(&index, &names(&[1, 2, 3])), (2, BTreeMap::from([(1, 2)])));
 }
 
@@ -151,10 +151,58 @@ fn the_name_used_longest_ago_leaves() {
     }
 }
 
+/// Names that nothing relates.
+fn spread(count: usize) -> impl Iterator<Item = u64> {
+    (0..count as u64).map(|n| mix(n).max(2))
+}
+
+#[test]
+fn a_large_budget_is_taken_into_use_when_a_part_of_it_is_full() {
+    let index = Index::new(GROWING_BYTES_MIN);
+    let bytes = |index: &Index| index.tables().map(Table::bytes).sum::<usize>();
+    let (first_full, count) = (FIRST_NAMES * FIRST_BYTES / BUCKET_BYTES, 250_000);
+    for (n, name) in spread(count).enumerate() {
+        index.record([name], holder(1), n as u32 / 100);
+        assert_eq!(bytes(&index) <= FIRST_BYTES, index.stats().entries <= first_full, "{:?}", index.stats());
+    }
+    assert!(bytes(&index) <= GROWING_BYTES_MIN && index.stats().bytes_max <= GROWING_BYTES_MIN);
+    let stats = index.stats();
+    assert_eq!(stats.entries + stats.evictions as usize, count);
+    assert!(stats.evictions * 20 < count as u64, "buckets overflow before all are full: {stats:?}");
+    let known = spread(count).filter(|name| index.latest(*name, 2_500).is_some()).count();
+    assert_eq!(known, stats.entries, "of either table");
+    // What is known already is found where it is, and nothing is there twice.
+    let again = spread(count).map(|name| index.record([name], holder(1), 2_500)).sum::<usize>();
+    // A name that had to leave comes back at the cost of another one.
+    assert!(again >= known - 4 * stats.evictions as usize, "{again} of {known}");
+    let mut listed: Vec<_> = index.hottest(count, 2_500).iter().map(|hot| hot.name).collect();
+    listed.sort_unstable();
+    listed.dedup();
+    assert_eq!(listed.len(), index.stats().entries);
+    index.clear();
+    assert_eq!((index.stats().entries, index.hottest(count, 2_500).len()), (0, 0));
+}
+
+#[test]
+fn in_a_full_index_the_name_of_either_table_leaves_that_was_used_longest_ago() {
+    let index = Index::new(GROWING_BYTES_MIN);
+    let slots = GROWING_BYTES_MIN / SLOT_BYTES;
+    for (n, name) in spread(3 * slots).enumerate() {
+        index.record([name], holder(1), n as u32 / 1000);
+    }
+    let now = 3 * slots as u32 / 1000;
+    let first = index.first.table.get().unwrap();
+    let mut ages = Vec::new();
+    first.each(&mut |_, word| ages.push(word.age(now)));
+    let early = ages.iter().filter(|age| **age > u64::from(now) * 2 / 3).count();
+    assert!(ages.len() > FIRST_BYTES / SLOT_BYTES * 9 / 10, "no slot is lost to use: {}", ages.len());
+    assert!(early * 100 < ages.len(), "{early} of {} are as old as the table", ages.len());
+}
+
 #[test]
 fn time_wraps_around() {
     let index = Index::new(0);
-    let end = TICK_MASK as Tick;
+    let end = table::TICK_MASK as Tick;
     for (block, tick) in (0..WAYS as u8).zip(end - 3..) {
         index.record(names(&[block]), holder(1), tick);
     }
