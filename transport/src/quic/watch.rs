@@ -46,6 +46,9 @@ const TAG_BYTES: usize = 16;
 /// Bytes of a packet's beginning that are hashed too, for packets without a tag.
 const HEAD_BYTES: usize = 32;
 
+/// Messages read in one call: the kernel is handed memory for each, and an idle node gets them one by one.
+const RECEIVED_MAX: usize = 8;
+
 /// Length of the connection ids that are given out here.
 const ID_BYTES: usize = 8;
 
@@ -195,10 +198,17 @@ impl AsyncUdpSocket for Watched {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        let most = buffers.len().min(meta.len()).min(RECEIVED_MAX);
+        let (buffers, meta) = (&mut buffers[..most], &mut meta[..most]);
         let received = loop {
             let mut ready = ready!(self.socket.poll_read_ready(cx))?;
             if let Ok(received) = ready.try_io(|socket| self.state.recv(socket.get_ref().into(), buffers, meta)) {
-                break received?;
+                let received = received?;
+                if received < most {
+                    // There was no more: the kernel tells of the next.
+                    ready.clear_ready();
+                }
+                break received;
             }
         };
         for (buffer, meta) in buffers.iter().zip(&*meta).take(received) {
