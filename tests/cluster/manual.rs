@@ -43,7 +43,7 @@ async fn basic_configuration_forms_a_cluster_within_5_s() {
         );
         assert_eq!(
             keys(&status["nodes"][0]),
-            BTreeSet::from(["address", "lag_seconds", "name", "sees", "status", "zone"])
+            BTreeSet::from(["address", "lag_seconds", "name", "probe_detours", "sees", "status", "zone"])
         );
         assert_eq!(keys(&status["stores"]), BTreeSet::from(["policies", "routing", "workers"]));
         assert_eq!(keys(&status["stores"]["workers"]), BTreeSet::from(["entry_count", "last_sync", "root"]));
