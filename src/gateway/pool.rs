@@ -173,6 +173,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn many_that_were_closed_are_told_apart_in_one_go() {
+        let (pool, worker, start) = (Pool::new(Duration::from_secs(3)), worker().await, Instant::now());
+        // More than the looks that a task has in one turn of the runtime.
+        for is_sweep in [false, true] {
+            for _ in 0..200 {
+                let (mut wire, other) = open(&pool, &worker).await;
+                drop(other);
+                until_unusable(&mut wire).await;
+                pool.put(&worker.0, wire, start);
+            }
+            if is_sweep {
+                pool.sweep(start);
+                assert!(pool.is_empty());
+            } else {
+                assert!(pool.checkout(&worker.0, start).is_none());
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn forgets_workers_that_nobody_knows() {
         let (pool, worker, start) = (Pool::new(Duration::from_secs(3)), worker().await, Instant::now());
         let (wire, _other) = open(&pool, &worker).await;

@@ -41,7 +41,7 @@ use crate::gateway::{
     steering,
     stored::{self, Learner},
     tenure::Tenure,
-    upstream::{Reply, RequestHead},
+    upstream::{ExchangeError, Reply, RequestHead},
     usage,
     view::{Lookup, Route},
     worker::{InFlight, Worker},
@@ -466,7 +466,10 @@ async fn attempt(
     if let Some(wire) = core.pool.checkout(worker, inbound.started) {
         match wire.exchange(head(inbound, worker, outbound), outbound.body.clone()).await {
             Ok((parts, reply)) => return Ok(begun(core, in_flight, parts, reply)),
-            Err(error) => tracing::trace!(worker = %worker.id, %error, "pooled connection was stale"),
+            Err(ExchangeError::Unanswered(error)) => {
+                tracing::trace!(worker = %worker.id, %error, "pooled connection was stale");
+            }
+            Err(error) => return Err(unanswered(&mut in_flight, &error)),
         }
     }
     let wire = match core.pool.connect(worker).await {
@@ -483,12 +486,14 @@ async fn attempt(
     };
     match wire.exchange(head(inbound, worker, outbound), outbound.body.clone()).await {
         Ok((parts, reply)) => Ok(begun(core, in_flight, parts, reply)),
-        Err(error) => {
-            tracing::debug!(worker = %worker.id, %error, "no response");
-            in_flight.settle(Outcome::Failure, Instant::now());
-            Err(Failure::Reset)
-        }
+        Err(error) => Err(unanswered(&mut in_flight, &error)),
     }
+}
+
+fn unanswered(in_flight: &mut InFlight, error: &ExchangeError) -> Failure {
+    tracing::debug!(worker = %in_flight.worker().id, %error, "no response");
+    in_flight.settle(Outcome::Failure, Instant::now());
+    Failure::Reset
 }
 
 fn begun(core: &Rc<Core>, in_flight: InFlight, parts: Parts, reply: Reply) -> Begun {
@@ -540,6 +545,10 @@ async fn answer(
             return Ok(Response::from_parts(parts, Body::full(read)));
         }
         prelude = (!read.is_empty()).then(|| Frame::data(read));
+    }
+    if is_sse {
+        // One that breaks off ends with an event more, and visibly.
+        parts.headers.remove(header::CONTENT_LENGTH);
     }
     let connection = inbound.connection.clone();
     let mut relay = Relay::new(reply, prelude, lease, connection, outbound.deadline, is_sse);

@@ -244,7 +244,7 @@ impl Relay {
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         let ahead = self.prelude.as_ref().and_then(Frame::data_ref).map_or(0, |bytes| bytes.len() as u64);
-        match self.reply.as_ref().and_then(Reply::exact_len) {
+        match self.reply.as_ref().and_then(Reply::exact_len).filter(|_| !self.is_sse) {
             Some(rest) => SizeHint::with_exact(rest + ahead),
             None => SizeHint::default(),
         }

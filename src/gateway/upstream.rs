@@ -16,7 +16,11 @@ mod reply;
 mod tests;
 mod wire;
 
-pub(crate) use self::{head::RequestHead, reply::Reply, wire::Wire};
+pub(crate) use self::{
+    head::RequestHead,
+    reply::Reply,
+    wire::{ExchangeError, Wire},
+};
 
 /// Workers whose sessions one core remembers, for shorter handshakes; the least recently used goes.
 const SESSIONS_MAX: usize = 64;

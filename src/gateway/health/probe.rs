@@ -165,7 +165,7 @@ pub(crate) async fn exchange(
     if let Some(authorization) = &worker.authorization {
         head.header(&header::AUTHORIZATION, authorization);
     }
-    let (parts, reply) = wire.exchange(head, Bytes::new()).await.map_err(ProbeError::http)?;
+    let (parts, reply) = wire.exchange(head, Bytes::new()).await.map_err(|error| ProbeError::http(error.into()))?;
     if !parts.status.is_success() {
         return Err(ProbeError::Status(parts.status));
     }

@@ -6,9 +6,13 @@ use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::head::invalid;
+use crate::gateway::headers;
 
-/// Bytes of extensions that the chunks of one response may have in all; they are passed over.
+/// Bytes of extensions that a chunk may have; they are passed over.
 const EXTENSION_BYTES_MAX: usize = 16 << 10;
+
+/// Digits of a chunk's size: 64 bits, zeros in front included.
+const SIZE_DIGITS_MAX: usize = 16;
 
 /// Bytes of trailers that one response may have.
 const TRAILER_BYTES_MAX: usize = 16 << 10;
@@ -48,6 +52,10 @@ impl Framing {
         }
         let is_bodiless =
             status.is_informational() || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status);
+        if is_bodiless && status != StatusCode::NOT_MODIFIED {
+            // None may be there (RFC 9110 §8.6).
+            headers.remove(header::CONTENT_LENGTH);
+        }
         Ok(match length {
             _ if is_bodiless => Self::None,
             _ if is_chunked => Self::Chunked(Chunks::default()),
@@ -67,23 +75,24 @@ impl Framing {
     }
 }
 
+/// What `Content-Length` says. Several lines, or a list in one, count as one when they agree (RFC 9110 §8.6).
 fn length(headers: &mut HeaderMap) -> io::Result<Option<u64>> {
-    let mut found: Option<HeaderValue> = None;
-    let (mut values, mut count) = (headers.get_all(header::CONTENT_LENGTH).iter(), 0);
-    for value in &mut values {
-        if found.as_ref().is_some_and(|found| found != value) {
-            return Err(invalid("two lengths of the content"));
+    let wrong = || invalid("the length of the content");
+    let (mut found, mut count) = (None, 0);
+    for value in headers.get_all(header::CONTENT_LENGTH) {
+        for digits in value.to_str().map_err(|_| wrong())?.split(',').map(str::trim) {
+            let length = digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
+            let length = length.ok_or_else(wrong)?;
+            if *found.get_or_insert(length) != length {
+                return Err(invalid("two lengths of the content"));
+            }
+            count += 1;
         }
-        found = Some(value.clone());
-        count += 1;
     }
-    let Some(value) = found else { return Ok(None) };
-    let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    let length = digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| invalid("the length of the content"))?;
-    if count > 1 {
-        headers.insert(header::CONTENT_LENGTH, value);
+    if let Some(length) = found.filter(|_| count > 1) {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    Ok(Some(length))
+    Ok(found)
 }
 
 /// How far a chunked body was read.
@@ -92,6 +101,8 @@ pub(super) struct Chunks {
     at: At,
     /// What is left of the chunk, or its size as far as it was read.
     left: u64,
+    /// Digits of that size.
+    digits: usize,
     extension_bytes: usize,
     /// The lines behind the last chunk, as they came.
     trailers: Vec<u8>,
@@ -149,8 +160,11 @@ impl Chunks {
         self.at = match (self.at, byte) {
             (At::Size | At::MoreSize, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 let digit = (byte as char).to_digit(16).unwrap_or(0);
-                let size = self.left.checked_mul(16).and_then(|size| size.checked_add(u64::from(digit)));
-                self.left = size.ok_or_else(|| invalid("a chunk beyond 64 bits"))?;
+                self.digits += 1;
+                if self.digits > SIZE_DIGITS_MAX {
+                    return Err(invalid("the size of a chunk beyond 64 bits"));
+                }
+                self.left = self.left << 4 | u64::from(digit);
                 At::MoreSize
             }
             (At::MoreSize, b' ' | b'\t' | b';') => At::Extension,
@@ -165,7 +179,10 @@ impl Chunks {
             (At::SizeLf, b'\n') if self.left > 0 => At::Data,
             (At::SizeLf, b'\n') => At::TrailerStart,
             (At::DataCr, b'\r') => At::DataLf,
-            (At::DataLf, b'\n') => At::Size,
+            (At::DataLf, b'\n') => {
+                (self.digits, self.extension_bytes) = (0, 0);
+                At::Size
+            }
             (At::TrailerStart, b'\r') => At::EndLf,
             (At::TrailerStart | At::Trailer, byte) => {
                 self.trailers.push(byte);
@@ -209,7 +226,10 @@ impl Chunks {
             let (Ok(name), Ok(value)) = (name, value) else { return Err(invalid("trailers")) };
             trailers.append(name, value);
         }
-        Ok(Some(trailers))
+        // What concerns the connection or frames the message is no trailer (RFC 9110 §6.5.1).
+        headers::from_worker(&mut trailers);
+        trailers.remove(header::CONTENT_LENGTH);
+        Ok((!trailers.is_empty()).then_some(trailers))
     }
 }
 
@@ -236,6 +256,7 @@ mod tests {
         for (bytes, body, left, is_at_end) in [
             ("5\r\nhello\r\n0\r\n\r\n", "hello", 0, true),
             ("5\r\nhello\r\nA \t\r\n0123456789\r\n00\r\n\r\n", "hello0123456789", 0, true),
+            ("0000000000000005\r\nhello\r\n0000000000000000\r\n\r\n", "hello", 0, true),
             ("5;name=\"v\"\r\nhello\r\n0;x\r\n\r\n", "hello", 0, true),
             ("2\r\n\r\n\r\n0\r\n\r\nHTTP/1.1", "\r\n", 8, true),
             ("5\r\nhel", "hel", 0, false),
@@ -256,7 +277,8 @@ mod tests {
     #[test]
     fn trailers_are_headers() {
         for size in [1, 1000] {
-            let (_, trailers, ..) = read(b"1\r\nx\r\n0\r\nX-Sum: 7\r\nx-b: c\r\n\r\n", size).unwrap();
+            let lines = "X-Sum: 7\r\nx-b: c\r\nConnection: x-d\r\nX-D: 1\r\nContent-Length: 9\r\n";
+            let (_, trailers, ..) = read(format!("1\r\nx\r\n0\r\n{lines}\r\n").as_bytes(), size).unwrap();
             let trailers = trailers.unwrap();
             assert_eq!(
                 (trailers.len(), &trailers["x-sum"], &trailers["x-b"]),
@@ -281,6 +303,7 @@ mod tests {
             "1\r\nxy\r\n",
             "1\r\nx\r\r",
             "10000000000000000\r\n",
+            "00000000000000001\r\n",
             "1;\n",
             "0\r\n\rx",
             "0\r\nno header\r\n\r\n",

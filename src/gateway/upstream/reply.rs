@@ -47,7 +47,7 @@ impl Reply {
     /// The connection, when the response was read to its end and another request can follow.
     pub(crate) fn take_wire(&mut self) -> Option<Wire> {
         let is_kept = self.is_end() && self.is_kept;
-        self.wire.take().filter(|wire| is_kept && wire.has_sent())
+        self.wire.take().filter(|wire| is_kept && wire.has_sent() && !wire.has_failed())
     }
 
     /// The next piece of the body, or its trailers; none at its end.
@@ -109,14 +109,16 @@ impl Reply {
     /// Reads once; none at the end of the connection.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         let Some(mut wire) = self.wire.take() else { return Poll::Ready(Ok(None)) };
-        if !wire.has_sent()
-            && let Poll::Ready(Err(_)) = wire.poll_send(cx)
-        {
-            // The worker answers, and does not want the rest of the request.
-            self.is_kept = false;
+        if !wire.has_sent() {
+            wire.poll_send(cx);
         }
-        let polled =
+        let received =
             wire.poll_receive(cx, |read| if read.is_empty() { Ok(None) } else { self.take_in(read).map(Some) });
+        // A connection that failed while the request was written has told so already: its end is none of the answer.
+        let polled = match received {
+            Poll::Ready(Ok(None)) if wire.has_failed() => Poll::Ready(Err(wire.end())),
+            received => received,
+        };
         self.wire = Some(wire);
         polled
     }

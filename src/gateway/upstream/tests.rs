@@ -34,7 +34,7 @@ async fn answered(answer: &str) -> io::Result<(Parts, Reply)> {
     let (wire, mut worker) = connection().await;
     worker.write_all(answer.as_bytes()).await.unwrap();
     worker.shutdown().await.unwrap();
-    within(wire.exchange(head(), Bytes::from_static(b"{}"))).await
+    Ok(within(wire.exchange(head(), Bytes::from_static(b"{}"))).await?)
 }
 
 /// The body to its end, or what it ends with.
@@ -133,6 +133,52 @@ async fn a_worker_may_refuse_a_request_before_it_has_all_of_it() {
     let (parts, mut reply) = answer.unwrap();
     assert_eq!((parts.status.as_u16(), collect(&mut reply).await.unwrap().as_str()), (413, "long"));
     assert!(reply.take_wire().is_none(), "the rest of the request was not sent");
+}
+
+#[tokio::test]
+async fn a_refusal_counts_also_when_the_connection_ends_right_behind_it() {
+    for _ in 0..50 {
+        let (wire, mut worker) = connection().await;
+        let refuses = async move {
+            worker.read_exact(&mut [0; 1000]).await.unwrap();
+            worker.write_all(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\n\r\nlong").await.unwrap();
+            worker.shutdown().await.unwrap();
+            // Closed with bytes of the request unread: the kernel resets the connection.
+            drop(worker);
+        };
+        let (answer, ()) = tokio::join!(within(wire.exchange(head(), long_body())), refuses);
+        assert_eq!(answer.unwrap().0.status.as_u16(), 413);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_fails_while_the_request_is_written_ends_no_answer() {
+    let (wire, mut worker) = connection().await;
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let breaks = async move {
+        worker.read_exact(&mut [0; 1000]).await.unwrap();
+        worker.write_all(b"HTTP/1.1 200 OK\r\n\r\nuntil the end").await.unwrap();
+        has_begun.await.unwrap();
+        worker.set_zero_linger().unwrap();
+    };
+    let asks = async {
+        let (_, mut reply) = within(wire.exchange(head(), long_body())).await.unwrap();
+        begun.send(()).unwrap();
+        collect(&mut reply).await
+    };
+    let (body, ()) = tokio::join!(asks, breaks);
+    assert!(body.is_err(), "{body:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_began_is_no_sign_of_a_stale_connection() {
+    for (answer, is_unanswered) in [("", true), ("HTTP/1.1 200", false), ("HTTP/1.1 103 Early Hints\r\n\r\n", false)] {
+        let (wire, mut worker) = connection().await;
+        worker.write_all(answer.as_bytes()).await.unwrap();
+        worker.shutdown().await.unwrap();
+        let error = within(wire.exchange(head(), Bytes::new())).await.unwrap_err();
+        assert_eq!(matches!(error, ExchangeError::Unanswered(_)), is_unanswered, "{answer:?}: {error}");
+    }
 }
 
 #[tokio::test]

@@ -87,6 +87,39 @@ async fn a_stale_connection_is_no_error() {
 }
 
 #[tokio::test]
+async fn an_answer_that_cannot_be_understood_is_no_stale_connection() {
+    let upstream = Upstream::new().await;
+    let plane = start_without_retries(&[upstream.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(CHAT)).await;
+    let mut worker = upstream.accept().await;
+    worker.message().await;
+    worker.answer("1").await;
+    assert_eq!(client.message().await.text(), "1");
+    client.send(post(CHAT)).await;
+    worker.message().await;
+    worker.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let response = client.message().await;
+    assert_eq!((response.status(), response.error_code().as_str()), (502, "worker_reset"));
+    assert!(futures_util::FutureExt::now_or_never(upstream.0.accept()).is_none(), "it was not asked again");
+}
+
+#[tokio::test]
+async fn an_event_stream_of_a_known_length_breaks_as_visibly() {
+    let upstream = Upstream::new().await;
+    let plane = start(&[upstream.worker()]);
+    let mut client = Wire::connect(&plane).await;
+    client.send(post(STREAM)).await;
+    let mut worker = upstream.accept().await;
+    worker.message().await;
+    worker.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 20\r\n\r\ndata: 1\n\n").await;
+    client.until("data: 1\n\n").await;
+    drop(worker);
+    let rest = client.rest().await;
+    assert!(rest.contains("worker_truncated") && !rest.ends_with("0\r\n\r\n"), "{rest:?}");
+}
+
+#[tokio::test]
 async fn a_broken_event_stream_says_so_and_aborts() {
     for (case, sent, gap) in [("between events", "data: 1\n\n", ""), ("within one", "data: 1", "\n\n")] {
         let upstream = Upstream::new().await;
