@@ -77,11 +77,14 @@ async fn pods_come_and_go_as_workers_of_the_whole_cluster() {
     let all: Vec<&Gateway> = gateways.iter().collect();
     joined(&all, 3, s(10)).await;
     all_show(&all, "the pod is a worker", &[format!("{url1} ready")]).await;
-    let (_, listing) = all[0].get("/workers").await.unwrap();
-    assert_eq!(
-        (&listing["workers"][0]["origin"], &listing["workers"][0]["zone"]),
-        (&json!("discovered"), &json!("z1"))
-    );
+    // Zones are looked up once workers are found, and delay none.
+    eventually(s(20), "the pod's zone is known", async || {
+        let (_, listing) = all[0].get("/workers").await.unwrap();
+        let worker = &listing["workers"][0];
+        assert_eq!(worker["origin"], "discovered");
+        worker["zone"] == "z1"
+    })
+    .await;
 
     // A stream runs on while its pod is being deleted, and another takes over.
     let body = json!({"model": "m1", "stream": true, "messages": [{"role": "user", "content": "hello"}]});
