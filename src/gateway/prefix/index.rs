@@ -49,10 +49,10 @@ pub const SLOT_BYTES: usize = 8 * (1 + HOLDERS);
 const BUCKET_BYTES: usize = 8 * BUCKET_WORDS;
 
 /// From this budget on an index begins with a part of it.
-const GROWING_BYTES_MIN: usize = 16 << 20;
+pub const GROWING_BYTES_MIN: usize = 16 << 20;
 
 /// That part.
-const FIRST_BYTES: usize = 4 << 20;
+pub const FIRST_BYTES: usize = 4 << 20;
 
 /// Names per bucket of the first table at which the rest is taken into use. Of buckets with 3 names on average one in 260 has
 /// more than its 8 slots (Poisson).

@@ -80,7 +80,7 @@ impl Missing {
 
 impl Stores {
     /// Says which search this node makes, and removes what is over; for a node that has the cluster's state, every few
-    /// seconds. Looks at [`STEP_KEYS`] keys.
+    /// seconds. Looks at 2 000 keys at a time.
     pub fn settle_searches(&mut self, wall_ms: u64, own: Option<u64>) {
         self.claim_search(own);
         let mut missing = std::mem::take(&mut self.missing);
