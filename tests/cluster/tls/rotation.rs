@@ -106,12 +106,13 @@ async fn certificates_authorities_and_the_list_change_under_load() {
                 let mut tick = tokio::time::interval(std::time::Duration::from_millis(50));
                 while !is_over.load(Ordering::Relaxed) {
                     tick.tick().await;
+                    let sent = Instant::now();
                     let outcome = match http.post(&url).json(&body).send().await {
                         Ok(answer) if answer.status() == 200 => answer.bytes().await.map(|_| String::new()),
                         Ok(answer) => answer.text().await,
                         Err(error) => Err(error),
                     };
-                    let outcome = outcome.unwrap_or_else(|error| error.to_string());
+                    let outcome = outcome.unwrap_or_else(|error| format!("{error:?} after {:?}", sent.elapsed()));
                     if outcome.is_empty() {
                         served.fetch_add(1, Ordering::Relaxed);
                     } else {
