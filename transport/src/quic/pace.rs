@@ -10,8 +10,9 @@
 //! - of datagrams in a row up to [`UNACKED_MAX`] wait for one acknowledgement (draft-ietf-quic-ack-frequency §4), where the
 //!   peer agrees, as all of ours do.
 //! - late acknowledgements look like a long round trip, and a window that follows those would hold datagrams back. It is
-//!   [`WINDOW_BYTES`] therefore, whatever is lost. RFC 9221 §5.4 leaves it to who uses datagrams to bound them: membership
-//!   does so by its own pace, the same as over plain UDP, and a probe that waits for a window would accuse a peer of it.
+//!   [`WINDOW_BYTES`] therefore, whatever is lost. RFC 9221 §5.4 has datagrams obey a congestion controller; this departs
+//!   from it on purpose: membership bounds what it sends by its own pace, the same as over plain UDP, and
+//!   a probe that waits for a window would accuse a peer of it.
 
 use std::{
     any::Any,
