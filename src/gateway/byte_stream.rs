@@ -2,10 +2,12 @@
 
 use std::{
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -42,6 +44,19 @@ impl ByteStream {
             Self::Tls(stream) => stream.get_ref().1.wants_write(),
         }
     }
+
+    /// Whether the kernel holds bytes of the other end that were not read.
+    pub(crate) fn has_unread(&self) -> bool {
+        match self {
+            Self::Plain(stream) => has_unread(stream),
+            Self::Tls(stream) => has_unread(stream.get_ref().0),
+        }
+    }
+}
+
+/// Whether the kernel holds bytes that were not read: the runtime knows of them with its next look at events alone.
+pub(crate) fn has_unread(stream: &TcpStream) -> bool {
+    SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]).is_ok_and(|len| len > 0)
 }
 
 impl AsyncRead for ByteStream {

@@ -1,7 +1,8 @@
 //! A client's socket: which protocol it speaks, what it holds back, and how it is closed.
 
 use std::{
-    io,
+    future::poll_fn,
+    io::{self, ErrorKind::UnexpectedEof},
     mem::MaybeUninit,
     pin::Pin,
     rc::Rc,
@@ -19,7 +20,7 @@ use tokio::{
 };
 
 use crate::gateway::{
-    byte_stream::ByteStream,
+    byte_stream::{ByteStream, has_unread},
     connection::Connection,
     core::Core,
     head_guard::{HeadGuard, SPOILER},
@@ -59,7 +60,7 @@ impl Io {
         connection: Rc<Connection>,
     ) -> io::Result<(Self, bool)> {
         let (prefix, len) = match &stream {
-            ByteStream::Plain(stream) => sniff(stream).await?,
+            ByteStream::Plain(stream) => sniff(stream, &connection).await?,
             ByteStream::Tls(_) => ([0; 24], 0),
         };
         let is_h2 = stream.chose_h2().unwrap_or(prefix == *PREFACE && len == PREFACE.len());
@@ -157,9 +158,20 @@ impl Read for Io {
         let polled = if is_head { self.poll_read_head(cx, buf) } else { Pin::new(&mut self.stream).poll_read(cx, buf) };
         if polled.is_ready() {
             self.connection.on_read();
+        } else if self.guard.is_some() && self.connection.is_leaving() {
+            return poll_leave(cx, self.stream.inner().has_unread()).map(Ok);
         }
         polled
     }
+}
+
+/// The end of a connection that idled, or another look when the kernel holds something.
+fn poll_leave(cx: &Context<'_>, has_unread: bool) -> Poll<()> {
+    if has_unread {
+        cx.waker().wake_by_ref();
+        return Poll::Pending;
+    }
+    Poll::Ready(())
 }
 
 impl Write for Io {
@@ -221,13 +233,19 @@ fn spoil(mut buf: ReadBufCursor<'_>) -> io::Result<()> {
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2; what was read is returned.
-async fn sniff(stream: &TcpStream) -> io::Result<([u8; 24], usize)> {
+async fn sniff(stream: &TcpStream, connection: &Connection) -> io::Result<([u8; 24], usize)> {
     let mut prefix = [0; 24];
     let mut len = 0;
     while len < prefix.len() && prefix[..len] == PREFACE[..len] {
-        stream.readable().await?;
+        poll_fn(|cx| match stream.poll_read_ready(cx) {
+            Poll::Pending if connection.is_leaving() => {
+                poll_leave(cx, has_unread(stream)).map(|()| Err(UnexpectedEof.into()))
+            }
+            polled => polled,
+        })
+        .await?;
         match stream.try_read(&mut prefix[len..]) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return Err(UnexpectedEof.into()),
             Ok(read) => len += read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),

@@ -73,6 +73,8 @@ pub(crate) struct Connection {
     has_begun: Cell<bool>,
     head: Cell<HeadWatch>,
     is_h2: Cell<bool>,
+    /// It idled for too long, and ends unless a request is there already.
+    is_leaving: Cell<bool>,
     is_given_up: Cell<bool>,
     /// The last write found the socket's buffer full.
     is_blocked: Cell<bool>,
@@ -98,6 +100,7 @@ impl Connection {
             has_begun: Cell::new(false),
             head: Cell::new(HeadWatch::InTime),
             is_h2: Cell::new(false),
+            is_leaving: Cell::new(false),
             is_given_up: Cell::new(false),
             is_blocked: Cell::new(false),
             deadlines: RefCell::default(),
@@ -112,6 +115,7 @@ impl Connection {
         self.busy.set(self.busy.get() + 1);
         self.awaits_head.set(false);
         self.has_begun.set(false);
+        self.is_leaving.set(false);
     }
 
     pub(crate) fn request_ended(&self, now: Instant) {
@@ -168,9 +172,20 @@ impl Connection {
             // Told first; whoever does not take the answer either is given up next time.
             self.head.set(HeadWatch::Overdue);
             self.wake();
+        } else if is_idle && !self.has_begun.get() && !self.is_leaving.replace(true) {
+            // A request may have come since events were last looked at, or be on its way: see `is_leaving`.
+            self.wake();
         } else if is_idle || is_overdue || has_lost {
             self.give_up();
         }
+    }
+
+    /// Whether the connection idled for too long and is to end, unless the kernel holds a request: closing it would reset a
+    /// client that did nothing wrong, most likely where this process had no processor for a while and idled for that reason.
+    /// Who sends only what is no request is given up a second later. Without a request, HTTP/1.1 ends as if the client had
+    /// closed it, and HTTP/2 with a GOAWAY (RFC 9113 §6.8).
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving.get()
     }
 
     /// Has the connection closed as soon as its task runs.
@@ -216,6 +231,7 @@ impl Connection {
     pub(crate) fn on_read(&self) {
         if self.busy.get() == 0 && !self.is_h2.get() {
             self.has_begun.set(true);
+            self.is_leaving.set(false);
         }
         if self.busy.get() == 0 && !self.awaits_head.get() && !self.is_h2.get() {
             self.awaits_head.set(true);
@@ -298,7 +314,7 @@ async fn serve_http2(core: Rc<Core>, connection: &Rc<Connection>, io: Io) -> hyp
     let mut serving = pin!(builder.serve_connection(io, answer_with(&core, connection)));
     let mut is_closing = false;
     std::future::poll_fn(|cx| {
-        if !is_closing && core.phase() >= Phase::Settling {
+        if !is_closing && (core.phase() >= Phase::Settling || connection.is_leaving()) {
             is_closing = true;
             serving.as_mut().graceful_shutdown();
         }

@@ -19,6 +19,7 @@ mod breaker;
 mod certs;
 mod data;
 mod failover;
+mod idle_clients;
 #[path = "../../src/kubernetes/fake.rs"]
 mod kube_server;
 mod kubernetes;

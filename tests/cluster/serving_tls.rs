@@ -51,7 +51,7 @@ impl Pki {
     }
 
     /// A connection to a gateway's public port, and the certificate that it showed.
-    async fn connect(&self, gateway: &Gateway, alpn: &[u8]) -> (TlsStream<TcpStream>, Vec<u8>) {
+    pub(crate) async fn connect(&self, gateway: &Gateway, alpn: &[u8]) -> (TlsStream<TcpStream>, Vec<u8>) {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.authority.bundle_pem().as_bytes()).unwrap()).unwrap();
         let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
