@@ -33,7 +33,7 @@ pub use self::{
     files::{FILE_BYTES_MAX, LoadError, read_certificates},
     identity::{Identity, IdentityError, IdentityFiles},
     key::PrivateKey,
-    material::{Material, MaterialError},
+    material::{CheckedPeer, Material, MaterialError},
     names::{AllowedNodes, MeshName, NodeNames},
     serving::{PairFiles, ServerMaterial, clients_of},
     write::{NewFile, WriteError, write_files},

@@ -3,7 +3,15 @@
 //! Rotation reads the files again and compares contents. That finds every way in which files are replaced, the swap of
 //! a directory link (`..data`) included, and costs three small reads; neither times nor inodes can mislead it.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{
@@ -39,6 +47,20 @@ pub struct Material {
     allowed: ArcSwapOption<AllowedNodes>,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Current>,
+    /// How often the identity or the list was replaced; counted after the fact.
+    replaced: AtomicU64,
+}
+
+/// That a peer's chain was found good, and how long that is known without looking at it again.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CheckedPeer {
+    /// The nodes that the chain may speak for.
+    pub names: NodeNames,
+    replaced: u64,
+    /// When it was checked. A clock that is set back before this knows nothing.
+    from: UnixTime,
+    /// The first end of a certificate of the chain that was to come.
+    until: UnixTime,
 }
 
 /// What belongs together: never seen half old and half new.
@@ -97,7 +119,7 @@ impl Material {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let current = ArcSwap::from_pointee(Current::load(&files, &provider, now)?);
         let allowed = ArcSwapOption::from_pointee(list.as_ref().map(AllowList::read).transpose()?);
-        Ok(Arc::new(Self { files, list, allowed, provider, current }))
+        Ok(Arc::new(Self { files, list, allowed, provider, current, replaced: AtomicU64::new(0) }))
     }
 
     /// Reads the list of nodes again; true when it is another and is used from now on. It does not wait for the identity:
@@ -111,6 +133,7 @@ impl Material {
         let is_new = self.allowed.load().as_deref() != Some(&new);
         if is_new {
             self.allowed.store(Some(Arc::new(new)));
+            self.replaced.fetch_add(1, Ordering::Release);
         }
         Ok(is_new)
     }
@@ -129,6 +152,7 @@ impl Material {
         let is_new = !new.identity.is_same(&self.current.load().identity);
         if is_new {
             self.current.store(Arc::new(new));
+            self.replaced.fetch_add(1, Ordering::Release);
         }
         Ok(is_new)
     }
@@ -145,16 +169,35 @@ impl Material {
         self.current.load().identity.certificate().node_names()
     }
 
-    /// Whether a peer's chain, its own certificate first, is trusted at this instant and names a node that is let in.
-    /// Connections outlive certificates and authorities; ask again from time to time.
+    /// Checks that a peer's chain, its own certificate first, is trusted at this instant and names a node that is let in.
+    /// Connections outlive certificates and authorities; ask again when [`Material::holds`] says no.
     ///
     /// # Errors
     /// As in a handshake: unknown issuer, expired, not yet valid, wrong purpose; `ApplicationVerificationFailure` for a
     /// node that is not on the list.
-    pub fn check_peer(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
+    pub fn check_peer(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<CheckedPeer, Error> {
         let [leaf, intermediates @ ..] = chain else { return Err(Error::NoCertificatesPresented) };
+        // Read first: what is replaced meanwhile makes the answer old, not wrong.
+        let replaced = self.replaced.load(Ordering::Acquire);
         self.current.load().clients.verify_client_cert(leaf, intermediates, now)?;
-        self.admit(leaf)
+        self.admit(leaf)?;
+        let malformed = |_| Error::from(CertificateError::BadEncoding);
+        let mut until = UnixTime::since_unix_epoch(Duration::MAX);
+        for certificate in chain {
+            let certificate = Certificate::from_der(certificate.clone().into_owned()).map_err(malformed)?;
+            let secs = u64::try_from(certificate.not_after.unix_timestamp()).unwrap_or(0);
+            if secs >= now.as_secs() {
+                until = until.min(UnixTime::since_unix_epoch(Duration::from_secs(secs)));
+            }
+        }
+        Ok(CheckedPeer { names: self.peer_names(chain).map_err(malformed)?, replaced, from: now, until })
+    }
+
+    /// Whether what was found is still known to be so: identity and list are the same, and no certificate has ended. This
+    /// costs no signature. An instant before the check knows nothing.
+    #[must_use]
+    pub fn holds(&self, checked: &CheckedPeer, now: UnixTime) -> bool {
+        self.replaced.load(Ordering::Acquire) == checked.replaced && (checked.from..=checked.until).contains(&now)
     }
 
     /// The nodes that a peer's chain may speak for: those of its first certificate that are let in. Trust is not

@@ -8,7 +8,7 @@ use std::{
 
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use smg_certs::Material;
+use smg_certs::{CheckedPeer, Material};
 
 use crate::PeerIdentity;
 
@@ -78,14 +78,18 @@ pub(crate) async fn until_distrusted(
     recheck: Duration,
 ) -> &'static str {
     let names = material.peer_names(chain).unwrap_or_default();
+    let mut checked: Option<CheckedPeer> = None;
     loop {
         tokio::time::sleep(until_check(recheck)).await;
-        if let Err(error) = material.check_peer(chain, UnixTime::now()) {
-            return refusal(&error);
+        let now = UnixTime::now();
+        if checked.as_ref().is_some_and(|checked| material.holds(checked, now)) {
+            continue;
         }
-        // The connection may speak for all of these; one of several that is let in no more ends it too.
-        if material.peer_names(chain).is_ok_and(|now| !now.covers(&names)) {
-            return "not_allowed";
+        match material.check_peer(chain, now) {
+            // The connection may speak for all of these; one of several that is let in no more ends it too.
+            Ok(found) if !found.names.covers(&names) => return "not_allowed",
+            Ok(found) => checked = Some(found),
+            Err(error) => return refusal(&error),
         }
     }
 }

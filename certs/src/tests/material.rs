@@ -49,9 +49,11 @@ fn material_is_replaced_whole_and_only_by_what_is_good() {
     assert!(material.reload_if(now, &ours).unwrap(), "a new leaf and a union of authorities");
     assert!(material.not_after() > until);
     let peer = CertificateDer::from_pem_slice(foreign.chain_pem.as_bytes()).unwrap();
-    material.check_peer(std::slice::from_ref(&peer), unix(now)).unwrap();
+    let checked = material.check_peer(std::slice::from_ref(&peer), unix(now)).unwrap();
+    assert!(!material.reload_if(now, &ours).unwrap() && material.holds(&checked, unix(now)), "nothing is new");
     write(&second.chain_pem, &second.key_pem, old.bundle_pem());
     assert!(material.reload_if(now, &ours).unwrap(), "an authority goes");
+    assert!(!material.holds(&checked, unix(now)), "what was found before counts no more");
     assert!(material.check_peer(&[peer], unix(now)).is_err(), "and those that it signed with it");
 }
 
@@ -75,9 +77,20 @@ fn peers_are_checked_against_clock_authorities_and_list() {
     ] {
         for (material, expected) in [(&any, by_any), (&listed, by_listed)] {
             let outcome = material.check_peer(&chain, unix(now() + days(later)));
-            let said = outcome.as_ref().map_or_else(|error| format!("{error:?}"), |()| String::new());
+            let said = outcome.as_ref().map_or_else(|error| format!("{error:?}"), |_| String::new());
             assert!(outcome.is_ok() == expected.is_empty() && said.contains(expected), "{case}: {said}");
         }
+    }
+    let (good, at) = (chain_of(&ca, "n2"), |seconds| unix(now() + Duration::seconds(seconds)));
+    let checked = any.check_peer(&good, at(60)).unwrap();
+    let end = 5 * 24 * 3600;
+    for (case, seconds, holds) in [
+        ("at once", 60, true),
+        ("at its last second", end, true),
+        ("ended", end + 1, false),
+        ("clock set back", 59, false),
+    ] {
+        assert_eq!(any.holds(&checked, at(seconds)), holds, "{case}");
     }
     let unlisted = chain_of(&ca, "n3");
     assert!(any.peer_names(&unlisted).unwrap().allow("smg", "n3"));
@@ -118,7 +131,9 @@ fn the_list_of_nodes_is_read_again_and_a_bad_one_changes_nothing() {
     fs::write(&file, "n1\nn3\n").unwrap();
     fs::write(&files.key, "half").unwrap();
     material.reload_if(now(), &|_| true).unwrap_err();
+    let checked = material.check_peer(&chains[0], unix(now())).unwrap();
     assert!(material.reload_list().unwrap(), "another list");
+    assert!(!material.holds(&checked, unix(now())), "what the old list let in is to be asked again");
     assert_eq!(let_in(), [false, true, true], "the list does not wait for the key");
     assert!(!material.reload_list().unwrap(), "the same list");
 }
