@@ -11,11 +11,14 @@
 //! peer's queue with it. Events are given in turn, one from each pipe that has any. A pipe thus costs its sender at most
 //! about 1 MiB (one frame where a frame is larger) queued and 1 MiB in encoding, and its reader about 3 MiB.
 //!
-//! **Dead peers.** After [`StreamConfig::keepalive_interval`] of silence the dialing side sends an HTTP/2 ping, the
-//! accepting side after one and a half (so that as a rule one of the two does), and a pipe whose peer answers none within
-//! [`StreamConfig::keepalive_timeout`] is closed: after 20 and 27.5 s at most with the defaults, also when nothing is
-//! being sent. That is for what nobody else notices; an owner that knows sooner closes the pipe. A peer whose process is
-//! killed is noticed at once. A peer that answers pings but reads nothing is alive: its pipe stays.
+//! **Dead peers.** After [`StreamConfig::keepalive_interval`] of silence both kernels ask each other (TCP keepalive, RFC 1122
+//! §4.2.3.6), and a pipe whose far end answers nothing within [`StreamConfig::keepalive_timeout`], or takes nothing of what
+//! was sent for as long as both together, is closed: after some 20 s with the defaults, also when nothing is being sent, and
+//! without waking the program while all is well. A kernel answers for a process that hangs, and a middlebox that ends TCP for
+//! a peer that is gone. So the dialing side sends an HTTP/2 ping as well after [`StreamConfig::ping_interval`] of silence, the
+//! accepting side after one and a half (so that as a rule one of the two does): 65 and 95 s at most. That is for what nobody
+//! else notices; an owner that knows sooner closes the pipe. A peer whose process is killed is noticed at once. A peer that
+//! answers pings but reads nothing is alive: its pipe stays.
 //!
 //! **Strangers.** Whatever else connects is dropped when it is no HTTP/2 or has not greeted in time, and at most
 //! [`StreamConfig::inbound_pipes_max`] connections are held, greeted or not: without TLS a stranger who keeps them all
@@ -52,6 +55,7 @@ mod connection;
 mod dial;
 mod event;
 mod hello;
+mod keepalive;
 mod pipe;
 mod pipes;
 mod secure;
@@ -101,11 +105,13 @@ pub struct StreamConfig {
     pub connect_timeout: Duration,
     /// Time from a connection until the peer's greeting has come; default 5 s.
     pub hello_timeout: Duration,
-    /// Silence on a pipe after which its dialing side sends an HTTP/2 ping; default 15 s, at which idle pipes to 19 peers
-    /// cost less than 1 kB/s.
+    /// Silence on a connection after which the kernels ask each other, 1 s at least; default 15 s, at which idle pipes to 19
+    /// peers cost less than 1 kB/s.
     pub keepalive_interval: Duration,
-    /// Time for the answer to a ping; default 5 s.
+    /// Time for the answer to a kernel's question, 1 s at least, or to a ping; default 5 s.
     pub keepalive_timeout: Duration,
+    /// Silence on a pipe after which its dialing side sends an HTTP/2 ping; default 60 s.
+    pub ping_interval: Duration,
 }
 
 impl StreamConfig {
@@ -122,6 +128,7 @@ impl StreamConfig {
             hello_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(15),
             keepalive_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(60),
         }
     }
 }

@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use super::{
     HTTP2_FRAME_BYTES, Hello, LINGER, MESSAGE_BYTES_MAX, PipeError, Shared, TRACEPARENT, WINDOW_BYTES,
     connection::{Connection, ConnectionIo, Held},
+    keepalive,
     pipe::{self, Outbound},
     secure::ByteStream,
 };
@@ -74,7 +75,7 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: StdListener) {
         .max_concurrent_streams(1)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(shared.config.keepalive_interval * 3 / 2))
+        .http2_keepalive_interval(Some(shared.config.ping_interval * 3 / 2))
         .http2_keepalive_timeout(Some(shared.config.keepalive_timeout))
         .serve_with_incoming_shutdown(peer, incoming(Arc::clone(&shared), listener), stopped(&shared));
     if let Err(error) = served.await {
@@ -180,7 +181,7 @@ fn admit(
         return None;
     };
     // Fails only where the peer has already gone.
-    let _ = stream.set_nodelay(true);
+    let _ = stream.set_nodelay(true).and_then(|()| keepalive::set(&stream, &shared.config));
     Some(Admitted { stream, addr, permit, share })
 }
 

@@ -14,6 +14,7 @@ use tonic::{
 use super::{
     HTTP2_FRAME_BYTES, Hello, MESSAGE_BYTES_MAX, PipeError, PipeId, Shared, TRACEPARENT, WINDOW_BYTES,
     connection::{Connection, ConnectionIo},
+    keepalive,
     pipe::{self, Outbound},
     secure::ByteStream,
 };
@@ -60,6 +61,7 @@ async fn open(
         .await
         .map_err(|_| PipeError::ConnectTimeout)?
         .map_err(PipeError::Connect)?;
+    keepalive::set(&stream, config).map_err(PipeError::Connect)?;
     let (stream, connection) = Connection::new(to, shared.security.connect(stream).await?, attempt);
     let io = ConnectionIo::dialed(stream, Arc::clone(&connection));
     let greeted = tokio::time::timeout(config.hello_timeout, greet(shared, pipe, traceparent, &connection, io));
@@ -111,7 +113,7 @@ async fn http2(shared: &Shared, io: ConnectionIo<ByteStream>) -> Result<Channel,
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .max_frame_size(HTTP2_FRAME_BYTES)
-        .http2_keep_alive_interval(shared.config.keepalive_interval)
+        .http2_keep_alive_interval(shared.config.ping_interval)
         .keep_alive_timeout(shared.config.keepalive_timeout)
         .keep_alive_while_idle(true)
         .executor(Tracked(shared.tasks.clone()))

@@ -117,7 +117,7 @@ async fn a_reader_that_does_not_read_stops_its_sender_and_nobody_else() {
 #[tokio::test]
 async fn a_reader_that_does_not_read_but_lives_keeps_its_pipe() {
     let quick = |config: &mut StreamConfig| {
-        config.keepalive_interval = Duration::from_millis(20);
+        config.ping_interval = Duration::from_millis(20);
         config.keepalive_timeout = Duration::from_millis(500);
     };
     let (mut a, mut b) = (Node::with("a", quick), Node::with("b", quick));

@@ -70,7 +70,7 @@ async fn a_killed_peer_is_noticed_at_once_by_both_roles() {
 #[tokio::test]
 async fn a_peer_behind_a_dead_link_is_noticed_by_keepalive() {
     let quick = |config: &mut StreamConfig| {
-        config.keepalive_interval = Duration::from_millis(100);
+        config.ping_interval = Duration::from_millis(100);
         config.keepalive_timeout = Duration::from_millis(200);
     };
     let (mut a, mut b) = (Node::with("a", quick), Node::with("b", quick));
@@ -89,12 +89,44 @@ async fn a_peer_behind_a_dead_link_is_noticed_by_keepalive() {
     assert!(started.elapsed() < Duration::from_secs(5));
 }
 
+/// Established connections on a local port whose kernel keeps a watch over silence: their timer is that of keepalive (Linux,
+/// Documentation/networking/proc_net_tcp.rst, `timer_active` 2).
+#[cfg(target_os = "linux")]
+fn watched(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let is_watched = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == "01" && fields[5].starts_with("02:")
+    };
+    table.lines().skip(1).filter(is_watched).count()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn kernels_watch_over_both_ends_of_a_silent_pipe() {
+    let (a, _, b, _) = connected().await;
+    let (dialed, mut tick) = (a.addr().port(), tokio::time::interval(Duration::from_millis(10)));
+    let table = || std::fs::read_to_string("/proc/net/tcp").unwrap();
+    // The far end of what the listener holds is the dialer's own port.
+    let to = format!(":{:04X} 01 ", b.addr().port());
+    let from = |line: &str| u16::from_str_radix(line.split_whitespace().nth(1)?.split(':').nth(1)?, 16).ok();
+    let dialer = table().lines().filter(|line| line.contains(&to)).find_map(from).unwrap();
+    assert_ne!(dialer, dialed);
+    // Until what was said first is acknowledged, another timer runs.
+    within(async {
+        while (watched(b.addr().port()), watched(dialer)) != (1, 1) {
+            tick.tick().await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_dead_link_is_noticed_while_bytes_are_stuck_in_it() {
     for by_shutdown in [false, true] {
         let mut a = Node::with("a", |config| {
             if !by_shutdown {
-                config.keepalive_interval = Duration::from_millis(100);
+                config.ping_interval = Duration::from_millis(100);
                 config.keepalive_timeout = Duration::from_millis(200);
             }
         });
