@@ -5,8 +5,10 @@
 //! that acknowledgement, and for the probe timeout that ran meanwhile (RFC 9002 §6.2). Nothing here needs any of it soon: a
 //! datagram is never sent again, and whoever sent it waits for its peer's own answer. So
 //!
-//! - a connection older than [`YOUNG`] acts on its timers up to [`TICK`] late, all connections at the same ticks. Mostly the
+//! - a connection older than [`YOUNG`] acknowledges up to [`TICK`] late, all connections at the same ticks. Mostly the
 //!   next datagram carries the acknowledgement before. Handshakes keep exact timers.
+//! - it waits as much longer for its peer's: a probe for an acknowledgement that is only late costs three packets and wakes
+//!   both. A timer set further ahead than [`ACK_DELAY`] is therefore no acknowledgement's, and expires [`PATIENCE`] later.
 //! - of datagrams in a row up to [`UNACKED_MAX`] wait for one acknowledgement (draft-ietf-quic-ack-frequency §4), where the
 //!   peer agrees, as all of ours do.
 //! - late acknowledgements look like a long round trip, and a window that follows those would hold datagrams back. It is
@@ -40,6 +42,13 @@ use super::HANDSHAKE_MAX;
 /// [`SILENCE_MAX`](super::SILENCE_MAX), also when one probe for a lost one is needed.
 pub(super) const TICK: Duration = Duration::from_millis(500);
 
+/// How far ahead a timer for an acknowledgement is set at most: what QUIC lets one wait (RFC 9000 §18.2, max_ack_delay), which
+/// no connection here asks to be otherwise.
+const ACK_DELAY: Duration = Duration::from_millis(25);
+
+/// How much later than by RFC 9002 §6.2 a probe goes out: what a peer's acknowledgement is late at most, and some slack.
+pub(super) const PATIENCE: Duration = Duration::from_millis(550);
+
 /// A connection's timers are exact so long: its handshake has ended by then, in one way or the other.
 pub(super) const YOUNG: Duration = Duration::from_secs(4);
 
@@ -58,7 +67,7 @@ pub(super) struct Pace {
     start: Instant,
 }
 
-/// A timer that is exact while it is young, and expires at ticks later on.
+/// A timer that is exact while it is young, and late in one of two ways afterwards.
 struct Lazy {
     sleep: Pin<Box<Sleep>>,
     born: Instant,
@@ -122,6 +131,12 @@ impl Runtime for Pace {
 }
 
 impl Lazy {
+    /// When a timer that is set to an instant expires once it is no longer young.
+    fn late(&self, at: Instant) -> Instant {
+        let is_own_ack = at.saturating_duration_since(now()) <= ACK_DELAY;
+        if is_own_ack { self.tick(at) } else { at + PATIENCE }
+    }
+
     /// The first tick at or after an instant.
     fn tick(&self, at: Instant) -> Instant {
         let ticks = at.saturating_duration_since(self.start).as_nanos().div_ceil(TICK.as_nanos());
@@ -132,12 +147,12 @@ impl Lazy {
 impl AsyncTimer for Lazy {
     fn reset(mut self: Pin<&mut Self>, at: Instant) {
         if self.is_lazy {
-            let at = self.tick(at);
+            let at = self.late(at);
             self.sleep.as_mut().reset(at.into());
         } else if now() - self.born >= YOUNG {
             // A new one, on the clock of the runtime that the connection has moved to.
             self.is_lazy = true;
-            self.sleep = Box::pin(sleep_until(self.tick(at).into()));
+            self.sleep = Box::pin(sleep_until(self.late(at).into()));
         } else {
             self.sleep.as_mut().reset(at.into());
         }
@@ -198,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn timers_are_exact_while_young_and_expire_at_common_ticks_later() {
+    async fn timers_are_exact_while_young_and_late_in_two_ways_afterwards() {
         let pace = Pace::new(Handle::current());
         let slack = Duration::from_millis(2);
         tokio::time::advance(Duration::from_millis(77)).await;
@@ -209,13 +224,20 @@ mod tests {
             assert!(late <= slack, "{late:?} late while young");
         }
         tokio::time::advance(YOUNG).await;
-        for ms in [25, 90, 340, 700, 30_000] {
+        for ms in [1, 25, 10, 25] {
             let at = now() + Duration::from_millis(ms);
             let found = futures_util::future::join_all(timers.iter_mut().map(|timer| expiry(timer, at))).await;
             assert!(found[0] >= at && found[0] <= at + TICK + slack, "after {ms} ms: {:?} late", found[0] - at);
             assert_eq!(found[0], found[1], "after {ms} ms");
             let into = (found[0] - pace.start).as_millis() % TICK.as_millis();
             assert!(into <= slack.as_millis(), "after {ms} ms: {into} ms into a tick");
+            tokio::time::advance(Duration::from_millis(130)).await;
+        }
+        for ms in [26, 340, 30_000] {
+            let at = now() + Duration::from_millis(ms);
+            let late = expiry(&mut timers[0], at).await - at;
+            assert!(late >= PATIENCE && late <= PATIENCE + slack, "after {ms} ms: {late:?} late");
+            assert!(late > TICK + ACK_DELAY, "a peer's acknowledgement is here by then");
         }
     }
 
