@@ -359,6 +359,12 @@ mod tests {
         type Act = fn(&Connection, Instant);
         let silent: Act = |_, _| {};
         let busy: Act = |connection, _| connection.request_began();
+        let h2: Act = |connection, now| {
+            connection.is_h2.set(true);
+            connection.request_began();
+            connection.request_ended(now);
+            connection.on_read();
+        };
         let idle: Act = |connection, now| {
             connection.request_began();
             connection.request_ended(now);
@@ -373,6 +379,7 @@ mod tests {
             ("no head in time", silent, HEAD_TIMEOUT, true),
             ("idle between requests", idle, HEAD_TIMEOUT, false),
             ("idle too long", idle, IDLE_TIMEOUT, true),
+            ("HTTP/2 without a request for as long", h2, IDLE_TIMEOUT, true),
             ("a later head comes slowly", half_a_head, HEAD_TIMEOUT - second, false),
             ("a later head does not come", half_a_head, HEAD_TIMEOUT + second, true),
             ("a request runs", busy, IDLE_TIMEOUT * 10, false),
@@ -385,8 +392,33 @@ mod tests {
                 assert!(connection.take_overdue_head() && !connection.take_overdue_head(), "{case}: once");
                 assert_eq!(connection.refusal(), Some(GatewayError::HeadTimeout), "{case}");
                 connection.check(start + after + second);
+            } else if expected {
+                assert!(
+                    !connection.is_given_up.get() && connection.is_leaving(),
+                    "{case}: the socket is looked at first"
+                );
+                connection.check(start + after + second);
             }
             assert_eq!(connection.is_given_up.get(), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn who_is_leaving_stays_for_a_request() {
+        let start = Instant::now();
+        let later = start + IDLE_TIMEOUT;
+        type Act = fn(&Connection);
+        let acts: [(&str, Act); 2] =
+            [("bytes of a head", Connection::on_read), ("a request, as by HTTP/2", Connection::request_began)];
+        for (case, act) in acts {
+            let connection = Connection::new("127.0.0.1:1".parse().unwrap(), start);
+            connection.request_began();
+            connection.request_ended(start);
+            connection.check(later);
+            assert!(connection.is_leaving(), "{case}");
+            act(&connection);
+            connection.check(later + Duration::from_secs(1));
+            assert!(!connection.is_leaving() && !connection.is_given_up(), "{case}");
         }
     }
 }
