@@ -184,8 +184,10 @@ impl Material {
         let malformed = |_| Error::from(CertificateError::BadEncoding);
         let mut until = UnixTime::since_unix_epoch(Duration::MAX);
         for certificate in chain {
-            let certificate = Certificate::from_der(certificate.clone().into_owned()).map_err(malformed)?;
-            let secs = u64::try_from(certificate.not_after.unix_timestamp()).unwrap_or(0);
+            // One that is not needed may be unreadable; then nothing is known for longer than now.
+            let certificate = Certificate::from_der(certificate.clone().into_owned());
+            let secs =
+                certificate.map_or(now.as_secs(), |it| u64::try_from(it.not_after.unix_timestamp()).unwrap_or(0));
             if secs >= now.as_secs() {
                 until = until.min(UnixTime::since_unix_epoch(Duration::from_secs(secs)));
             }

@@ -71,13 +71,14 @@ fn until_check(interval: Duration) -> Duration {
     interval.saturating_sub(Duration::from_nanos(u64::try_from(into).unwrap_or(0)))
 }
 
-/// Waits until the peer's chain is no longer good, and says why.
+/// Waits until the peer's chain is no longer good for all that its connection speaks for since hands were shaken, and says
+/// why.
 pub(crate) async fn until_distrusted(
     material: &Material,
     chain: &[CertificateDer<'static>],
+    identity: &PeerIdentity,
     recheck: Duration,
 ) -> &'static str {
-    let names = material.peer_names(chain).unwrap_or_default();
     let mut checked: Option<CheckedPeer> = None;
     loop {
         tokio::time::sleep(until_check(recheck)).await;
@@ -86,8 +87,8 @@ pub(crate) async fn until_distrusted(
             continue;
         }
         match material.check_peer(chain, now) {
-            // The connection may speak for all of these; one of several that is let in no more ends it too.
-            Ok(found) if !found.names.covers(&names) => return "not_allowed",
+            // One of several names that is let in no more ends it too.
+            Ok(found) if !found.names.covers(&identity.0) => return "not_allowed",
             Ok(found) => checked = Some(found),
             Err(error) => return refusal(&error),
         }
@@ -101,3 +102,27 @@ pub(crate) fn unsent_name() -> ServerName<'static> {
 
 #[cfg(test)]
 pub(crate) mod pki;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rustls_pki_types::pem::PemObject as _;
+    use time::OffsetDateTime;
+
+    use super::{pki::Pki, *};
+
+    /// The list may change between the handshake and the first check: what counts is whom the connection speaks for since.
+    #[tokio::test]
+    async fn a_name_that_the_connection_has_and_the_certificate_has_no_more_ends_it() {
+        let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
+        let files = pki.write(dir.path(), "n2", OffsetDateTime::now_utc());
+        let chain = [CertificateDer::from_pem_file(&files.certificate).unwrap()];
+        let (material, recheck) = (pki.material("n1"), Duration::from_millis(1));
+        let identity = |node: &str| PeerIdentity(Arc::new(pki.material(node).names()));
+        assert_eq!(until_distrusted(&material, &chain, &identity("n3"), recheck).await, "not_allowed");
+        let own = identity("n2");
+        let good = until_distrusted(&material, &chain, &own, recheck);
+        tokio::time::timeout(Duration::from_millis(50), good).await.expect_err("it is as it was");
+    }
+}

@@ -49,7 +49,7 @@ pub(super) async fn read(
         biased;
         () = closing.cancelled() => End::Here,
         end = read_frames(&shared, pipe, &mut inbound) => end,
-        error = shared.security.until_distrusted(&connection.chain) => End::Failed(error),
+        error = shared.security.until_distrusted(&connection.chain, connection.identity.as_ref()) => End::Failed(error),
     };
     match end {
         End::Here => {

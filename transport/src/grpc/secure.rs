@@ -82,14 +82,15 @@ impl Security {
         mutual.secured(TlsStream::Client(shaken.map_err(|error| PipeError::Refused(tls::io_refusal(&error)))?))
     }
 
-    /// Waits until the peer's certificate is no longer good: for ever without TLS.
-    pub(super) async fn until_distrusted(&self, chain: &[CertificateDer<'static>]) -> PipeError {
-        match &self.mutual {
-            Some(mutual) => {
-                PipeError::Refused(tls::until_distrusted(&mutual.material, chain, mutual.recheck_interval).await)
-            }
-            None => std::future::pending().await,
-        }
+    /// Waits until the peer's certificate is no longer good for its identity: for ever without TLS.
+    pub(super) async fn until_distrusted(
+        &self,
+        chain: &[CertificateDer<'static>],
+        identity: Option<&PeerIdentity>,
+    ) -> PipeError {
+        let (Some(mutual), Some(identity)) = (&self.mutual, identity) else { return std::future::pending().await };
+        let distrusted = tls::until_distrusted(&mutual.material, chain, identity, mutual.recheck_interval);
+        PipeError::Refused(distrusted.await)
     }
 }
 
