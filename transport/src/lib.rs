@@ -17,6 +17,7 @@ use smg_certs::NodeNames;
 pub mod conformance;
 pub mod grpc;
 pub mod quic;
+mod shares;
 pub mod sim;
 pub mod tls;
 pub mod udp;

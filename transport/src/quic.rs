@@ -2,12 +2,13 @@
 //!
 //! - **Connections** are made by the first datagram to an address, which waits with up to [`QUEUE_MAX`] others while
 //!   hands are shaken. The newest authenticated connection with an address carries what is sent there; a connection that
-//!   answers nothing for [`SILENCE_MAX`] is replaced, as after a restart of the peer. At most [`PEERS_MAX`] addresses
+//!   answers nothing for [`SILENCE_MAX`] is replaced, as after a restart of the peer, and carries on what it can until then.
+//!   Of two that were made within [`TOGETHER_MAX`], as when both sides dial, both sides choose the same. At most [`PEERS_MAX`] addresses
 //!   are held, the least used one goes first and its connections with it; of one address there are at most four, and an
 //!   identity has eight addresses for each name that its certificate lists. A connection without traffic ends after
 //!   [`IDLE_MAX`].
 //! - **Strangers.** Beyond [`UNPROVEN_MAX`] handshakes under way an address must prove that it can receive (Retry, RFC
-//!   9000 §8.1.2), beyond [`HANDSHAKES_MAX`] it is ignored. What is refused comes as [`Incoming::Rejected`], plain and
+//!   9000 §8.1.2), beyond [`HANDSHAKES_MAX`], or [`HANDSHAKES_PER_ADDR_MAX`] of its own, it is ignored. What is refused comes as [`Incoming::Rejected`], plain and
 //!   replayed packets included. An address that refused us, or that we refused, is left alone for [`QuicConfig::refused_for`];
 //!   a peer that the owner excludes at its address ([`Transport::exclude`]) is not let in there for as long, and is told so
 //!   at the end of its handshake: before that nobody knows who it is, for an address may be borrowed.
@@ -39,6 +40,7 @@ use tokio::{
 
 use crate::{
     Incoming, PeerIdentity, Received, SendError, Transport,
+    shares::Shares,
     tls::{self, ALPN_DATAGRAMS},
     udp::{self, DATAGRAM_BYTES_MAX, canonical},
 };
@@ -66,11 +68,18 @@ pub const IDLE_MAX: Duration = Duration::from_secs(30);
 /// A connection on which a datagram brought no sign of life for so long is given up.
 pub const SILENCE_MAX: Duration = Duration::from_secs(2);
 
+/// Connections between the same two that are made within this time were dialed by both at once.
+pub const TOGETHER_MAX: Duration = Duration::from_secs(1);
+
 /// Handshakes of strangers under way, beyond which an address must prove itself.
 pub const UNPROVEN_MAX: usize = 16;
 
 /// Handshakes of strangers under way at most.
 pub const HANDSHAKES_MAX: usize = 128;
+
+/// Handshakes under way with one address that has proven itself, for IPv6 with one /64: so nobody takes the places of all
+/// who has few addresses. More are ignored, and tried again by the other side.
+pub const HANDSHAKES_PER_ADDR_MAX: usize = 16;
 
 /// Time for one handshake.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
@@ -140,6 +149,8 @@ struct Shared {
     news: mpsc::Sender<Incoming>,
     readers: mpsc::Sender<Reader>,
     tally: Arc<Tally>,
+    /// For handshakes of strangers.
+    places: Arc<Semaphore>,
 }
 
 impl QuicTransport {
@@ -170,7 +181,9 @@ impl QuicTransport {
         let (readers, new) = mpsc::channel(NEW_MAX);
         let local_addr = endpoint.local_addr()?;
         let peers = Mutex::new(Peers::new());
-        let shared = Arc::new(Shared { endpoint, client, config, handshakes, local_addr, peers, news, readers, tally });
+        let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let shared =
+            Arc::new(Shared { endpoint, client, config, handshakes, local_addr, peers, news, readers, tally, places });
         shared.handshakes.spawn(accept(shared.clone()));
         let inbox = Inbox { news: told, new, reads: FuturesUnordered::new() };
         Ok(Self { shared, inbox: Mutex::new(inbox) })
@@ -226,10 +239,11 @@ impl Transport for QuicTransport {
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming>> {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         if let Poll::Ready(incoming) = inbox.poll(cx) {
-            return Poll::Ready(incoming.ok_or_else(|| io::ErrorKind::NotConnected.into()));
+            return Poll::Ready(Ok(incoming));
         }
         match self.shared.tally.poll_next(cx.waker()) {
-            Some((reason, from, times)) => Poll::Ready(Ok(Incoming::Rejected { from, reason, times })),
+            Some(Ok((reason, from, times))) => Poll::Ready(Ok(Incoming::Rejected { from, reason, times })),
+            Some(Err(error)) => Poll::Ready(Err(error)),
             None => Poll::Pending,
         }
     }
@@ -249,9 +263,9 @@ impl fmt::Debug for QuicTransport {
 }
 
 impl Inbox {
-    /// The next thing from any connection; none when there will be none.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
-        if let Poll::Ready(news) = self.news.poll_recv(cx) {
+    /// The next thing from any connection.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
+        if let Poll::Ready(Some(news)) = self.news.poll_recv(cx) {
             return Poll::Ready(news);
         }
         while let Poll::Ready(Some(reader)) = self.new.poll_recv(cx) {
@@ -261,7 +275,7 @@ impl Inbox {
             let Some((reader, payload)) = read else { continue };
             let received = Received { from: reader.at, identity: Some(reader.identity.clone()), payload };
             self.reads.push(Box::pin(reader.read()));
-            return Poll::Ready(Some(Incoming::Datagram(received)));
+            return Poll::Ready(Incoming::Datagram(received));
         }
         Poll::Pending
     }
@@ -314,7 +328,7 @@ impl Shared {
 
 async fn accept(shared: Arc<Shared>) {
     let endpoint = shared.endpoint.clone();
-    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let (places, shares) = (shared.places.clone(), Shares::new(HANDSHAKES_PER_ADDR_MAX));
     while let Some(incoming) = endpoint.accept().await {
         let Ok(place) = places.clone().try_acquire_owned() else {
             incoming.ignore();
@@ -327,13 +341,19 @@ async fn accept(shared: Arc<Shared>) {
             continue;
         }
         let from = canonical(incoming.remote_address());
+        // What is not proven may be borrowed, and takes nothing from its owner.
+        let share = incoming.remote_address_validated().then(|| shares.take(from.ip()));
+        if matches!(share, Some(None)) {
+            incoming.ignore();
+            continue;
+        }
         let shared = shared.clone();
         tokio::spawn(async move {
             let shaken = match incoming.accept() {
                 Ok(connecting) => shake(connecting).await,
                 Err(error) => Err(error),
             };
-            drop(place);
+            drop((place, share));
             match shaken {
                 Ok(connection) => serve(&shared, from, connection).await,
                 Err(error) => {
@@ -352,7 +372,7 @@ async fn dial(shared: Arc<Shared>, to: SocketAddr, connecting: quinn::Connecting
         Err(error) => {
             let reason = refusal(&error);
             let refused_until = reason.map(|_| shared.pause());
-            if shared.peers().undialed(to, refused_until) {
+            if shared.peers().undialed(Instant::now(), to, refused_until) {
                 shared.tell(Incoming::Unreachable(to));
             }
             if let Some(reason) = reason {
@@ -379,7 +399,7 @@ async fn serve(shared: &Shared, at: SocketAddr, connection: Connection) {
     }
     let error = tokio::select! {
         error = ended(shared, at, &connection, &identity) => error,
-        reason = tls::until_distrusted(&shared.config.material, &chain, shared.config.recheck_interval) => {
+        reason = tls::until_distrusted(&shared.config.material, &chain, &identity, shared.config.recheck_interval) => {
             connection.close(VarInt::from_u32(1), b"");
             shared.reject(at, reason);
             ConnectionError::LocallyClosed

@@ -255,7 +255,7 @@ fn is_message_size(error: &io::Error) -> bool {
 }
 
 /// True where no later call can succeed: the descriptor is gone or no socket.
-fn is_fatal(error: &io::Error) -> bool {
+pub(crate) fn is_fatal(error: &io::Error) -> bool {
     raw_is(error, &[EBADF, ENOTSOCK])
 }
 

@@ -1,11 +1,10 @@
 //! The listening side: accepts connections, checks greetings, opens pipes.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
     io,
     net::{IpAddr, SocketAddr, TcpListener as StdListener},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -29,6 +28,7 @@ use super::{
     pipe::{self, Outbound},
     secure::ByteStream,
 };
+use crate::shares::{Share, Shares};
 
 /// Connections that the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -90,56 +90,15 @@ async fn stopped(shared: &Shared) {
     }
 }
 
-/// Connections from one address that have not become pipes yet: more are dropped, so that nobody who is let in nowhere can
-/// take the places of all. For IPv6 a /64 counts as one address, since a host has them by the billion (RFC 6177 §2).
+/// Connections from one address, for IPv6 from one /64, that have not become pipes yet: more are dropped, so that nobody who
+/// is let in nowhere can take the places of all.
 pub(super) const UNOPENED_PER_ADDR_MAX: usize = 64;
-
-/// Unopened connections by address.
-#[derive(Clone, Default)]
-struct Shares(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// The part of one connection in them; given back when the pipe opens or the connection ends.
-pub(super) struct Share {
-    of: Shares,
-    addr: IpAddr,
-}
-
-impl Shares {
-    fn take(&self, addr: IpAddr) -> Option<Share> {
-        let addr = match addr {
-            IpAddr::V4(_) => addr,
-            IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) & !u128::from(u64::MAX)).into()),
-        };
-        let mut shares = self.held();
-        let held = shares.entry(addr).or_default();
-        if *held >= UNOPENED_PER_ADDR_MAX {
-            return None;
-        }
-        *held += 1;
-        Some(Share { of: self.clone(), addr })
-    }
-
-    fn held(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        if let Entry::Occupied(mut held) = self.of.held().entry(self.addr) {
-            *held.get_mut() -= 1;
-            if *held.get() == 0 {
-                held.remove();
-            }
-        }
-    }
-}
 
 /// Accepted connections, each with its place among those that may be held. Hands are shaken side by side.
 fn incoming(shared: Arc<Shared>, listener: TcpListener) -> impl Stream<Item = io::Result<ConnectionIo<ByteStream>>> {
     let places = Arc::new(Semaphore::new(shared.config.inbound_pipes_max));
     let handshakes_max = shared.config.inbound_pipes_max;
-    let shares = Shares::default();
+    let shares = Shares::new(UNOPENED_PER_ADDR_MAX);
     let admitted =
         stream::unfold((shared, listener, places, shares), |(shared, listener, places, shares)| async move {
             loop {
@@ -181,7 +140,8 @@ fn admit(
         return None;
     };
     // Fails only where the peer has already gone.
-    let _ = stream.set_nodelay(true).and_then(|()| keepalive::set(&stream, &shared.config));
+    let _ = stream.set_nodelay(true);
+    keepalive::set(&stream, &shared.config);
     Some(Admitted { stream, addr, permit, share })
 }
 

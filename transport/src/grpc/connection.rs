@@ -22,10 +22,9 @@ use tonic::transport::server::Connected;
 
 use super::{
     PipeError,
-    accept::Share,
     secure::{ByteStream, Secured},
 };
-use crate::{PeerIdentity, tls};
+use crate::{PeerIdentity, shares::Share, tls};
 
 /// What is known of a connection; shared by its I/O, its call and its pipe.
 #[derive(Debug)]

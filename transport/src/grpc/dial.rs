@@ -61,7 +61,7 @@ async fn open(
         .await
         .map_err(|_| PipeError::ConnectTimeout)?
         .map_err(PipeError::Connect)?;
-    keepalive::set(&stream, config).map_err(PipeError::Connect)?;
+    keepalive::set(&stream, config);
     let (stream, connection) = Connection::new(to, shared.security.connect(stream).await?, attempt);
     let io = ConnectionIo::dialed(stream, Arc::clone(&connection));
     let greeted = tokio::time::timeout(config.hello_timeout, greet(shared, pipe, traceparent, &connection, io));

@@ -13,8 +13,15 @@ const QUESTIONS: u32 = 2;
 /// The kernel counts keepalive in whole seconds (tcp(7)).
 const LEAST: Duration = Duration::from_secs(1);
 
-/// Has the kernel ask after the interval, and end the connection when no answer comes within the timeout.
-pub(super) fn set(stream: &TcpStream, config: &StreamConfig) -> std::io::Result<()> {
+/// Has the kernel ask after the interval, and end the connection when no answer comes within the timeout. Where it does not,
+/// pings do.
+pub(super) fn set(stream: &TcpStream, config: &StreamConfig) {
+    if let Err(error) = try_set(stream, config) {
+        tracing::debug!(target: "smg::mesh::transport", %error, "no TCP keepalive");
+    }
+}
+
+fn try_set(stream: &TcpStream, config: &StreamConfig) -> std::io::Result<()> {
     let (interval, timeout) = (config.keepalive_interval.max(LEAST), config.keepalive_timeout.max(LEAST));
     let socket = SockRef::from(stream);
     let pause = (timeout / QUESTIONS).max(LEAST);
@@ -44,7 +51,7 @@ mod tests {
             let hello = Hello { cluster: "smg".into(), node: "n".into(), boot_epoch_ms: 1 };
             let mut config = StreamConfig::new(listener.local_addr().unwrap(), hello);
             (config.keepalive_interval, config.keepalive_timeout) = (interval, timeout);
-            set(&stream, &config).unwrap();
+            try_set(&stream, &config).unwrap();
             let socket = SockRef::from(&stream);
             assert!(socket.keepalive().unwrap());
             let found = [socket.tcp_keepalive_time(), socket.tcp_keepalive_interval()].map(Result::unwrap);

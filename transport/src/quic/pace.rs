@@ -5,10 +5,13 @@
 //! that acknowledgement, and for the probe timeout that ran meanwhile (RFC 9002 §6.2). Nothing here needs any of it soon: a
 //! datagram is never sent again, and whoever sent it waits for its peer's own answer. So
 //!
-//! - a connection older than [`YOUNG`] acknowledges up to [`TICK`] late, all connections at the same ticks. Mostly the
-//!   next datagram carries the acknowledgement before. Handshakes keep exact timers.
+//! - a connection older than [`YOUNG`] acknowledges up to [`TICK`] late, as a rule all connections at the same ticks. Mostly
+//!   the next datagram carries the acknowledgement before. Handshakes keep exact timers.
 //! - it waits as much longer for its peer's: a probe for an acknowledgement that is only late costs three packets and wakes
-//!   both. A timer set further ahead than [`ACK_DELAY`] is therefore no acknowledgement's, and expires [`PATIENCE`] later.
+//!   both. QUIC has one timer for all that it waits for, and says only when, not what for: an acknowledgement is due
+//!   [`ACK_DELAY`] after what it answers, a pause between packets is shorter than [`PAUSE_MAX`], and a probe is later than
+//!   both. So a timer is exact, expires at the next tick, or [`PATIENCE`] later, by how far ahead it is set. A packet that
+//!   comes or goes meanwhile has QUIC look at its clock as well; what is due by then is done, which costs a probe at worst.
 //! - of datagrams in a row up to [`UNACKED_MAX`] wait for one acknowledgement (draft-ietf-quic-ack-frequency §4), where the
 //!   peer agrees, as all of ours do.
 //! - late acknowledgements look like a long round trip, and a window that follows those would hold datagrams back. It is
@@ -38,13 +41,17 @@ use tokio::{
 
 use super::HANDSHAKE_MAX;
 
-/// How late a timer may be, and how far apart ticks are. An acknowledgement that comes so much later is well within
-/// [`SILENCE_MAX`](super::SILENCE_MAX), also when one probe for a lost one is needed.
+/// How late an acknowledgement may be, and how far apart ticks are. With a probe for a lost one it is still within
+/// [`SILENCE_MAX`](super::SILENCE_MAX) where the way is not long.
 pub(super) const TICK: Duration = Duration::from_millis(500);
 
 /// How far ahead a timer for an acknowledgement is set at most: what QUIC lets one wait (RFC 9000 §18.2, max_ack_delay), which
 /// no connection here asks to be otherwise.
 const ACK_DELAY: Duration = Duration::from_millis(25);
+
+/// A timer that is set less far ahead than this is for a pause between packets (RFC 9002 §7.7), or what is left of another:
+/// such a pause takes a fiftieth of the round trip.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// How much later than by RFC 9002 §6.2 a probe goes out: what a peer's acknowledgement is late at most, and some slack.
 pub(super) const PATIENCE: Duration = Duration::from_millis(550);
@@ -133,8 +140,12 @@ impl Runtime for Pace {
 impl Lazy {
     /// When a timer that is set to an instant expires once it is no longer young.
     fn late(&self, at: Instant) -> Instant {
-        let is_own_ack = at.saturating_duration_since(now()) <= ACK_DELAY;
-        if is_own_ack { self.tick(at) } else { at + PATIENCE }
+        let ahead = at.saturating_duration_since(now());
+        match ahead {
+            _ if ahead < PAUSE_MAX => at,
+            _ if ahead <= ACK_DELAY => self.tick(at),
+            _ => at + PATIENCE,
+        }
     }
 
     /// The first tick at or after an instant.
@@ -213,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn timers_are_exact_while_young_and_late_in_two_ways_afterwards() {
+    async fn timers_are_exact_while_young_and_late_by_what_they_are_for_afterwards() {
         let pace = Pace::new(Handle::current());
         let slack = Duration::from_millis(2);
         tokio::time::advance(Duration::from_millis(77)).await;
@@ -224,7 +235,7 @@ mod tests {
             assert!(late <= slack, "{late:?} late while young");
         }
         tokio::time::advance(YOUNG).await;
-        for ms in [1, 25, 10, 25] {
+        for ms in [25, 20, 24, 25] {
             let at = now() + Duration::from_millis(ms);
             let found = futures_util::future::join_all(timers.iter_mut().map(|timer| expiry(timer, at))).await;
             assert!(found[0] >= at && found[0] <= at + TICK + slack, "after {ms} ms: {:?} late", found[0] - at);
@@ -232,6 +243,11 @@ mod tests {
             let into = (found[0] - pace.start).as_millis() % TICK.as_millis();
             assert!(into <= slack.as_millis(), "after {ms} ms: {into} ms into a tick");
             tokio::time::advance(Duration::from_millis(130)).await;
+        }
+        for ms in [1, 19] {
+            let at = now() + Duration::from_millis(ms);
+            let late = expiry(&mut timers[0], at).await - at;
+            assert!(late <= slack, "a pause of {ms} ms: {late:?} late");
         }
         for ms in [26, 340, 30_000] {
             let at = now() + Duration::from_millis(ms);

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, SendDatagramError, VarInt};
 
-use super::{PEERS_MAX, QUEUE_MAX, SILENCE_MAX};
+use super::{PEERS_MAX, QUEUE_MAX, SILENCE_MAX, TOGETHER_MAX};
 use crate::{PeerIdentity, SendError};
 
 /// Connections with one address at most; when one more is made the oldest of its identity ends, else the oldest of all. Two
@@ -58,6 +58,8 @@ enum State {
 /// The connection that carries what is sent.
 struct Link {
     connection: Connection,
+    /// When it was made.
+    since: Instant,
     /// Packets received so far, as last looked at.
     received: u64,
     /// When something was first sent after that.
@@ -89,10 +91,12 @@ impl Peers {
                     // Whoever reads the connection has yet to find out.
                     Sending::Done(Err(SendError::Refused))
                 } else {
+                    try_old(&peer.served, &payload);
                     Sending::Dial(payload)
                 }
             }
             State::Dialing(queue) => {
+                try_old(&peer.served, &payload);
                 enqueue(queue, payload);
                 Sending::Done(Ok(()))
             }
@@ -127,7 +131,15 @@ impl Peers {
         }
         self.make_room(at, identity);
         let peer = self.entry(now, at);
-        let mut link = Link::new(connection);
+        let mut link = Link::new(now, connection);
+        if let State::Open(other) = &peer.state
+            && now - other.since < TOGETHER_MAX
+            && peer.served.iter().any(|served| served.is(&other.connection) && served.identity == *identity)
+            && other.connection.close_reason().is_none()
+            && precedes(&other.connection, connection)
+        {
+            link = Link::new(other.since, &other.connection);
+        }
         if let State::Dialing(queue) = &mut peer.state {
             for payload in std::mem::take(queue) {
                 // Lost like any other that finds no room.
@@ -144,27 +156,31 @@ impl Peers {
         true
     }
 
-    /// Forgets a dial that failed, and leaves the address alone until an instant where one is given; true when nothing else
-    /// had opened meanwhile.
-    pub(super) fn undialed(&mut self, at: SocketAddr, refused_until: Option<Instant>) -> bool {
+    /// Forgets a dial that failed, and leaves the address alone until an instant where one is given, else goes on with an
+    /// older connection if there is one; true when nothing else had opened meanwhile.
+    pub(super) fn undialed(&mut self, now: Instant, at: SocketAddr, refused_until: Option<Instant>) -> bool {
         let Some(peer) = self.by_addr.get_mut(&at).filter(|peer| matches!(peer.state, State::Dialing(_))) else {
             return false;
         };
-        peer.state = refused_until.map_or(State::Idle, State::Refused);
+        peer.state = match (refused_until, newest_open(&peer.served)) {
+            (Some(until), _) => State::Refused(until),
+            (None, Some(old)) => State::Open(Link::new(now, &old.connection)),
+            (None, None) => State::Idle,
+        };
         self.forget_idle(at);
         true
     }
 
     /// This peer refuses us: the address is not dialed before this instant, unless another is connected from there.
     pub(super) fn refused(&mut self, now: Instant, at: SocketAddr, identity: &PeerIdentity, until: Instant) {
-        self.entry(now, at).turn_from(identity, until);
+        self.entry(now, at).turn_from(now, identity, until);
     }
 
     /// Closes this peer's connections with the address, and lets it in there no more before this instant. Until then the
     /// address is not dialed either, unless another is connected from there: that one's connections stay.
     pub(super) fn exclude(&mut self, now: Instant, at: SocketAddr, identity: &PeerIdentity, until: Instant) {
         let peer = self.entry(now, at);
-        peer.turn_from(identity, until);
+        peer.turn_from(now, identity, until);
         peer.excluded = Some((identity.clone(), until));
         peer.served.retain(|served| {
             let stays = served.identity != *identity;
@@ -198,6 +214,15 @@ impl Peers {
     #[cfg(test)]
     pub(super) fn served(&self, at: SocketAddr) -> usize {
         self.by_addr.get(&at).map_or(0, |peer| peer.served.len())
+    }
+
+    /// What tells the connection that carries what is sent there from every other, at both of its ends.
+    #[cfg(test)]
+    pub(super) fn secret(&self, at: SocketAddr) -> Option<[u8; 16]> {
+        match self.by_addr.get(&at).map(|peer| &peer.state) {
+            Some(State::Open(link)) => secret(&link.connection),
+            _ => None,
+        }
     }
 
     /// UDP packets sent so far on the connection that carries what is sent there.
@@ -269,7 +294,7 @@ impl Peer {
 
     /// Sends no more to this peer, but to the newest connection of another at its address, else to nobody before this
     /// instant.
-    fn turn_from(&mut self, identity: &PeerIdentity, until: Instant) {
+    fn turn_from(&mut self, now: Instant, identity: &PeerIdentity, until: Instant) {
         let is_other = |served: &&Served| served.identity != *identity;
         let mut others = self.served.iter().rev().filter(is_other);
         if let State::Open(link) = &self.state
@@ -277,14 +302,15 @@ impl Peer {
         {
             return;
         }
-        self.state = others.next().map_or(State::Refused(until), |served| State::Open(Link::new(&served.connection)));
+        self.state =
+            others.next().map_or(State::Refused(until), |served| State::Open(Link::new(now, &served.connection)));
     }
 }
 
 impl Link {
-    fn new(connection: &Connection) -> Self {
+    fn new(since: Instant, connection: &Connection) -> Self {
         let received = connection.stats().udp_rx.datagrams;
-        Self { connection: connection.clone(), received, asked: None }
+        Self { connection: connection.clone(), since, received, asked: None }
     }
 
     /// Whether the peer has ended it because it excludes us.
@@ -313,6 +339,37 @@ impl Link {
         self.asked.get_or_insert(now);
         Ok(())
     }
+}
+
+impl Served {
+    fn is(&self, connection: &Connection) -> bool {
+        self.connection.stable_id() == connection.stable_id()
+    }
+}
+
+/// The last connection that has not ended.
+fn newest_open(served: &[Served]) -> Option<&Served> {
+    served.iter().rev().find(|served| served.connection.close_reason().is_none())
+}
+
+/// Sends on an old connection what waits for a new one: it may still carry it, as where only the way back is cut. Then it may
+/// arrive twice, as datagrams do.
+fn try_old(served: &[Served], payload: &Bytes) {
+    if let Some(old) = newest_open(served) {
+        // Lost like any other that finds no way.
+        let _ = old.connection.send_datagram(payload.clone());
+    }
+}
+
+/// Which of two connections between the same two is to be used, where both sides dialed at once: an order that both see alike,
+/// by secrets of the connections (RFC 8446 §7.5).
+fn precedes(one: &Connection, other: &Connection) -> bool {
+    secret(one) < secret(other)
+}
+
+fn secret(connection: &Connection) -> Option<[u8; 16]> {
+    let mut secret = [0; 16];
+    connection.export_keying_material(&mut secret, b"EXPORTER-smg-mesh-choice", b"").map(|()| secret).ok()
 }
 
 fn enqueue(queue: &mut VecDeque<Bytes>, payload: Bytes) {

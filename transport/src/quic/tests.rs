@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod exclusion;
+mod paths;
 mod waking;
 
 /// Transports of nodes `n0`, `n1`, … of one cluster.

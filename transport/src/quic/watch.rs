@@ -22,7 +22,7 @@ use std::{
     io::{self, IoSliceMut},
     net::{SocketAddr, UdpSocket},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -48,6 +48,9 @@ const HEAD_BYTES: usize = 32;
 
 /// Messages read in one call: the kernel is handed memory for each, and an idle node gets them one by one.
 const RECEIVED_MAX: usize = 8;
+
+/// Errors in a row after which others have a turn.
+const ERRORS_MAX: usize = 16;
 
 /// Length of the connection ids that are given out here.
 const ID_BYTES: usize = 8;
@@ -77,6 +80,8 @@ pub(super) struct Tally {
     /// Keyed, so that nobody can make packets that are taken for replays.
     digests: RandomState,
     seen: Mutex<Seen>,
+    /// Why the socket is of no use any more.
+    broken: OnceLock<io::ErrorKind>,
     /// Woken when there is something to tell.
     reader: AtomicWaker,
 }
@@ -99,13 +104,30 @@ impl Watched {
 
 impl Tally {
     pub(super) fn new(ids: Ids) -> Self {
-        Self { ids, digests: RandomState::new(), seen: Mutex::default(), reader: AtomicWaker::new() }
+        Self {
+            ids,
+            digests: RandomState::new(),
+            seen: Mutex::default(),
+            broken: OnceLock::new(),
+            reader: AtomicWaker::new(),
+        }
     }
 
-    /// The next reason with its last sender and how often since it was told last; else wakes this task later.
-    pub(super) fn poll_next(&self, waker: &Waker) -> Option<(&'static str, SocketAddr, u64)> {
+    /// The next reason with its last sender and how often since it was told last, or the end of the socket; else wakes this
+    /// task later.
+    pub(super) fn poll_next(&self, waker: &Waker) -> Option<io::Result<(&'static str, SocketAddr, u64)>> {
         self.reader.register(waker);
-        self.seen().refused.pop_first().map(|(reason, (from, times))| (reason, from, times))
+        if let Some(kind) = self.broken.get() {
+            return Some(Err((*kind).into()));
+        }
+        self.seen().refused.pop_first().map(|(reason, (from, times))| Ok((reason, from, times)))
+    }
+
+    /// Notes that the socket is of no use any more: QUIC's own task ends with it and tells nobody.
+    pub(super) fn fail(&self, error: &io::Error) {
+        // The first reason is as good as any.
+        let _ = self.broken.set(error.kind());
+        self.reader.wake();
     }
 
     fn digest(&self, packet: &[u8]) -> u64 {
@@ -200,15 +222,28 @@ impl AsyncUdpSocket for Watched {
     ) -> Poll<io::Result<usize>> {
         let most = buffers.len().min(meta.len()).min(RECEIVED_MAX);
         let (buffers, meta) = (&mut buffers[..most], &mut meta[..most]);
+        let mut errors = 0;
         let received = loop {
             let mut ready = ready!(self.socket.poll_read_ready(cx))?;
-            if let Ok(received) = ready.try_io(|socket| self.state.recv(socket.get_ref().into(), buffers, meta)) {
-                let received = received?;
-                if received < most {
-                    // There was no more: the kernel tells of the next.
-                    ready.clear_ready();
+            match ready.try_io(|socket| self.state.recv(socket.get_ref().into(), buffers, meta)) {
+                Ok(Ok(received)) => {
+                    if received < most {
+                        // There was no more: the kernel tells of the next.
+                        ready.clear_ready();
+                    }
+                    break received;
                 }
-                break received;
+                Ok(Err(error)) if udp::is_fatal(&error) => {
+                    self.tally.fail(&error);
+                    return Poll::Ready(Err(error));
+                }
+                // The fate of an earlier datagram, or a want of memory that passes.
+                Ok(Err(_)) if errors < ERRORS_MAX => errors += 1,
+                Ok(Err(_)) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Err(_) => {}
             }
         };
         for (buffer, meta) in buffers.iter().zip(&*meta).take(received) {
