@@ -25,7 +25,8 @@
 //!    writes do not wait for it: a small backlog of them goes at once, a larger one after a sync interval, and new ones
 //!    are pushed ahead of any backlog, without covering anything, so that the receiver guards their keys meanwhile.
 //! 6. Acks carry what changed of the vector, and the roots: at most one per 20 ms, and at least one per half sync interval
-//!    while anything changes. Without news one of ~40 bytes after 1, 2, 4, 8 and then each 16 sync intervals.
+//!    while anything changes. Without news one of ~40 bytes after 1, 2, 4, 8 and then each 16 sync intervals, up to a fifth
+//!    earlier where other work wakes the node.
 //! 7. Equal vectors with different roots for more than 2 s: a snapshot, whatever went wrong.
 //! 8. Once a minute, where nothing else is sent, a body without content asks for the peer's clock: see [`clock`].
 //! 9. Peers of another version may know other namespaces. An acceptor names those that it knows in its digest, and a
@@ -42,6 +43,7 @@ use std::{
 use bytes::Bytes;
 
 use self::{
+    event::sent_event,
     fold::Members,
     frame::{Frame, Kind},
     inbound::Inbound,
@@ -56,12 +58,15 @@ use crate::mesh::{
 };
 
 pub mod clock;
+mod event;
 pub mod fold;
 pub mod frame;
 pub mod inbound;
 pub mod outbound;
 mod pack;
 pub mod topology;
+
+pub use self::event::SyncEvent;
 
 /// Events waiting to be polled at most; the oldest goes first.
 pub const EVENTS_MAX: usize = 1024;
@@ -120,106 +125,6 @@ impl FrameError {
     }
 }
 
-/// News for logs and metrics.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum SyncEvent {
-    /// A delta was handed out.
-    DeltaSent {
-        /// On which pipe.
-        pipe: PipeId,
-        /// To whom.
-        peer: NodeName,
-        /// Keys in it.
-        keys: usize,
-        /// Size of the frame.
-        delta_bytes: usize,
-    },
-    /// A delta was joined.
-    DeltaReceived {
-        /// From whom.
-        peer: NodeName,
-        /// Keys in it.
-        keys: usize,
-        /// Size of the frame.
-        delta_bytes: usize,
-    },
-    /// A chunk of a snapshot was handed out.
-    SnapshotSent {
-        /// On which pipe.
-        pipe: PipeId,
-        /// Of what.
-        namespace: Namespace,
-        /// To whom.
-        peer: NodeName,
-        /// Size of the frame.
-        chunk_bytes: usize,
-        /// It was the last chunk.
-        is_last: bool,
-    },
-    /// A chunk of a snapshot was joined.
-    SnapshotReceived {
-        /// On which pipe.
-        pipe: PipeId,
-        /// Of what.
-        namespace: Namespace,
-        /// From whom.
-        peer: NodeName,
-        /// Size of the frame.
-        chunk_bytes: usize,
-        /// It was the last chunk.
-        is_last: bool,
-    },
-    /// A digest or ack was handed out.
-    DigestSent {
-        /// To whom.
-        peer: NodeName,
-        /// Size of the frame.
-        digest_bytes: usize,
-    },
-    /// A peer has joined frames of ours.
-    Acked {
-        /// Who.
-        peer: NodeName,
-        /// From handing out the newest of them to its ack.
-        latency: Duration,
-    },
-    /// A peer has sent everything that it had when its pipe opened.
-    CaughtUp {
-        /// Who.
-        peer: NodeName,
-    },
-    /// A peer's vectors and roots equal ours.
-    InSync {
-        /// The pipe to it.
-        pipe: PipeId,
-        /// Who.
-        peer: NodeName,
-    },
-    /// A peer said that this node's epoch is folded, as happens when its clock was set back over a restart: it goes on in
-    /// a higher one.
-    EpochRaised {
-        /// Who said it.
-        peer: NodeName,
-        /// The new epoch in unix milliseconds.
-        epoch_ms: u64,
-    },
-    /// An ack told the peer's clock.
-    ClockSkew {
-        /// Whose.
-        peer: NodeName,
-        /// By how many milliseconds it leads ours; see [`clock`].
-        skew_ms: i64,
-    },
-    /// A timestamp of a peer's state leads our wall clock too far to follow.
-    ClockAhead {
-        /// Who sent it; the writer may be another node.
-        peer: NodeName,
-        /// By how much, in milliseconds.
-        ahead_ms: u64,
-    },
-}
-
 #[derive(Debug)]
 enum Role {
     Dialed(Box<Outbound>),
@@ -231,6 +136,16 @@ struct Pipe {
     peer: NodeName,
     epoch_ms: u64,
     role: Role,
+}
+
+impl Role {
+    /// When it does next what it does from time to time.
+    fn upkeep_due(&self) -> Instant {
+        match self {
+            Self::Dialed(outbound) => outbound.tick_due,
+            Self::Accepted(inbound) => inbound.check_due,
+        }
+    }
 }
 
 /// Who was granted everything last.
@@ -263,6 +178,8 @@ pub struct Replicator {
     ungranted: VecDeque<PipeId>,
     events: VecDeque<SyncEvent>,
     prune_due: Instant,
+    /// When the next of all that is done from time to time is due, as of the last time that it was done.
+    upkeep_due: Option<Instant>,
     now: Instant,
     /// Offset of this node's timers, so that nodes started together do not tick together.
     phase: Duration,
@@ -284,6 +201,7 @@ impl Replicator {
             ungranted: VecDeque::new(),
             events: VecDeque::new(),
             prune_due: now + config.sync_interval,
+            upkeep_due: None,
             now,
             phase: Duration::from_micros(seed % interval_us),
         }
@@ -445,6 +363,8 @@ impl Replicator {
             self.fold(now, stores);
             stores.prune();
         }
+        let pipes = self.pipes.values().map(|pipe| pipe.role.upkeep_due()).min();
+        self.upkeep_due = pipes.map(|due| due.min(self.prune_due));
         self.grant.take_if(|grant| grant.ends(self.config.sync_interval) <= now);
         self.grant_next(now);
     }
@@ -513,7 +433,7 @@ impl Replicator {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let pipes = self.pipes.values().map(|pipe| match &pipe.role {
-            Role::Dialed(outbound) => outbound.tick_due,
+            Role::Dialed(_) => pipe.role.upkeep_due(),
             // An ack that is due waits for room in the pipe, not for the clock.
             Role::Accepted(inbound) => inbound
                 .ack_due
@@ -523,6 +443,13 @@ impl Replicator {
         let grant = self.grant.filter(|_| !self.ungranted.is_empty());
         let grant = grant.map(|grant| grant.ends(self.config.sync_interval));
         pipes.chain(grant).min().map(|due| due.min(self.prune_due))
+    }
+
+    /// Whether what is done from time to time is due within a tenth of the sync interval: whoever is awake anyway calls
+    /// [`handle_timeout`](Self::handle_timeout) then, and need not wake for it.
+    #[must_use]
+    pub fn is_upkeep_near(&self, now: Instant) -> bool {
+        self.upkeep_due.is_some_and(|due| due <= now + self.config.sync_interval / 10)
     }
 
     /// Folds dead epochs of which every member has seen the same. See [`fold`].
@@ -564,18 +491,5 @@ impl Replicator {
             self.events.pop_front();
         }
         self.events.push_back(event);
-    }
-}
-
-fn sent_event(pipe: PipeId, peer: NodeName, frame: &Frame, frame_bytes: usize) -> SyncEvent {
-    match &frame.kind {
-        Kind::Ack(_) => SyncEvent::DigestSent { peer, digest_bytes: frame_bytes },
-        Kind::Body(namespace, body) => match &body.chunk {
-            Some(chunk) => {
-                let (namespace, is_last) = (*namespace, chunk.to.is_none());
-                SyncEvent::SnapshotSent { pipe, namespace, peer, chunk_bytes: frame_bytes, is_last }
-            }
-            None => SyncEvent::DeltaSent { pipe, peer, keys: body.keys.len(), delta_bytes: frame_bytes },
-        },
     }
 }

@@ -295,7 +295,7 @@ impl Swim {
             Some(self.ring_timeout()),
             self.probes_timeout(),
             self.suspicions_timeout(),
-            Some(self.seeds.due),
+            self.seeds_timeout(),
             self.doubt.as_ref().map(|doubt| doubt.due),
             self.claim.as_ref().map(|contest| contest.due),
             self.leave.as_ref().and_then(leave::Leave::timeout),

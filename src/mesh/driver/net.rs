@@ -280,7 +280,7 @@ impl Net {
         if self.swim.poll_timeout().is_some_and(|at| at <= now) {
             self.swim.handle_timeout(now);
         }
-        if self.replicator.poll_timeout().is_some_and(|at| at <= now) {
+        if self.replicator.is_upkeep_near(now) || self.replicator.poll_timeout().is_some_and(|at| at <= now) {
             self.replicator.handle_timeout(now, stores);
         }
         self.drain_membership(now, stores, &mut outcome);

@@ -83,6 +83,17 @@ impl Swim {
         !answered.is_some_and(Member::is_live) && self.members.at(seed.addr).is_none()
     }
 
+    /// When seeds and peers that are DOWN are due; none while there is nobody to ask, so that an idle node need not wake for it.
+    /// The clock goes on meanwhile, with each other timer: whoever falls silent is asked within an interval, and by nodes
+    /// that saw it at the same time not at the same time.
+    pub(super) fn seeds_timeout(&self) -> Option<Instant> {
+        let is_joining = self.me().status == NodeStatus::Init;
+        let is_down = |member: &Member| member.status == NodeStatus::Down;
+        let has_whom =
+            is_joining || self.members.gone().any(is_down) || self.seeds.list.iter().any(|seed| self.is_silent(seed));
+        has_whom.then_some(self.seeds.due)
+    }
+
     fn join_if_alone(&mut self, now: Instant) {
         let me = &self.config.node;
         if self.seeds.list.iter().all(|seed| seed.answered.as_ref() == Some(me)) {

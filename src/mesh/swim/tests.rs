@@ -202,6 +202,24 @@ fn relays_ping_only_members_and_a_bounded_number() {
 }
 
 #[test]
+fn the_clock_of_questions_wakes_nobody_while_there_is_nobody_to_ask() {
+    let start = Instant::now();
+    let mut swim = with_peer(start);
+    assert_eq!(swim.seeds_timeout(), None);
+    let mut now = start;
+    while now < start + Duration::from_secs(60) {
+        now = swim.poll_timeout().unwrap();
+        swim.handle_timeout(now);
+        sent(&mut swim);
+        hear(&mut swim, now, &packet(Body::Gossip { seq: 0 }, vec![]));
+    }
+    hear(&mut swim, now, &packet(Body::Gossip { seq: 0 }, vec![update("c", NodeStatus::Down, 0, 3)]));
+    let due = swim.seeds_timeout().unwrap();
+    assert!(due > start + Duration::from_secs(58), "it went on meanwhile");
+    assert!(due <= now + Duration::from_millis(1100), "whoever falls silent is asked within an interval");
+}
+
+#[test]
 fn seeds_beyond_the_bound_are_left_out() {
     let now = Instant::now();
     let mut swim = machine(now, true);

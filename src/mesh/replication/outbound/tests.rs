@@ -182,3 +182,19 @@ fn deliver(from: &Stores, to: &mut Stores) {
     };
     to.apply(WALL_MS, Namespace::Policies, &mut VersionVector::default(), body).unwrap();
 }
+
+#[test]
+fn what_is_done_from_time_to_time_may_be_done_a_little_early_by_who_is_awake() {
+    let start = Instant::now();
+    let mut end = End::new("b", "a", start, false);
+    assert!(!end.replicator.is_upkeep_near(start), "nothing was done yet that is to be done again");
+    let due = end.replicator.poll_timeout().unwrap();
+    end.replicator.handle_timeout(due, &mut end.stores);
+    let ms = Duration::from_millis;
+    // Half a sync interval of a second.
+    for (after, is_near) in [(0, false), (399, false), (400, true), (500, true)] {
+        assert_eq!(end.replicator.is_upkeep_near(due + ms(after)), is_near, "{after} ms later");
+    }
+    end.replicator.handle_timeout(due + ms(400), &mut end.stores);
+    assert!(!end.replicator.is_upkeep_near(due + ms(500)), "it was done");
+}
