@@ -2,7 +2,8 @@
 //!
 //! What a packet sets in motion, QUIC included, is done on this one thread before it sleeps again. On a runtime of several
 //! threads each step may wake another, and an idle node by TLS spent more than half of its time on that. Probes also wait for
-//! nothing else that way: not for admin requests, nor for handshakes and pipes, which stay on the runtime that started this.
+//! nothing else that way: not for admin requests, nor for pipes and the handshakes of others, which stay on the runtime that
+//! started this. Those of a QUIC connection that is younger than its handshake may take pass through there too.
 
 use std::{future::Future, io, thread};
 
