@@ -323,8 +323,8 @@ pub async fn partitioned(cluster: &mut Cluster, time: Duration) -> Row {
     row
 }
 
-/// What an idle node costs: CPU, memory, bytes on the wire by plane. Goals: at most 0.3 % of a core and 30 MB each; there is
-/// no goal for the CPU by TLS, which is held below 1 %.
+/// What an idle node costs: CPU, memory, bytes on the wire by plane, and what joining cost it. Goals: at most 0.3 % of a core
+/// and 30 MB each at n = 20, by TLS too. At n = 5, where probes and votes are a greater part, TLS may take 0.6 %.
 pub async fn idle(cluster: &mut Cluster, time: Duration) -> Row {
     let mut row = Row::new("idle", cluster.size);
     cluster.run_for(Duration::from_secs(10)).await;
@@ -348,16 +348,16 @@ pub async fn idle(cluster: &mut Cluster, time: Duration) -> Row {
         })
         .collect();
     let mean = |plane: usize| bytes.iter().skip(plane).step_by(2).sum::<u64>() as f64 / seconds / cluster.size as f64;
+    let joining_ms = before.iter().map(|(ticks, _)| ticks * 10).sum::<u64>() as f64 / cluster.size as f64;
     let (cpu_mean, cpu_max) = (cpu.iter().sum::<f64>() / cpu.len() as f64, cpu.iter().copied().fold(0.0, f64::max));
     row.rounds = 1;
     row.note = format!(
-        "{seconds:.0} s: CPU {cpu_mean:.2} % of a core (max {cpu_max:.2}), RSS {rss:.1} MB, sent {:.0} B/s udp + {:.0} B/s tcp with headers",
+        "{seconds:.0} s: CPU {cpu_mean:.2} % of a core (max {cpu_max:.2}), RSS {rss:.1} MB, sent {:.0} B/s udp + {:.0} B/s tcp with headers; started and joined for {joining_ms:.0} ms of CPU",
         mean(0),
         mean(1)
     );
     assert!(rss <= 30.0, "resident set: {row}");
-    // By QUIC each datagram is sealed, opened and acknowledged: 0.69 % at n=5 and 0.46 % at n=20 were measured.
-    let cpu_max_percent = if cluster.is_tls() { 1.0 } else { 0.3 };
+    let cpu_max_percent = if cluster.is_tls() && cluster.size < 20 { 0.6 } else { 0.3 };
     assert!(cpu_mean <= cpu_max_percent, "idle CPU above {cpu_max_percent} %: {row}");
     row
 }

@@ -68,8 +68,9 @@ pub const IDLE_MAX: Duration = Duration::from_secs(30);
 /// A connection on which a datagram brought no sign of life for so long is given up.
 pub const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// Connections between the same two that are made within this time were dialed by both at once.
-pub const TOGETHER_MAX: Duration = Duration::from_secs(1);
+/// Connections between the same two that are made within this time, about a long round trip, were dialed by both at once. One
+/// that is made later is of a peer that has started anew, and the old one may be dead.
+pub const TOGETHER_MAX: Duration = Duration::from_millis(150);
 
 /// Handshakes of strangers under way, beyond which an address must prove itself.
 pub const UNPROVEN_MAX: usize = 16;
