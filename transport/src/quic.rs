@@ -72,6 +72,10 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// that is made later is of a peer that has started anew, and the old one may be dead.
 pub const TOGETHER_MAX: Duration = Duration::from_millis(150);
 
+/// Of two such connections the chosen one is given up for the other after so long without an answer, where something comes on
+/// the other: a peer may start anew within that time too.
+pub const TWIN_SILENCE_MAX: Duration = Duration::from_millis(250);
+
 /// Handshakes of strangers under way, beyond which an address must prove itself.
 pub const UNPROVEN_MAX: usize = 16;
 

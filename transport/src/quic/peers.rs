@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, SendDatagramError, VarInt};
 
-use super::{PEERS_MAX, QUEUE_MAX, SILENCE_MAX, TOGETHER_MAX};
+use super::{PEERS_MAX, QUEUE_MAX, SILENCE_MAX, TOGETHER_MAX, TWIN_SILENCE_MAX};
 use crate::{PeerIdentity, SendError};
 
 /// Connections with one address at most; when one more is made the oldest of its identity ends, else the oldest of all. Two
@@ -64,6 +64,8 @@ struct Link {
     received: u64,
     /// When something was first sent after that.
     asked: Option<Instant>,
+    /// The connection that this was preferred to, and the packets received there by then; none once this has proven itself.
+    twin: Option<(Connection, u64)>,
 }
 
 /// What is to be done with a datagram.
@@ -85,7 +87,11 @@ impl Peers {
         peer.used = now;
         match &mut peer.state {
             State::Open(link) => {
-                if link.is_alive(now) {
+                let is_alive = link.is_alive(now);
+                if let Some(twin) = link.better_twin(now) {
+                    *link = Link::new(now, &twin);
+                    Sending::Done(link.send(now, payload))
+                } else if is_alive {
                     Sending::Done(link.send(now, payload))
                 } else if link.is_refused() {
                     // Whoever reads the connection has yet to find out.
@@ -138,7 +144,8 @@ impl Peers {
             && other.connection.close_reason().is_none()
             && precedes(&other.connection, connection)
         {
-            link = Link::new(other.since, &other.connection);
+            let received = connection.stats().udp_rx.datagrams;
+            link = Link { twin: Some((connection.clone(), received)), ..Link::new(other.since, &other.connection) };
         }
         if let State::Dialing(queue) = &mut peer.state {
             for payload in std::mem::take(queue) {
@@ -310,7 +317,7 @@ impl Peer {
 impl Link {
     fn new(since: Instant, connection: &Connection) -> Self {
         let received = connection.stats().udp_rx.datagrams;
-        Self { connection: connection.clone(), since, received, asked: None }
+        Self { connection: connection.clone(), since, received, asked: None, twin: None }
     }
 
     /// Whether the peer has ended it because it excludes us.
@@ -323,9 +330,18 @@ impl Link {
     fn is_alive(&mut self, now: Instant) -> bool {
         let received = self.connection.stats().udp_rx.datagrams;
         if received != self.received {
-            (self.received, self.asked) = (received, None);
+            (self.received, self.asked, self.twin) = (received, None, None);
         }
         self.connection.close_reason().is_none() && self.asked.is_none_or(|asked| now - asked < SILENCE_MAX)
+    }
+
+    /// The connection that this one was preferred to, when the peer speaks there and not here: it started anew, and this one is
+    /// of its last life.
+    fn better_twin(&self, now: Instant) -> Option<Connection> {
+        let (twin, received) = self.twin.as_ref()?;
+        let is_silent = self.asked.is_some_and(|asked| now - asked >= TWIN_SILENCE_MAX);
+        let speaks = twin.close_reason().is_none() && twin.stats().udp_rx.datagrams > *received;
+        (is_silent && speaks).then(|| twin.clone())
     }
 
     fn send(&mut self, now: Instant, payload: Bytes) -> Result<(), SendError> {

@@ -43,6 +43,44 @@ async fn both_sides_use_the_same_of_two_connections_that_both_dialed() {
     }
 }
 
+#[test]
+fn a_peer_that_starts_anew_at_once_is_heard_soon() {
+    let many = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let single = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // Whether its old or its new connection comes first is by chance.
+    for _ in 0..8 {
+        let pki = Pki::new();
+        let material = pki.material("n2");
+        let a = many.block_on(async { QuicTransport::bind(local(), QuicConfig::new(pki.material("n1"))).unwrap() });
+        let first = single();
+        let b = first.block_on(async { QuicTransport::bind(local(), QuicConfig::new(material.clone())).unwrap() });
+        let addr = b.local_addr();
+        first.block_on(async {
+            a.try_send(addr, b"first").unwrap();
+            arrives(&b, b"first").await;
+        });
+        // As by kill -9: with nothing to run on it says no word at its end.
+        drop(first);
+        drop(b);
+        single().block_on(async {
+            let again = QuicTransport::bind(addr, QuicConfig::new(material)).unwrap();
+            let (start, mut tick) = (Instant::now(), tokio::time::interval(Duration::from_millis(20)));
+            again.try_send(a.local_addr(), b"here again").unwrap();
+            arrives(&a, b"here again").await;
+            let mut reads = Box::pin(arrives(&again, b"second"));
+            loop {
+                let _ = a.try_send(addr, b"second");
+                let _ = again.try_send(a.local_addr(), b"still here");
+                tokio::select! {
+                    () = &mut reads => break,
+                    _ = tick.tick() => {}
+                }
+            }
+            assert!(start.elapsed() < SILENCE_MAX - TWIN_SILENCE_MAX, "{:?}", start.elapsed());
+        });
+    }
+}
+
 /// Passes packets on between whoever speaks to it and `to`, but none back to the former once `is_cut`.
 async fn relay(front: Arc<UdpSocket>, to: SocketAddr, is_cut: Arc<AtomicBool>) {
     let back = UdpSocket::bind(local()).await.unwrap();
