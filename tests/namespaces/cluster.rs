@@ -27,6 +27,7 @@ pub struct Turn {
     pub observer: usize,
     pub peer: usize,
     pub status: String,
+    pub reason: String,
 }
 
 /// What a cluster differs in from one on a plain bridge.
@@ -291,7 +292,8 @@ fn turns(observer: usize, log: &str) -> Vec<Turn> {
         let line: Value = serde_json::from_str(line).ok()?;
         let peer = line["peer"].as_str()?.strip_prefix("node")?.parse().ok()?;
         let at = humantime::parse_rfc3339(line["timestamp"].as_str()?).ok()?;
-        Some(Turn { at, observer, peer, status: line["status"].as_str()?.to_owned() })
+        let reason = line["reason"].as_str().unwrap_or_default().to_owned();
+        Some(Turn { at, observer, peer, status: line["status"].as_str()?.to_owned(), reason })
     };
     log.lines().filter_map(turn).collect()
 }

@@ -16,7 +16,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    cluster::{Cluster, Quota},
+    cluster::{Cluster, Quota, Turn},
     report::{Goal, Row},
 };
 
@@ -34,9 +34,24 @@ pub const KILLED: Goal = Goal { p50: Duration::from_millis(2500), max: Duration:
 
 /// Counts DOWN said by healthy nodes of healthy nodes since then.
 fn false_deaths(cluster: &Cluster, since: SystemTime, ill: &BTreeSet<usize>) -> usize {
+    told_deaths(cluster, since, |turn| !ill.contains(&turn.peer) && !ill.contains(&turn.observer))
+}
+
+/// Counts DOWN said since then of whom it is false, and prints what each such observer saw of the peer.
+fn told_deaths(cluster: &Cluster, since: SystemTime, is_false: impl Fn(&Turn) -> bool) -> usize {
     let turns = cluster.turns_since(since);
-    let is_false = |peer: usize, observer: usize| !ill.contains(&peer) && !ill.contains(&observer);
-    turns.iter().filter(|turn| turn.status == "DOWN" && is_false(turn.peer, turn.observer)).count()
+    let deaths: Vec<&Turn> = turns.iter().filter(|turn| turn.status == "DOWN" && is_false(turn)).collect();
+    for death in &deaths {
+        let of_both = turns.iter().filter(|turn| (turn.observer, turn.peer) == (death.observer, death.peer));
+        let story: Vec<String> = of_both
+            .map(|turn| {
+                let after = turn.at.duration_since(since).unwrap_or_default().as_secs_f64();
+                format!("{after:.3} s {} ({})", turn.status, turn.reason)
+            })
+            .collect();
+        eprintln!("false death: node{} of node{}: {}", death.observer, death.peer, story.join(", "));
+    }
+    deaths.len()
 }
 
 /// Waits until all but the victims call each victim DOWN, and notes how long each took.
@@ -284,11 +299,10 @@ fn is_split(cluster: &Cluster, minority: usize) -> bool {
 
 /// Counts DOWN said of the own side since then, and notes when the other side was called so.
 fn false_deaths_across(cluster: &Cluster, since: SystemTime, minority: usize, down: &mut Vec<Duration>) -> usize {
-    let across = |turn: &&crate::cluster::Turn| (turn.observer <= minority) != (turn.peer <= minority);
-    let deaths = cluster.turns_since(since).into_iter().filter(|turn| turn.status == "DOWN");
-    let (expected, false_deaths): (Vec<_>, Vec<_>) = deaths.partition(|turn| across(&turn));
-    down.extend(expected.iter().filter_map(|turn| turn.at.duration_since(since).ok()));
-    false_deaths.len()
+    let across = |turn: &Turn| (turn.observer <= minority) != (turn.peer <= minority);
+    let turns = cluster.turns_since(since).into_iter().filter(|turn| turn.status == "DOWN" && across(turn));
+    down.extend(turns.filter_map(|turn| turn.at.duration_since(since).ok()));
+    told_deaths(cluster, since, |turn| !across(turn))
 }
 
 /// Two sides that do not hear each other for some time.

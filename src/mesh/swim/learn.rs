@@ -58,9 +58,8 @@ impl Swim {
         if update.name == self.config.node {
             return self.on_own_record(now, update);
         }
-        if self.is_verdict_of_afar(now, update, from) {
-            let doubt = Update { status: NodeStatus::Suspected, accusers: Vec::new(), ..update.clone() };
-            return self.learn(now, &doubt, from);
+        if self.is_verdict_in_doubt(now, update, from) {
+            return self.doubt_verdict(now, update, from);
         }
         match self.floor(&update.name) {
             Some(floor) if self.config.is_older(update.key(), floor) => return self.tell_forgotten(now, update, from),
@@ -109,16 +108,25 @@ impl Swim {
         }
     }
 
-    /// Whether others called a peer DOWN that was heard here after their verdict: they were cut off from it, and this node
-    /// was not. Taken for a suspicion, without an accuser whom it would be held against; the peer refutes, and comes back
-    /// on the other side without having gone on this one. memberlist takes every such rumour so (`mergeState`); here a
-    /// verdict about a node that is silent stays one.
-    fn is_verdict_of_afar(&self, now: Instant, update: &Update, from: &NodeName) -> bool {
+    /// Whether others called a peer DOWN that may be well, since a cut lay or lies between it and them, or them and this
+    /// node: it was heard here after their verdict, or they were not ALIVE here all the time since. memberlist takes every
+    /// such rumour for a suspicion (`mergeState`); here what the own side says of a silent node is believed.
+    fn is_verdict_in_doubt(&self, now: Instant, update: &Update, from: &NodeName) -> bool {
         if update.status != NodeStatus::Down || update.name == *from {
             return false;
         }
         let Some(member) = self.members.get(&update.name).filter(|member| member.is_live()) else { return false };
-        member.boot_epoch_ms == update.epoch_ms && member.was_heard_since(now, update.age)
+        let is_news = member.boot_epoch_ms == update.epoch_ms && member.key() < update.key();
+        let was_here = self.members.get(from).is_some_and(|teller| teller.was_alive_since(now, update.age));
+        is_news && (member.was_heard_since(now, update.age) || !was_here)
+    }
+
+    /// Takes a verdict for a suspicion without an accuser whom it would be held against, which a last round of this node's
+    /// own decides soon. A peer that lives answers it, refutes, and comes back on the other side without having gone here.
+    fn doubt_verdict(&mut self, now: Instant, update: &Update, from: &NodeName) {
+        let doubt = Update { status: NodeStatus::Suspected, accusers: Vec::new(), ..update.clone() };
+        self.learn(now, &doubt, from);
+        self.plan_verification(now, &update.name);
     }
 
     /// The order below which nothing is believed of `name`.

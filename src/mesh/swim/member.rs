@@ -94,6 +94,11 @@ impl Member {
         self.heard_at.is_some_and(|at| now.saturating_duration_since(at) < age + AGE_UNIT)
     }
 
+    /// Whether it has been ALIVE here since before a verdict of that age.
+    pub(super) fn was_alive_since(&self, now: Instant, age: Duration) -> bool {
+        self.status == NodeStatus::Alive && now.saturating_duration_since(self.since) >= age + AGE_UNIT
+    }
+
     pub(super) fn from_update(update: &Update, now: Instant) -> Self {
         Self {
             name: update.name.clone(),

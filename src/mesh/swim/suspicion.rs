@@ -55,6 +55,8 @@ pub(super) struct Suspicion {
     mine: bool,
     verifying: bool,
     corroborate_at: Option<Instant>,
+    /// When a verdict of others is looked into, if one is in doubt.
+    verify_at: Option<Instant>,
 }
 
 impl Suspicion {
@@ -62,12 +64,15 @@ impl Suspicion {
     pub(super) fn restart(&mut self, now: Instant) {
         self.started = now;
         self.verifying = false;
+        self.verify_at = None;
     }
 
-    /// When the time to refute is over. Who has no evidence of its own waits for those that do.
+    /// When the time to refute is over, or a verdict of others is to be looked into. Who has no evidence of its own waits
+    /// for those that do.
     fn expiry(&self) -> Instant {
         let time = refute_time(self.bounds, self.accusers.len().saturating_sub(1), self.wanted);
-        self.started + if self.mine { time } else { time * 3 / 2 + TIME_MIN }
+        let own = self.started + if self.mine { time } else { time * 3 / 2 + TIME_MIN };
+        self.verify_at.map_or(own, |at| at.min(own))
     }
 }
 
@@ -140,6 +145,7 @@ impl Swim {
             mine: false,
             verifying: false,
             corroborate_at: None,
+            verify_at: None,
         };
         self.suspicions.insert(name.clone(), suspicion);
     }
@@ -148,10 +154,24 @@ impl Swim {
     pub(super) fn plan_corroboration(&mut self, now: Instant, name: &NodeName) {
         let others = self.members.live().len().saturating_sub(2);
         let chosen = others <= CORROBORATORS || self.rng.random_bool(CORROBORATORS as f64 / others as f64);
-        let delay = (self.config.probe_interval / 4).mul_f64(self.rng.random::<f64>());
+        let at = self.soon(now);
         if let Some(suspicion) = self.suspicions.get_mut(name).filter(|_| chosen) {
-            suspicion.corroborate_at = Some(now + delay);
+            suspicion.corroborate_at = Some(at);
         }
+    }
+
+    /// Others gave their verdict of `name`, which is in doubt here: a last round within T/4 decides.
+    pub(super) fn plan_verification(&mut self, now: Instant, name: &NodeName) {
+        let at = self.soon(now);
+        if let Some(suspicion) = self.suspicions.get_mut(name).filter(|suspicion| !suspicion.verifying) {
+            suspicion.verify_at.get_or_insert(at);
+            suspicion.corroborate_at = None;
+        }
+    }
+
+    /// Some time within T/4: who hears the same at once does not act at once.
+    fn soon(&mut self, now: Instant) -> Instant {
+        now + (self.config.probe_interval / 4).mul_f64(self.rng.random::<f64>())
     }
 
     /// Adds accusers heard of; news when there are any not known before and still of use.

@@ -203,6 +203,29 @@ fn a_partition_makes_two_clusters_and_heals_by_itself() {
 }
 
 #[test]
+fn nobody_is_called_down_by_its_own_side_of_a_partition_that_heals() {
+    check(10, |cluster| {
+        // Posts that are acked, or gossip.
+        let cluster_size = if cluster.seed % 5 == 4 { 40 } else { 20 };
+        *cluster = Cluster::converged(cluster.seed, cluster_size);
+        let (few, many): (Vec<_>, Vec<_>) = (0..cluster_size).partition(|index| index * 5 < cluster_size * 2);
+        cluster.partition(&few, &many);
+        cluster.run_for(secs(25));
+        let is_own = |by: usize, of: usize| few.contains(&by) == few.contains(&of);
+        for (by, of) in (0..cluster_size).flat_map(|by| (0..cluster_size).map(move |of| (by, of))) {
+            assert_eq!(cluster.status(by, of), Some(if is_own(by, of) { Alive } else { Down }), "{by} sees {of}");
+        }
+        cluster.network.heal();
+        assert!(cluster.run_until(secs(8), Cluster::is_converged).is_some(), "{}", cluster.describe());
+        for (by, of) in (0..cluster_size).flat_map(|by| (0..cluster_size).map(move |of| (by, of))) {
+            let name = cluster.nodes[of].name.clone();
+            let is_death = |event: &Event| matches!(event, Event::MemberChanged(change) if change.name == name && change.to == Down);
+            assert!(!is_own(by, of) || !has(cluster, by, is_death), "{by} called {of} DOWN");
+        }
+    });
+}
+
+#[test]
 fn one_way_and_triangle_cuts_kill_nobody() {
     check(5, |cluster| {
         *cluster = Cluster::converged(cluster.seed, 5);
