@@ -44,7 +44,7 @@ use futures_util::FutureExt;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot, watch},
-    task::{JoinHandle, coop::unconstrained},
+    task::{JoinHandle, coop::unconstrained, yield_now},
 };
 use tracing::info;
 
@@ -74,9 +74,16 @@ use crate::{
 /// Inputs handled between two looks at the timers.
 const BATCH_MAX: usize = 1024;
 
-/// Once inputs were handled for this long, only packets are read before the timers fire: a sync frame may take a
-/// millisecond to join, and a probe is not to wait for many of them.
+/// Once inputs were handled for this long, packets are read and then the timers fire: a sync frame may take a millisecond
+/// to join, and a probe is not to wait for many of them.
 const BATCH_TIME: Duration = Duration::from_millis(2);
+
+/// Work that took longer lets the other tasks of its thread run: a task that finds its next input at once goes on for many
+/// batches otherwise, and meanwhile QUIC neither brings packets nor sends any.
+const WAY_AFTER: Duration = Duration::from_micros(500);
+
+/// How often it lets them: a packet comes from the socket by way of the endpoint's task and that of its connection.
+const WAYS: usize = 2;
 
 /// A new view is published at most this often, so that a burst of changes costs few of them.
 const VIEW_INTERVAL: Duration = Duration::from_millis(10);
@@ -267,6 +274,17 @@ fn seed(config: &Config, stores: &mut Stores) {
     }
 }
 
+/// After work since then that took long, has packets sent and brought; whether it did.
+async fn give_way(since: Instant) -> bool {
+    let took_long = since.elapsed() >= WAY_AFTER;
+    if took_long {
+        for _ in 0..WAYS {
+            yield_now().await;
+        }
+    }
+    took_long
+}
+
 fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -284,20 +302,25 @@ impl Driver {
                 }
                 Err(error) => return Err(error),
             }
+            give_way(now).await;
             let deadline = self.deadline();
             let Some(input) = self.next_input(deadline).await else { return Ok(()) };
             let now = Instant::now();
             self.handle(now, input);
             for _ in 1..BATCH_MAX {
-                // Outside the runtime's budget, which would end the batch while packets still wait.
-                let next = if now.elapsed() < BATCH_TIME {
-                    unconstrained(self.next_input(None)).now_or_never()
-                } else {
-                    unconstrained(self.next_packet()).now_or_never()
-                };
-                let Some(input) = next else { break };
+                if now.elapsed() >= BATCH_TIME {
+                    break;
+                }
+                // Outside the runtime's budget, which would end the batch while inputs still wait.
+                let Some(input) = unconstrained(self.next_input(None)).now_or_never() else { break };
                 let Some(input) = input else { return Ok(()) };
                 self.handle(now, input);
+            }
+            if give_way(now).await {
+                for _ in 0..BATCH_MAX {
+                    let Some(Some(input)) = unconstrained(self.next_packet()).now_or_never() else { break };
+                    self.handle(Instant::now(), input);
+                }
             }
         }
     }
