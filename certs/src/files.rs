@@ -21,7 +21,7 @@ pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
 #[non_exhaustive]
 pub enum LoadError {
     /// The operating system refuses: no such file, no permission.
-    #[error("cannot read {}", .path.display())]
+    #[error("cannot read {}: put the file there, readable to this user, or name another", .path.display())]
     Read {
         /// The file.
         path: PathBuf,

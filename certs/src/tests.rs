@@ -225,7 +225,7 @@ fn bad_files_are_named_with_what_to_change() {
         let dir = identity_dir(&authority, "n1");
         fs::remove_file(dir.path().join(file)).unwrap();
         let error = load(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("cannot read") && error.contains(file), "missing {file}: {error}");
+        assert!(error.contains(&format!("{file}: put the file there, readable")), "missing {file}: {error}");
     }
 }
 

@@ -93,7 +93,7 @@ fn inspect_finds_what_is_wrong_and_says_what_to_change() {
         ("its name", "inspect n2 --node n2", 0, "ok", 0),
         ("another name", "inspect n2 --node n1", 1, "does not name node n1 of cluster smg", 1),
         ("another cluster", "inspect n2 --node n2 --cluster east", 1, "does not name node n2 of cluster east", 1),
-        ("no key", "inspect gone", 1, "gone/tls.key", 1),
+        ("no key", "inspect gone", 1, "gone/tls.key: put the file there, readable to this user", 1),
         ("another key", "inspect key", 1, "key/tls.key does not belong", 1),
         ("another authority", "inspect trust", 1, "put that authority into ca.crt", 1),
         ("expired", "inspect old", 1, "issue a new one", 1),
