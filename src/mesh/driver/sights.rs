@@ -1,9 +1,10 @@
 //! Who sees whom: what each peer last said of the members, and when this node says so itself.
 //!
 //! A node says which members it does not hold for ALIVE, on the lane of hints, [`GATHER`] after something about members or
-//! pipes has changed, and every [`REPEAT`] while there are any. Nobody repeats that all is well. What a peer said is kept
-//! until its pipe ends: of one that cannot be heard nothing is known, and what one saw that is DOWN is not shown. Above 32 nodes pipes lead to some of the nodes, so each
-//! knows what those see. It is for people: nothing is decided by it.
+//! pipes has changed, at most once in [`PAUSE`], and every [`REPEAT`] while there are any. Nobody repeats that all is well.
+//! What a peer said is kept until its pipe ends: of one that cannot be heard nothing is known, and what one saw that is
+//! DOWN is not shown. Above 32 nodes pipes lead to some of the nodes, so each knows what those see. It is for people:
+//! nothing is decided by it, and so it must not crowd the probes that take the same pipes.
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +20,9 @@ use crate::mesh::{
 /// From a change to telling of it: what happens at the same time goes together.
 const GATHER: Duration = Duration::from_millis(200);
 
+/// Between two messages at least: where much is lost suspicions come and go all the time.
+const PAUSE: Duration = Duration::from_secs(2);
+
 /// Between two messages while a member is not ALIVE: a hint may be lost.
 const REPEAT: Duration = Duration::from_secs(5);
 
@@ -27,12 +31,13 @@ const REPEAT: Duration = Duration::from_secs(5);
 pub(super) struct Sights {
     heard: Arc<BTreeMap<NodeName, Sight>>,
     due: Option<Instant>,
+    told_at: Option<Instant>,
 }
 
 impl Sights {
     /// What the members are, or who hears of it, has changed.
     pub(super) fn touch(&mut self, now: Instant) {
-        let due = now + GATHER;
+        let due = self.told_at.map_or(now, |at| at + PAUSE).max(now + GATHER);
         self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
 
@@ -48,6 +53,7 @@ impl Sights {
         members: impl Iterator<Item = (&'a NodeName, NodeStatus)>,
     ) -> Option<Sight> {
         self.due.take_if(|due| *due <= now)?;
+        self.told_at = Some(now);
         let sight = Sight::of(members);
         self.due = (!sight.doubted.is_empty()).then_some(now + REPEAT);
         Some(sight)
@@ -108,6 +114,8 @@ mod tests {
             match tick {
                 0 | 1 => sights.touch(now),
                 20 => (status, ()) = (NodeStatus::Down, sights.touch(now)),
+                // A storm of changes that come to nothing.
+                110..=149 => sights.touch(now),
                 150 => (status, ()) = (NodeStatus::Alive, sights.touch(now)),
                 _ => {}
             }
@@ -119,7 +127,7 @@ mod tests {
                 told.push(tick);
             }
         }
-        assert_eq!(told, [2, 22, 72, 122, 152]);
+        assert_eq!(told, [2, 22, 72, 112, 132, 152]);
         assert_eq!(sights.poll_timeout(), None, "nobody repeats that all is well");
     }
 
