@@ -163,15 +163,20 @@ pub async fn loss(cluster: &mut Cluster, percent: u32, time: Duration) -> Row {
     for n in 1..=cluster.size {
         cluster.drop_in(n, &format!("numgen random mod 100 < {percent} counter"));
     }
+    count_sent(cluster);
     cluster.run_for(time).await;
     row.false_deaths = false_deaths(cluster, since, &BTreeSet::new());
+    let [udp, tcp] = sent(cluster).map(|plane| plane as f64 / time.as_secs_f64() / cluster.size as f64);
     let suspicions = cluster.turns_since(since).iter().filter(|turn| turn.status == "SUSPECTED").count();
     let rules = cluster.nft(1, "list chain inet smg in");
     assert!(!rules.contains("packets 0 "), "the loss took place: {rules}");
     (1..=cluster.size).for_each(|n| cluster.heal(n));
     note_whole(cluster, &mut row).await;
     row.rounds = 1;
-    row.note = format!("{} s, {suspicions} views suspected somebody", time.as_secs());
+    row.note = format!(
+        "{} s, {suspicions} views suspected somebody; sent {udp:.0} B/s udp + {tcp:.0} B/s tcp each, with headers",
+        time.as_secs()
+    );
     row
 }
 
@@ -337,15 +342,31 @@ pub async fn partitioned(cluster: &mut Cluster, time: Duration) -> Row {
     row
 }
 
+/// Counts from now on what each host sends by each plane.
+fn count_sent(cluster: &Cluster) {
+    for n in 1..=cluster.size {
+        cluster.nft(n, "add rule inet smg out oif eth0 meta l4proto udp counter");
+        cluster.nft(n, "add rule inet smg out oif eth0 meta l4proto tcp counter");
+    }
+}
+
+/// Bytes that all hosts sent by UDP and by TCP since [`count_sent`], with their headers.
+fn sent(cluster: &Cluster) -> [u64; 2] {
+    let of_host = |n: usize| {
+        let rules = cluster.nft(n, "list chain inet smg out");
+        let counted = rules.lines().filter_map(|line| line.split(" bytes ").nth(1)?.trim().parse::<u64>().ok());
+        counted.collect::<Vec<_>>()
+    };
+    let hosts: Vec<Vec<u64>> = (1..=cluster.size).map(of_host).collect();
+    [0, 1].map(|plane| hosts.iter().map(|counted| counted[plane]).sum())
+}
+
 /// What an idle node costs: CPU, memory, bytes on the wire by plane, and what joining cost it. Goals: at most 0.3 % of a core
 /// and 30 MB each at n = 20, by TLS too. At n = 5, where probes and votes are a greater part, TLS may take 0.6 %.
 pub async fn idle(cluster: &mut Cluster, time: Duration) -> Row {
     let mut row = Row::new("idle", cluster.size);
     cluster.run_for(Duration::from_secs(10)).await;
-    for n in 1..=cluster.size {
-        cluster.nft(n, "add rule inet smg out oif eth0 meta l4proto udp counter");
-        cluster.nft(n, "add rule inet smg out oif eth0 meta l4proto tcp counter");
-    }
+    count_sent(cluster);
     let before: Vec<(u64, u64)> = (1..=cluster.size).map(|n| cluster.usage(n)).collect();
     let start = tokio::time::Instant::now();
     cluster.run_for(time).await;
@@ -354,21 +375,12 @@ pub async fn idle(cluster: &mut Cluster, time: Duration) -> Row {
     let cpu: Vec<f64> =
         before.iter().zip(&after).map(|(before, after)| (after.0 - before.0) as f64 / seconds).collect();
     let rss = after.iter().map(|usage| usage.1).max().unwrap() as f64 / 1e6;
-    let bytes: Vec<u64> = (1..=cluster.size)
-        .flat_map(|n| {
-            let rules = cluster.nft(n, "list chain inet smg out");
-            let counted = rules.lines().filter_map(|line| line.split(" bytes ").nth(1)?.trim().parse::<u64>().ok());
-            counted.collect::<Vec<_>>()
-        })
-        .collect();
-    let mean = |plane: usize| bytes.iter().skip(plane).step_by(2).sum::<u64>() as f64 / seconds / cluster.size as f64;
+    let [udp, tcp] = sent(cluster).map(|plane| plane as f64 / seconds / cluster.size as f64);
     let joining_ms = before.iter().map(|(ticks, _)| ticks * 10).sum::<u64>() as f64 / cluster.size as f64;
     let (cpu_mean, cpu_max) = (cpu.iter().sum::<f64>() / cpu.len() as f64, cpu.iter().copied().fold(0.0, f64::max));
     row.rounds = 1;
     row.note = format!(
-        "{seconds:.0} s: CPU {cpu_mean:.2} % of a core (max {cpu_max:.2}), RSS {rss:.1} MB, sent {:.0} B/s udp + {:.0} B/s tcp with headers; started and joined for {joining_ms:.0} ms of CPU",
-        mean(0),
-        mean(1)
+        "{seconds:.0} s: CPU {cpu_mean:.2} % of a core (max {cpu_max:.2}), RSS {rss:.1} MB, sent {udp:.0} B/s udp + {tcp:.0} B/s tcp with headers; started and joined for {joining_ms:.0} ms of CPU"
     );
     assert!(rss <= 30.0, "resident set: {row}");
     let cpu_max_percent = if cluster.is_tls() && cluster.size < 20 { 0.6 } else { 0.3 };

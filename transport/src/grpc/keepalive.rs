@@ -1,4 +1,4 @@
-//! The kernel's watch over a connection that is silent, or whose bytes are not taken.
+//! The kernel's watch over a connection that is silent, or whose bytes are not taken, and how it sends lost ones again.
 
 use std::time::Duration;
 
@@ -14,7 +14,9 @@ const QUESTIONS: u32 = 2;
 const LEAST: Duration = Duration::from_secs(1);
 
 /// Has the kernel ask after the interval, and end the connection when no answer comes within the timeout. Where it does not,
-/// pings do.
+/// pings do. And what is lost of a connection with little under way is sent again after the same time each time, up to six
+/// times (tcp(7), TCP_THIN_LINEAR_TIMEOUTS): backing off serves those that fill a path, and a pipe's few bytes, a probe for
+/// one, would come too late for anything.
 pub(super) fn set(stream: &TcpStream, config: &StreamConfig) {
     if let Err(error) = try_set(stream, config) {
         tracing::debug!(target: "smg::mesh::transport", %error, "no TCP keepalive");
@@ -29,7 +31,10 @@ fn try_set(stream: &TcpStream, config: &StreamConfig) -> std::io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)?;
     // With bytes under way there is no keepalive; and it bounds the questions too, whatever their pause was rounded to.
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(interval + timeout))?;
+    {
+        socket.set_tcp_user_timeout(Some(interval + timeout))?;
+        socket.set_tcp_thin_linear_timeouts(true)?;
+    }
     Ok(())
 }
 
@@ -57,6 +62,7 @@ mod tests {
             let found = [socket.tcp_keepalive_time(), socket.tcp_keepalive_interval()].map(Result::unwrap);
             assert_eq!(found, [ms(expected[0]), ms(expected[1])]);
             assert_eq!(socket.tcp_user_timeout().unwrap(), Some(ms(expected[2])));
+            assert!(socket.tcp_thin_linear_timeouts().unwrap());
         }
     }
 }
