@@ -38,7 +38,7 @@ impl Sharing {
     }
 
     pub(super) fn opened(&mut self, now: Instant, pipe: PipeId, node: NodeName, dialed: bool) {
-        self.sights.touch(now);
+        self.sights.heeded(now);
         self.pipes.insert(pipe, (node, dialed));
     }
 

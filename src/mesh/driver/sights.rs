@@ -1,7 +1,8 @@
 //! Who sees whom: what each peer last said of the members, and when this node says so itself.
 //!
 //! A node says which members it does not hold for ALIVE, on the lane of hints, [`GATHER`] after something about members or
-//! pipes has changed, at most once in [`PAUSE`], and every [`REPEAT`] while there are any. Nobody repeats that all is well.
+//! pipes has changed, at most once in [`PAUSE`], and every [`REPEAT`] while there are any. Nobody repeats that all is well, nor
+//! tells of a suspicion that was refuted before that.
 //! What a peer said is kept until its pipe ends: of one that cannot be heard nothing is known, and what one saw that is
 //! DOWN is not shown. Above 32 nodes pipes lead to some of the nodes, so each knows what those see. It is for people:
 //! nothing is decided by it, and so it must not crowd the probes that take the same pipes.
@@ -17,8 +18,8 @@ use crate::mesh::{
     routing::{DOUBTS_MAX, Sight},
 };
 
-/// From a change to telling of it: what happens at the same time goes together.
-const GATHER: Duration = Duration::from_millis(200);
+/// From a change to telling of it: what happens at the same time goes together, and a suspicion has time to be refuted.
+const GATHER: Duration = Duration::from_secs(1);
 
 /// Between two messages at least: where much is lost suspicions come and go all the time.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -32,9 +33,17 @@ pub(super) struct Sights {
     heard: Arc<BTreeMap<NodeName, Sight>>,
     due: Option<Instant>,
     told_at: Option<Instant>,
+    /// What all who hear were told last.
+    told: Option<Sight>,
 }
 
 impl Sights {
+    /// Somebody hears from now on who was told nothing.
+    pub(super) fn heeded(&mut self, now: Instant) {
+        self.told = None;
+        self.touch(now);
+    }
+
     /// What the members are, or who hears of it, has changed.
     pub(super) fn touch(&mut self, now: Instant) {
         let due = self.told_at.map_or(now, |at| at + PAUSE).max(now + GATHER);
@@ -53,9 +62,14 @@ impl Sights {
         members: impl Iterator<Item = (&'a NodeName, NodeStatus)>,
     ) -> Option<Sight> {
         self.due.take_if(|due| *due <= now)?;
-        self.told_at = Some(now);
         let sight = Sight::of(members);
-        self.due = (!sight.doubted.is_empty()).then_some(now + REPEAT);
+        let is_well = sight.doubted.is_empty();
+        if is_well && self.told.as_ref() == Some(&sight) {
+            return None;
+        }
+        self.due = (!is_well).then_some(now + REPEAT);
+        self.told_at = Some(now);
+        self.told = Some(sight.clone());
         Some(sight)
     }
 
@@ -109,25 +123,28 @@ mod tests {
         let (start, name): (_, NodeName) = (Instant::now(), "n2".parse().unwrap());
         let (mut sights, mut status) = (Sights::default(), NodeStatus::Alive);
         let mut told = Vec::new();
-        for tick in 0..200_u32 {
+        for tick in 0..340_u32 {
             let now = start + tick * Duration::from_millis(100);
+            let mut turns = |new, sights: &mut Sights| (status, ()) = (new, sights.touch(now));
             match tick {
-                0 | 1 => sights.touch(now),
-                20 => (status, ()) = (NodeStatus::Down, sights.touch(now)),
+                0 | 1 => sights.heeded(now),
+                20 => turns(NodeStatus::Down, &mut sights),
                 // A storm of changes that come to nothing.
-                110..=149 => sights.touch(now),
-                150 => (status, ()) = (NodeStatus::Alive, sights.touch(now)),
+                130..=169 => sights.touch(now),
+                200 => turns(NodeStatus::Alive, &mut sights),
+                // Suspected, and refuted at once.
+                250 => turns(NodeStatus::Suspected, &mut sights),
+                255 => turns(NodeStatus::Alive, &mut sights),
+                300 => sights.heeded(now),
                 _ => {}
             }
             if let Some(sight) = sights.take(now, [(&name, status)].into_iter()) {
-                assert_eq!(
-                    (sight.alive, sight.doubted.len()),
-                    if status == NodeStatus::Alive { (1, 0) } else { (0, 1) }
-                );
+                let expected = if status == NodeStatus::Alive { (1, 0) } else { (0, 1) };
+                assert_eq!((sight.alive, sight.doubted.len()), expected);
                 told.push(tick);
             }
         }
-        assert_eq!(told, [2, 22, 72, 112, 132, 152]);
+        assert_eq!(told, [10, 30, 80, 130, 150, 170, 210, 310]);
         assert_eq!(sights.poll_timeout(), None, "nobody repeats that all is well");
     }
 
