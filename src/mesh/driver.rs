@@ -1,9 +1,9 @@
 //! The one task that owns clock, timers, randomness and transport, and drives the pure machines.
 //!
 //! The loop takes one input (a datagram, an event of the stream plane, a command, resolved seeds, a timer), then every
-//! input that is ready without waiting, at most 1024, and only then fires timers: a process that was stalled
-//! reads what its peers said meanwhile before it accuses anybody (DESIGN §3 point 9). Then it drains every `poll_*` of
-//! every machine until all are quiet.
+//! input that is ready without waiting, at most 1024 and for 2 ms, then packets, and only then fires timers: a process that
+//! was stalled reads what its peers said meanwhile before it accuses anybody (DESIGN §3 point 9). Then it drains every
+//! `poll_*` of every machine until all are quiet.
 //!
 //! Without `--enable-mesh` the same loop runs with the store alone, so that a single gateway has no second path.
 
@@ -22,6 +22,7 @@ mod report;
 mod resolve;
 pub mod rights;
 mod story;
+mod turns;
 mod usage;
 
 pub mod handle;
@@ -44,7 +45,7 @@ use futures_util::FutureExt;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot, watch},
-    task::{JoinHandle, coop::unconstrained, yield_now},
+    task::{JoinHandle, coop::unconstrained},
 };
 use tracing::info;
 
@@ -63,6 +64,7 @@ use crate::{
             sessions::{Sessions, Table},
             sharing::SHARED_MAX,
             thread::Thread,
+            turns::Turns,
         },
         node::NodeName,
         routing::Message,
@@ -77,13 +79,6 @@ const BATCH_MAX: usize = 1024;
 /// Once inputs were handled for this long, packets are read and then the timers fire: a sync frame may take a millisecond
 /// to join, and a probe is not to wait for many of them.
 const BATCH_TIME: Duration = Duration::from_millis(2);
-
-/// Work that took longer lets the other tasks of its thread run: a task that finds its next input at once goes on for many
-/// batches otherwise, and meanwhile QUIC neither brings packets nor sends any.
-const WAY_AFTER: Duration = Duration::from_micros(500);
-
-/// How often it lets them: a packet comes from the socket by way of the endpoint's task and that of its connection.
-const WAYS: usize = 2;
 
 /// A new view is published at most this often, so that a burst of changes costs few of them.
 const VIEW_INTERVAL: Duration = Duration::from_millis(10);
@@ -274,17 +269,6 @@ fn seed(config: &Config, stores: &mut Stores) {
     }
 }
 
-/// After work since then that took long, has packets sent and brought; whether it did.
-async fn give_way(since: Instant) -> bool {
-    let took_long = since.elapsed() >= WAY_AFTER;
-    if took_long {
-        for _ in 0..WAYS {
-            yield_now().await;
-        }
-    }
-    took_long
-}
-
 fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -292,6 +276,7 @@ fn unix_ms() -> u64 {
 
 impl Driver {
     async fn run(mut self, pod_ip: Option<IpAddr>) -> Result<(), DriverError> {
+        let mut turns = Turns::new();
         loop {
             let now = Instant::now();
             match self.settle(now) {
@@ -302,9 +287,10 @@ impl Driver {
                 }
                 Err(error) => return Err(error),
             }
-            give_way(now).await;
+            // What was sent goes out.
+            turns.give().await;
             let deadline = self.deadline();
-            let Some(input) = self.next_input(deadline).await else { return Ok(()) };
+            let Some(input) = turns.wait(self.next_input(deadline)).await else { return Ok(()) };
             let now = Instant::now();
             self.handle(now, input);
             for _ in 1..BATCH_MAX {
@@ -316,10 +302,15 @@ impl Driver {
                 let Some(input) = input else { return Ok(()) };
                 self.handle(now, input);
             }
-            if give_way(now).await {
+            // Packets have come, and are read before any timer fires.
+            if turns.give().await {
+                let now = Instant::now();
                 for _ in 0..BATCH_MAX {
                     let Some(Some(input)) = unconstrained(self.next_packet()).now_or_never() else { break };
-                    self.handle(Instant::now(), input);
+                    self.handle(now, input);
+                    if now.elapsed() >= BATCH_TIME {
+                        break;
+                    }
                 }
             }
         }

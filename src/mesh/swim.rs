@@ -17,7 +17,8 @@
 //! this cluster's label and version; every table has a bound, named by a constant in its file.
 //!
 //! Departures from the papers: the ring instead of random or shuffled targets (SWIM §4.3), confirmation by own probes
-//! instead of by chance (Lifeguard §IV.B), verification before the verdict, acked updates in small clusters. And from
+//! instead of by chance (Lifeguard §IV.B), verification before the verdict, acked updates in small clusters; and a verdict of
+//! others that may come from across a cut is a suspicion (`learn`), which a last round of this node's own decides. And from
 //! DESIGN §3.8: messages of other parts of the program go in packets of their own, with news in what room is left, so
 //! that no share of a packet has to be kept free for them.
 

@@ -54,19 +54,25 @@ impl Sharing {
     pub(super) fn settle(&mut self, now: Instant, streams: &Streams, swim: &Swim) -> bool {
         let members = swim.members().map(|member| (&member.name, member.status));
         if let Some(sight) = self.sights.take(now, members) {
-            self.send(streams, None, &routing::encode(&Message::Sight(sight)));
+            let is_lost = !self.send(streams, None, &routing::encode(&Message::Sight(sight)));
+            if is_lost {
+                self.sights.heeded(now);
+            }
         }
         std::mem::take(&mut self.changed)
     }
 
-    /// Sends a frame to one peer or to all. A pipe without room loses it.
-    pub(super) fn send(&self, streams: &Streams, to: Option<&NodeName>, frame: &Bytes) {
+    /// Sends a frame to one peer or to all. A pipe without room loses it; whether none did.
+    pub(super) fn send(&self, streams: &Streams, to: Option<&NodeName>, frame: &Bytes) -> bool {
+        let mut all = true;
         let is_meant = |node: &NodeName| to.is_none_or(|to| to == node);
         for (pipe, _) in self.pipes.iter().filter(|(_, (node, dialed))| *dialed && is_meant(node)) {
             if let Err(error) = streams.try_send(*pipe, Lane::Routing, frame.clone()) {
                 debug!(%error, "routing hint lost on its pipe");
+                all = false;
             }
         }
+        all
     }
 
     /// Takes a frame in.

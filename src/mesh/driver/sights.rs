@@ -38,7 +38,7 @@ pub(super) struct Sights {
 }
 
 impl Sights {
-    /// Somebody hears from now on who was told nothing.
+    /// Somebody hears from now on who was told nothing, or did not get it.
     pub(super) fn heeded(&mut self, now: Instant) {
         self.told = None;
         self.touch(now);
@@ -63,11 +63,13 @@ impl Sights {
     ) -> Option<Sight> {
         self.due.take_if(|due| *due <= now)?;
         let sight = Sight::of(members);
-        let is_well = sight.doubted.is_empty();
-        if is_well && self.told.as_ref() == Some(&sight) {
+        let is_told = self.told.as_ref() == Some(&sight);
+        let repeat = (!sight.doubted.is_empty()).then_some(REPEAT);
+        if let Some(at) = self.told_at.filter(|at| is_told && repeat.is_none_or(|repeat| *at + repeat > now)) {
+            self.due = repeat.map(|repeat| at + repeat);
             return None;
         }
-        self.due = (!is_well).then_some(now + REPEAT);
+        self.due = repeat.map(|repeat| now + repeat);
         self.told_at = Some(now);
         self.told = Some(sight.clone());
         Some(sight)
@@ -127,15 +129,13 @@ mod tests {
             let now = start + tick * Duration::from_millis(100);
             let mut turns = |new, sights: &mut Sights| (status, ()) = (new, sights.touch(now));
             match tick {
-                0 | 1 => sights.heeded(now),
+                0 | 1 | 300 => sights.heeded(now),
                 20 => turns(NodeStatus::Down, &mut sights),
                 // A storm of changes that come to nothing.
                 130..=169 => sights.touch(now),
-                200 => turns(NodeStatus::Alive, &mut sights),
                 // Suspected, and refuted at once.
                 250 => turns(NodeStatus::Suspected, &mut sights),
-                255 => turns(NodeStatus::Alive, &mut sights),
-                300 => sights.heeded(now),
+                200 | 255 => turns(NodeStatus::Alive, &mut sights),
                 _ => {}
             }
             if let Some(sight) = sights.take(now, [(&name, status)].into_iter()) {
@@ -144,7 +144,7 @@ mod tests {
                 told.push(tick);
             }
         }
-        assert_eq!(told, [10, 30, 80, 130, 150, 170, 210, 310]);
+        assert_eq!(told, [10, 30, 80, 130, 180, 210, 310]);
         assert_eq!(sights.poll_timeout(), None, "nobody repeats that all is well");
     }
 

@@ -12,6 +12,16 @@ use super::{
 };
 use crate::mesh::node::{NodeName, NodeStatus};
 
+/// Why a verdict of others may be wrong.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum VerdictDoubt {
+    /// Its subject was heard here after it: there is the usual time to refute.
+    Heard,
+    /// A cut may have lain between the subject or this node and those that gave it: they were not ALIVE here all the time
+    /// since, or had no time to be missed; then this side has not long heard of a suspicion. A last round decides soon.
+    Cut,
+}
+
 impl Swim {
     /// Takes the updates of a packet, and notes of whom they are surer signs than a rumour.
     pub(super) fn take_updates(&mut self, now: Instant, from: SocketAddr, via: Via, packet: &Packet) {
@@ -58,8 +68,12 @@ impl Swim {
         if update.name == self.config.node {
             return self.on_own_record(now, update);
         }
-        if self.is_verdict_in_doubt(now, update, from) {
-            return self.doubt_verdict(now, update, from);
+        if let Some(doubt) = self.doubt_of_verdict(now, update, from) {
+            self.learn(now, &Update { status: NodeStatus::Suspected, accusers: Vec::new(), ..update.clone() }, from);
+            if doubt == VerdictDoubt::Cut {
+                self.plan_verification(now, &update.name);
+            }
+            return;
         }
         match self.floor(&update.name) {
             Some(floor) if self.config.is_older(update.key(), floor) => return self.tell_forgotten(now, update, from),
@@ -108,25 +122,21 @@ impl Swim {
         }
     }
 
-    /// Whether others called a peer DOWN that may be well, since a cut lay or lies between it and them, or them and this
-    /// node: it was heard here after their verdict, or they were not ALIVE here all the time since. memberlist takes every
-    /// such rumour for a suspicion (`mergeState`); here what the own side says of a silent node is believed.
-    fn is_verdict_in_doubt(&self, now: Instant, update: &Update, from: &NodeName) -> bool {
-        if update.status != NodeStatus::Down || update.name == *from {
-            return false;
+    /// Why a peer that others called DOWN may be well. Then the verdict is taken for a suspicion without an accuser whom it
+    /// would be held against: a peer that lives refutes it, and comes back on the other side without having gone here.
+    /// memberlist takes every such rumour so (`mergeState`); here what the own side says of a node is believed, when that
+    /// was silent and suspected here for some time.
+    fn doubt_of_verdict(&self, now: Instant, update: &Update, from: &NodeName) -> Option<VerdictDoubt> {
+        let member = self.members.get(&update.name).filter(|member| member.is_live())?;
+        let is_verdict = update.status == NodeStatus::Down && update.name != *from;
+        if !is_verdict || member.boot_epoch_ms != update.epoch_ms || member.key() >= update.key() {
+            return None;
         }
-        let Some(member) = self.members.get(&update.name).filter(|member| member.is_live()) else { return false };
-        let is_news = member.boot_epoch_ms == update.epoch_ms && member.key() < update.key();
+        if member.was_heard_since(now, update.age) {
+            return Some(VerdictDoubt::Heard);
+        }
         let was_here = self.members.get(from).is_some_and(|teller| teller.was_alive_since(now, update.age));
-        is_news && (member.was_heard_since(now, update.age) || !was_here)
-    }
-
-    /// Takes a verdict for a suspicion without an accuser whom it would be held against, which a last round of this node's
-    /// own decides soon. A peer that lives answers it, refutes, and comes back on the other side without having gone here.
-    fn doubt_verdict(&mut self, now: Instant, update: &Update, from: &NodeName) {
-        let doubt = Update { status: NodeStatus::Suspected, accusers: Vec::new(), ..update.clone() };
-        self.learn(now, &doubt, from);
-        self.plan_verification(now, &update.name);
+        (!was_here || !self.is_long_suspected(now, &update.name)).then_some(VerdictDoubt::Cut)
     }
 
     /// The order below which nothing is believed of `name`.

@@ -8,7 +8,7 @@ use std::{
 
 use rand::seq::SliceRandom;
 
-use super::{Body, Event, Swim, Via, config::FANOUT, member::Source, ring};
+use super::{Body, Event, Swim, Via, config::FANOUT, member::Source, ring, suspicion::Suspicion};
 use crate::mesh::node::{NodeName, NodeStatus};
 
 /// Probes under way at most; a further one waits for its next round.
@@ -99,7 +99,10 @@ impl Swim {
                 self.escalate(now, seq);
                 return false;
             }
-            if kind != ProbeKind::Verify || self.probes[&seq].kind == ProbeKind::Verify {
+            let probe = &self.probes[&seq];
+            // Silence at an earlier incarnation will say nothing.
+            let is_of_use = probe.life == (member.boot_epoch_ms, member.incarnation);
+            if kind != ProbeKind::Verify || (probe.kind == ProbeKind::Verify && is_of_use) {
                 return false;
             }
             self.probes.remove(&seq);
@@ -153,8 +156,9 @@ impl Swim {
     }
 
     fn pick_relays(&mut self, target: &NodeName) -> Vec<SocketAddr> {
-        let usable =
-            |name: &&NodeName| *name != target && **name != self.config.node && !self.suspicions.contains_key(*name);
+        // Of a side that comes back everybody may be in doubt, and well.
+        let is_well = |name: &NodeName| self.suspicions.get(name).is_none_or(Suspicion::is_doubt);
+        let usable = |name: &&NodeName| *name != target && **name != self.config.node && is_well(name);
         let mut names: Vec<_> = self.members.live().iter().filter(usable).cloned().collect();
         names.shuffle(&mut self.rng);
         let same_zone = |name: &NodeName| self.members.get(name).is_some_and(|m| m.zone == self.config.zone);
@@ -192,7 +196,13 @@ impl Swim {
             return;
         }
         match probe.kind {
-            ProbeKind::Verify => self.declare_down(now, &probe.target),
+            ProbeKind::Verify => {
+                let heard = self.has_heard_since(probe.sent_at);
+                match self.suspicions.get_mut(&probe.target).filter(|suspicion| suspicion.is_doubt() && !heard) {
+                    Some(suspicion) => suspicion.restart(now),
+                    None => self.declare_down(now, &probe.target),
+                }
+            }
             ProbeKind::Ring | ProbeKind::Corroborate | ProbeKind::Hint => {
                 let heard = self.has_heard_since(probe.sent_at);
                 self.suspect(now, &probe.target, heard);

@@ -31,6 +31,9 @@ const CORROBORATORS: usize = 10;
 /// Shortest time to refute, before the multiplier.
 const TIME_MIN: Duration = Duration::from_secs(1);
 
+/// Verdicts in doubt that are looked into within T/4; of more so many in each.
+const VERIFIED_AT_ONCE: f64 = 16.0;
+
 /// Longest time to refute, in shortest ones.
 const TIME_MAX_FACTOR: u32 = 6;
 
@@ -65,6 +68,11 @@ impl Suspicion {
         self.started = now;
         self.verifying = false;
         self.verify_at = None;
+    }
+
+    /// Whether it stems from a verdict of others alone, which is being looked into.
+    pub(super) fn is_doubt(&self) -> bool {
+        self.verify_at.is_some() && self.accusers.is_empty() && !self.mine
     }
 
     /// When the time to refute is over, or a verdict of others is to be looked into. Who has no evidence of its own waits
@@ -160,13 +168,27 @@ impl Swim {
         }
     }
 
-    /// Others gave their verdict of `name`, which is in doubt here: a last round within T/4 decides.
+    /// Others gave their verdict of `name`, which is in doubt here: a last round within T/4 decides, or later where there are
+    /// many: a side that comes back calls all of this one DOWN at once.
     pub(super) fn plan_verification(&mut self, now: Instant, name: &NodeName) {
-        let at = self.soon(now);
+        let planned = self.suspicions.values().filter(|suspicion| suspicion.verify_at.is_some()).count();
+        let at = now + (self.soon(now) - now).mul_f64(1.0 + planned as f64 / VERIFIED_AT_ONCE);
         if let Some(suspicion) = self.suspicions.get_mut(name).filter(|suspicion| !suspicion.verifying) {
             suspicion.verify_at.get_or_insert(at);
             suspicion.corroborate_at = None;
         }
+    }
+
+    /// Whether `name` has been suspected here for half the shortest time to refute. Verdicts come later than that after the
+    /// suspicion, which reaches all of a side within a few datagrams.
+    pub(super) fn is_long_suspected(&self, now: Instant, name: &NodeName) -> bool {
+        let half = || time_bounds(&self.config, self.members.live().len(), 0).0 / 2;
+        self.suspicions.get(name).is_some_and(|suspicion| now.saturating_duration_since(suspicion.started) >= half())
+    }
+
+    /// Whether a verdict of others over `name` is in doubt and will be decided by a last round of this node's own.
+    pub(in crate::mesh) fn is_looked_into(&self, name: &NodeName) -> bool {
+        self.suspicions.get(name).is_some_and(|suspicion| suspicion.verifying || suspicion.verify_at.is_some())
     }
 
     /// Some time within T/4: who hears the same at once does not act at once.
@@ -230,9 +252,11 @@ impl Swim {
             let started = self.start_probe(now, &name, ProbeKind::Verify);
             if let Some(suspicion) = self.suspicions.get_mut(&name) {
                 suspicion.verifying = started;
-                if !started {
-                    // The table of probes is full: look again after the shortest time.
-                    suspicion.restart(now);
+                match &mut suspicion.verify_at {
+                    _ if started => {}
+                    // The table of probes is full: look again, soon for a verdict, else after the shortest time.
+                    Some(at) => *at = now + self.config.probe_interval / 4,
+                    None => suspicion.restart(now),
                 }
             }
         }

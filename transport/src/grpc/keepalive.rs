@@ -21,6 +21,10 @@ pub(super) fn set(stream: &TcpStream, config: &StreamConfig) {
     if let Err(error) = try_set(stream, config) {
         tracing::debug!(target: "smg::mesh::transport", %error, "no TCP keepalive");
     }
+    #[cfg(target_os = "linux")]
+    if let Err(error) = SockRef::from(stream).set_tcp_thin_linear_timeouts(true) {
+        tracing::debug!(target: "smg::mesh::transport", %error, "lost bytes are sent again ever later");
+    }
 }
 
 fn try_set(stream: &TcpStream, config: &StreamConfig) -> std::io::Result<()> {
@@ -31,10 +35,7 @@ fn try_set(stream: &TcpStream, config: &StreamConfig) -> std::io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)?;
     // With bytes under way there is no keepalive; and it bounds the questions too, whatever their pause was rounded to.
     #[cfg(target_os = "linux")]
-    {
-        socket.set_tcp_user_timeout(Some(interval + timeout))?;
-        socket.set_tcp_thin_linear_timeouts(true)?;
-    }
+    socket.set_tcp_user_timeout(Some(interval + timeout))?;
     Ok(())
 }
 
@@ -57,6 +58,7 @@ mod tests {
             let mut config = StreamConfig::new(listener.local_addr().unwrap(), hello);
             (config.keepalive_interval, config.keepalive_timeout) = (interval, timeout);
             try_set(&stream, &config).unwrap();
+            set(&stream, &config);
             let socket = SockRef::from(&stream);
             assert!(socket.keepalive().unwrap());
             let found = [socket.tcp_keepalive_time(), socket.tcp_keepalive_interval()].map(Result::unwrap);

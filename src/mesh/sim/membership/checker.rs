@@ -106,18 +106,20 @@ pub(super) fn look(cluster: &mut Cluster, by: usize, burst: usize) {
 }
 
 /// After it has heard `payload` node `by` holds of each node at least what that says of it (SWIM §4.2), but that a verdict
-/// of others may count as a suspicion, until a last round of its own.
+/// of others may count as a suspicion of who was heard after it, or until a last round of its own that is planned.
 pub(super) fn heard(cluster: &mut Cluster, by: usize, payload: &[u8]) {
     let node = &cluster.nodes[by];
     // Who has lost its name hears no more.
     let strict = cluster.checker.is_strict;
     let Some(swim) = node.swim.as_ref().filter(|swim| strict && !swim.is_over()) else { return };
     let Ok(packet) = membership::decode("smg", payload) else { return };
+    let now = cluster.local_now(by);
     let behind = packet.updates.iter().filter(|update| update.name != node.name && packet.node != node.name);
     let behind = behind.filter_map(|update| Some((update, swim.member(&update.name)?)));
     let is_doubted = |update: &Update, member: &Member| {
         let suspected = Update { status: NodeStatus::Suspected, ..update.clone() }.key();
-        update.status == NodeStatus::Down && member.key() == suspected
+        let is_open = || member.was_heard_since(now, update.age) || swim.is_looked_into(&update.name);
+        update.status == NodeStatus::Down && member.key() == suspected && is_open()
     };
     let behind = behind.filter(|(update, member)| member.key() < update.key() && !is_doubted(update, member));
     let texts: Vec<_> = behind

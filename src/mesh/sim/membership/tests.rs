@@ -204,20 +204,23 @@ fn a_partition_makes_two_clusters_and_heals_by_itself() {
 
 #[test]
 fn nobody_is_called_down_by_its_own_side_of_a_partition_that_heals() {
-    check(10, |cluster| {
+    check(16, |cluster| {
         // Posts that are acked, or gossip.
         let cluster_size = if cluster.seed % 5 == 4 { 40 } else { 20 };
         *cluster = Cluster::converged(cluster.seed, cluster_size);
         let (few, many): (Vec<_>, Vec<_>) = (0..cluster_size).partition(|index| index * 5 < cluster_size * 2);
         cluster.partition(&few, &many);
-        cluster.run_for(secs(25));
+        // Long enough that each side calls all of the other DOWN, or so short that some were not even missed.
+        let is_long = cluster.seed % 2 == 0;
+        cluster.run_for(if is_long { secs(35) } else { ms(2500 + 500 * cluster.seed) });
         let is_own = |by: usize, of: usize| few.contains(&by) == few.contains(&of);
-        for (by, of) in (0..cluster_size).flat_map(|by| (0..cluster_size).map(move |of| (by, of))) {
+        let pairs = || (0..cluster_size).flat_map(|by| (0..cluster_size).map(move |of| (by, of)));
+        for (by, of) in pairs().filter(|_| is_long) {
             assert_eq!(cluster.status(by, of), Some(if is_own(by, of) { Alive } else { Down }), "{by} sees {of}");
         }
         cluster.network.heal();
-        assert!(cluster.run_until(secs(8), Cluster::is_converged).is_some(), "{}", cluster.describe());
-        for (by, of) in (0..cluster_size).flat_map(|by| (0..cluster_size).map(move |of| (by, of))) {
+        assert!(cluster.run_until(secs(15), Cluster::is_converged).is_some(), "{}", cluster.describe());
+        for (by, of) in pairs() {
             let name = cluster.nodes[of].name.clone();
             let is_death = |event: &Event| matches!(event, Event::MemberChanged(change) if change.name == name && change.to == Down);
             assert!(!is_own(by, of) || !has(cluster, by, is_death), "{by} called {of} DOWN");
