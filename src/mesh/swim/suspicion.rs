@@ -171,10 +171,14 @@ impl Swim {
     /// Others gave their verdict of `name`, which is in doubt here: a last round within T/4 decides, or later where there are
     /// many: a side that comes back calls all of this one DOWN at once.
     pub(super) fn plan_verification(&mut self, now: Instant, name: &NodeName) {
+        // The same verdict comes from many: the first of them plans.
+        if self.is_looked_into(name) {
+            return;
+        }
         let planned = self.suspicions.values().filter(|suspicion| suspicion.verify_at.is_some()).count();
         let at = now + (self.soon(now) - now).mul_f64(1.0 + planned as f64 / VERIFIED_AT_ONCE);
-        if let Some(suspicion) = self.suspicions.get_mut(name).filter(|suspicion| !suspicion.verifying) {
-            suspicion.verify_at.get_or_insert(at);
+        if let Some(suspicion) = self.suspicions.get_mut(name) {
+            suspicion.verify_at = Some(at);
             suspicion.corroborate_at = None;
         }
     }

@@ -57,7 +57,6 @@ mod tests {
             let hello = Hello { cluster: "smg".into(), node: "n".into(), boot_epoch_ms: 1 };
             let mut config = StreamConfig::new(listener.local_addr().unwrap(), hello);
             (config.keepalive_interval, config.keepalive_timeout) = (interval, timeout);
-            try_set(&stream, &config).unwrap();
             set(&stream, &config);
             let socket = SockRef::from(&stream);
             assert!(socket.keepalive().unwrap());
